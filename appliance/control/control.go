@@ -71,20 +71,12 @@ func writeMessage(w io.Writer, e envelope) error {
 }
 
 func readMessage(r io.Reader) (envelope, error) {
-	var n [4]byte
-	if _, err := io.ReadFull(r, n[:]); err != nil {
-		return envelope{}, err
-	}
-	size := binary.BigEndian.Uint32(n[:])
-	if size > MaxMessage {
-		return envelope{}, fmt.Errorf("message of %d bytes is over the limit of %d", size, MaxMessage)
-	}
-	b := make([]byte, size)
-	if _, err := io.ReadFull(r, b); err != nil {
+	b, err := frame(r)
+	if err != nil {
 		return envelope{}, err
 	}
 	var e envelope
-	if err := json.Unmarshal(b, &e); err != nil {
+	if err := strict(b, &e); err != nil {
 		return envelope{}, fmt.Errorf("message is not valid: %w", err)
 	}
 	return e, nil
