@@ -1,0 +1,62 @@
+# Gatehouse: `make run` boots the image, `make test` proves it. Both install what they lack.
+GO      ?= go
+BUILD   := build
+export CGO_ENABLED ?= 0
+
+# command-or-file=package, looked up before anything is installed
+BUILD_NEEDS := dpkg=dpkg mke2fs=e2fsprogs zstd=zstd qemu-img=qemu-utils \
+	/usr/lib/systemd/boot/efi/linuxx64.efi.stub=systemd-boot-efi
+RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
+CHECK_NEEDS := swtpm=swtpm swtpm_ioctl=swtpm-tools gcc=gcc /usr/include/stdio.h=libc6-dev git=git
+TEST_NEEDS := $(RUN_NEEDS) $(CHECK_NEEDS) ip=iproute2 nft=nftables nmap=nmap tcpdump=tcpdump ping=iputils-ping \
+	chromium=chromium node=nodejs npm=npm fsck.fat=dosfstools mcopy=mtools sbverify=sbsigntool openssl=openssl \
+	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
+
+# what needs no machine of its own; the rest lies under tests/
+UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...
+
+.PHONY: run test check soak image bench fmt lock clean tools
+
+run: image ## build the image and boot it in QEMU with OVMF and a software TPM
+	@sh .ci/need $(RUN_NEEDS)
+	$(BUILD)/gatehouse run
+
+image: tools ## build the tool, the image and its forms under build/
+	@sh .ci/need $(BUILD_NEEDS)
+	$(BUILD)/gatehouse image build
+
+tools: ## build the operator's tool
+	@mkdir -p $(BUILD)
+	$(GO) build -trimpath -o $(BUILD)/gatehouse ./cmd/gatehouse
+
+check: ## format, vet, staticcheck, architecture, unit tests with the race detector
+	@sh .ci/need $(CHECK_NEEDS)
+	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 5m $(UNIT)
+
+test: ## every test, on the real thing
+	@sh .ci/need $(TEST_NEEDS)
+	$(MAKE) check
+	$(MAKE) image
+	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/web/... ./tests/boot/...
+
+soak: ## the counts in hundreds that `make test` samples
+	@sh .ci/need $(TEST_NEEDS)
+	$(MAKE) image
+	GATEHOUSE_SOAK=1 $(GO) test -count=1 -timeout 12h -p 1 ./...
+
+bench: ## the figures of docs/performance.md
+	@sh .ci/need $(TEST_NEEDS)
+	$(MAKE) image
+	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tpm/... ./appliance/vault/...
+
+fmt:
+	gofmt -w cmd appliance tpm netfilter image firmware tests
+
+lock: tools ## take the newest packages of the archive into the lock file
+	$(BUILD)/gatehouse image build --update
+
+clean:
+	rm -rf $(BUILD)

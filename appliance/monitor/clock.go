@@ -1,0 +1,88 @@
+package monitor
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"gatehouse/appliance/control"
+)
+
+// floorStep is how far one save of the floor may carry it. Saves come once an
+// hour, so someone who lies about the time can push the floor a day for each
+// hour that he is believed, and an honest year of absence is made up in a
+// fortnight.
+const floorStep = 24 * time.Hour
+
+// ceiling is how far from the floor a time may be at all: a server that says
+// 2099 is not believed.
+const ceiling = 10 * 365 * 24 * time.Hour
+
+// Clock keeps what is known of the time: where it came from, and a floor below
+// which it is never set (the program's build time, and the last time seen).
+type Clock struct {
+	mu    sync.Mutex
+	known control.Clock
+	save  func(time.Time) error
+}
+
+// NewClock makes a clock whose floor is the later of the build and the last
+// time seen. Save keeps the floor over a restart; it may be nil.
+func NewClock(built, seen time.Time, source string, save func(time.Time) error) *Clock {
+	floor := built
+	if seen.After(floor) {
+		floor = seen
+	}
+	return &Clock{known: control.Clock{Source: source, Floor: floor, Trusted: source == "host"}, save: save}
+}
+
+// Status is the clock as faces show it.
+func (c *Clock) Status(now time.Time) control.Clock {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.known
+	k.Time = now
+	return k
+}
+
+// Check says whether a time may be set, and why not in words.
+func (c *Clock) Check(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t.Before(c.known.Floor) {
+		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("%s is before %s, when this box was last sure of the time: the clock is not set back beyond that",
+			t.UTC().Format(time.DateTime), c.known.Floor.UTC().Format(time.DateTime))}
+	}
+	if t.After(c.known.Floor.Add(ceiling)) {
+		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("%s is more than ten years after this program was made: set the clock from another source", t.UTC().Format(time.DateTime))}
+	}
+	return nil
+}
+
+// Set records where the time now comes from. A person's word and three
+// agreeing servers are trusted; fewer servers are used but not trusted.
+func (c *Clock) Set(source string, servers int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known.Source, c.known.Servers = source, servers
+	c.known.Trusted = source == "browser" || servers >= 3
+}
+
+// Keep raises the floor towards now, at most one step, and saves it.
+func (c *Clock) Keep(now time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !now.After(c.known.Floor) {
+		return nil
+	}
+	if limit := c.known.Floor.Add(floorStep); now.After(limit) {
+		now = limit
+	}
+	if c.save != nil {
+		if err := c.save(now); err != nil {
+			return fmt.Errorf("keeping the time for the next start: %w", err)
+		}
+	}
+	c.known.Floor = now
+	return nil
+}

@@ -1,0 +1,263 @@
+// Package monitor answers the roles' requests: it is the privileged half of the box's privilege separation.
+//
+// The same code runs under PID 1 on a box and under `gatehoused serve` on a
+// host. It parses nothing that came from a network: every request is typed,
+// and was attributed to its role by the kernel.
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/setup/proof"
+)
+
+// Vault is the opened data key, as far as the monitor needs it.
+type Vault interface {
+	Subkey(purpose string) ([32]byte, error)
+	Claimed(ctx context.Context) (bool, error)
+	SetClaimed(ctx context.Context) error
+	Trust() control.Trust
+}
+
+// Audit is the one writer of the audit log.
+type Audit interface {
+	Append(ctx context.Context, e control.Event) (control.Appended, error)
+	Checkpoint(ctx context.Context) (control.Appended, error)
+	Head() control.AuditHead
+}
+
+// Machine is what the monitor has done to the machine on behalf of roles. A
+// nil function means that this form has no such thing: the request is refused
+// in words.
+type Machine struct {
+	Links        func() []control.Link
+	Volume       func() control.Volume
+	Memory       func() control.Memory
+	ApplyNetwork func(context.Context, control.NetworkApply) error
+	SetClock     func(time.Time) error
+	Power        func(action string) // restart or off; returns at once
+	Kernel       string
+}
+
+// Config is all that a monitor is made of.
+type Config struct {
+	Name        string
+	Version     string
+	Development bool
+	Hosted      bool
+	HTTPSPort   uint16 // as a person types it
+	PublicURL   string // if set, shown in place of an address of ours
+
+	Vault  Vault  // nil while locked
+	Locked string // why the vault is not open; the state is locked then
+	Trust  control.Trust
+	Audit  Audit // nil while locked
+
+	// Verifier is a claim code's verifier set when flashing; nil: a code is
+	// made at each start. Claimed tells that it may be forgotten.
+	Verifier       *control.ClaimMaterial
+	ForgetVerifier func() error
+
+	Roles    func() []control.RoleStatus
+	Alive    func(control.Role)
+	Log      func(control.LogQuery) []control.LogLine
+	Filter   func(control.State, []netip.Prefix) error // into the kernel; nil: not in the kernel
+	Counters func() ([]control.Counter, error)
+
+	Machine Machine
+	Clock   *Clock
+	Rand    io.Reader
+	Now     func() time.Time
+	Logger  *slog.Logger
+}
+
+// Monitor holds the state of the box and answers for it.
+type Monitor struct {
+	cfg     Config
+	started time.Time
+
+	mu          sync.Mutex
+	state       control.State
+	reason      string
+	owner       string
+	certificate control.Certificate
+	problem     string // of the database
+	code        string // of the claim, while there is one to show
+	material    control.ClaimMaterial
+	filtered    filterState
+
+	claiming sync.Mutex // one claim at a time, from the first look to the commit
+}
+
+type filterState struct {
+	state  control.State
+	onLink []netip.Prefix
+	err    error
+	done   bool
+}
+
+// New makes a monitor. The filter is in place when it returns: a role that is
+// started afterwards never meets an open box.
+func New(cfg Config) (*Monitor, error) {
+	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now()}
+	if cfg.Locked != "" || cfg.Vault == nil {
+		m.state, m.reason = control.StateLocked, cfg.Locked
+	} else if err := m.newCode(cfg.Verifier); err != nil {
+		return nil, err
+	}
+	m.Refilter()
+	return m, nil
+}
+
+func (m *Monitor) newCode(preset *control.ClaimMaterial) error {
+	if preset != nil {
+		m.code, m.material = "", *preset
+		return nil
+	}
+	code, err := proof.NewCode(m.cfg.Rand)
+	if err != nil {
+		return fmt.Errorf("making a claim code: %w", err)
+	}
+	var salt [16]byte
+	if _, err := io.ReadFull(m.cfg.Rand, salt[:]); err != nil {
+		return fmt.Errorf("making a claim code: %w", err)
+	}
+	key := proof.Derive(code, salt)
+	m.code, m.material = code.String(), control.ClaimMaterial{Salt: salt[:], Key: key[:]}
+	return nil
+}
+
+// NewCode replaces the claim code, for a person at the console. It reaches the
+// page with its next question.
+func (m *Monitor) NewCode(ctx context.Context) error {
+	m.mu.Lock()
+	state := m.state
+	m.mu.Unlock()
+	if state != control.StateUnclaimed {
+		return errors.New("this box has an owner: there is no claim code to renew")
+	}
+	if err := m.audit(ctx, control.Event{Actor: "console", Action: "new claim code"}); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.newCode(nil)
+}
+
+// Code is the claim code to show at the box: empty when there is none to show.
+func (m *Monitor) Code() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != control.StateUnclaimed {
+		return ""
+	}
+	return m.code
+}
+
+// State is the state of the box now.
+func (m *Monitor) State() control.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
+func (m *Monitor) setState(s control.State, reason string) {
+	m.mu.Lock()
+	m.state, m.reason = s, reason
+	if s == control.StateReady {
+		m.code, m.material = "", control.ClaimMaterial{}
+	}
+	m.mu.Unlock()
+	m.cfg.Logger.Info("state", "state", s, "reason", reason)
+	m.Refilter()
+}
+
+// Refilter puts the rules of the present state and links into the kernel, if
+// they changed. It is called at every change of either.
+func (m *Monitor) Refilter() {
+	if m.cfg.Filter == nil {
+		return
+	}
+	onLink := m.onLink()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.filtered.done && m.filtered.state == m.state && slices.Equal(m.filtered.onLink, onLink) {
+		return
+	}
+	err := m.cfg.Filter(m.state, onLink)
+	if err != nil {
+		// The rules before stay in force: they were never wider than the
+		// state they were made for, and default drop came before any link.
+		m.cfg.Logger.Error("the filter was not changed", "err", err)
+	}
+	m.filtered = filterState{m.state, onLink, err, err == nil}
+}
+
+func (m *Monitor) onLink() []netip.Prefix {
+	var out []netip.Prefix
+	if m.cfg.Machine.Links == nil {
+		return nil
+	}
+	for _, l := range m.cfg.Machine.Links() {
+		for _, p := range l.Addresses {
+			// An absurd mask must not turn "the same network" into the Internet.
+			narrowest := 16
+			if p.Addr().Is6() {
+				narrowest = 64
+			}
+			p = netip.PrefixFrom(p.Addr(), max(p.Bits(), narrowest)).Masked()
+			if !p.Addr().IsLoopback() && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Compare(b) })
+	return out
+}
+
+// audit appends an event; without an open log (locked) it goes to the bounded
+// log only, and nothing that needs an audit trail is possible in that state.
+func (m *Monitor) audit(ctx context.Context, e control.Event) error {
+	if m.cfg.Audit == nil {
+		m.cfg.Logger.Info("event while locked", "actor", e.Actor, "action", e.Action, "object", e.Object)
+		return nil
+	}
+	if _, err := m.cfg.Audit.Append(ctx, e); err != nil {
+		return fmt.Errorf("the audit log could not be written, so nothing was done: %w", err)
+	}
+	return nil
+}
+
+// Restart and switch off, for a person at the console.
+func (m *Monitor) Restart(ctx context.Context) error {
+	return m.power(ctx, control.Power{Action: "restart", Actor: "console"})
+}
+
+// PowerOff switches the box off.
+func (m *Monitor) PowerOff(ctx context.Context) error {
+	return m.power(ctx, control.Power{Action: "off", Actor: "console"})
+}
+
+func (m *Monitor) power(ctx context.Context, p control.Power) error {
+	if p.Action != "restart" && p.Action != "off" {
+		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("power action %q is neither restart nor off", p.Action)}
+	}
+	if m.cfg.Machine.Power == nil {
+		return &control.Error{Code: control.CodeState, Text: "this Gatehouse runs on a host of yours: restart it there, with the host's own means"}
+	}
+	action := map[string]string{"restart": "restart", "off": "switch off"}[p.Action]
+	if err := m.audit(ctx, control.Event{Actor: p.Actor, Action: action, From: p.From}); err != nil {
+		return err
+	}
+	m.cfg.Machine.Power(p.Action)
+	return nil
+}
