@@ -1,0 +1,337 @@
+// Package journal keeps the newest log lines in memory and, once there is a place for them, on disk, both within bounds.
+//
+// On disk a journal is at most two segments, old and new. A segment is lines
+// of JSON, one a log line. When the new one is full it takes the place of the
+// old one by rename. After a power cut the last line may be torn; it is left
+// out when read, and the next one begins on a line of its own.
+package journal
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"gatehouse/appliance/control"
+)
+
+const (
+	textLimit    = 8 << 10 // bytes of one line; the rest is cut off
+	overhead     = 64      // bytes a line costs besides its text
+	defaultLimit = 100     // lines that a query without a limit gets
+	answerLimit  = 512 << 10
+	newName      = "journal.jsonl"
+	oldName      = "journal.old.jsonl"
+)
+
+// Journal holds the lines. It is safe for use by several goroutines.
+type Journal struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	ring    int // bytes that a role may hold in memory
+	roles   map[control.Role]*ring
+	seq     uint64
+	dir     string
+	file    *os.File
+	size    int64
+	segment int64
+	lost    error // why the disk is not written any more
+}
+
+// ring is the newest lines of one role.
+type ring struct {
+	lines []entry
+	bytes int
+}
+
+type entry struct {
+	seq  uint64
+	line control.LogLine
+}
+
+// New makes a Journal that keeps up to perRole bytes in memory for each role,
+// so that one which floods pushes out nobody else's lines.
+func New(perRole int, now func() time.Time) *Journal {
+	return &Journal{now: now, ring: perRole, roles: make(map[control.Role]*ring)}
+}
+
+// Append adds a line. What is not printable is escaped: a line is one line,
+// and nothing in it can move a cursor or pose as another.
+func (j *Journal) Append(role control.Role, text string) {
+	line := control.LogLine{Time: j.now().UTC(), Role: role, Text: clean(text)}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.remember(line)
+	j.write(line)
+}
+
+func (j *Journal) remember(line control.LogLine) {
+	r := j.roles[line.Role]
+	if r == nil {
+		r = new(ring)
+		j.roles[line.Role] = r
+	}
+	j.seq++
+	r.lines = append(r.lines, entry{j.seq, line})
+	r.bytes += len(line.Text) + overhead
+	drop := 0
+	for r.bytes > j.ring && drop < len(r.lines)-1 {
+		r.bytes -= len(r.lines[drop].line.Text) + overhead
+		drop++
+	}
+	// Forgotten lines are moved over only when they are as many as those
+	// kept, so that a line costs the same however long the ring is.
+	clear(r.lines[:drop])
+	r.lines = r.lines[drop:]
+}
+
+// Attach begins to write to dir, up to limit bytes in all, and brings back
+// what is there from before. Lines that came before Attach are written too. A
+// folder that cannot be written is an error, and the journal goes on in memory.
+func (j *Journal) Attach(dir string, limit int64) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("attaching the journal: %w", err)
+	}
+	before, err := load(dir, limit)
+	if err != nil {
+		return fmt.Errorf("attaching the journal: %w", err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file != nil {
+		return fmt.Errorf("attaching the journal to %s: it is attached to %s", dir, j.dir)
+	}
+	j.dir, j.segment, j.lost = dir, limit/2, nil
+	if err := j.open(); err != nil {
+		return fmt.Errorf("attaching the journal: %w", err)
+	}
+	memory := j.all()
+	j.roles = make(map[control.Role]*ring)
+	for _, line := range before {
+		j.remember(line)
+	}
+	for _, line := range memory {
+		j.remember(line)
+		j.write(line)
+	}
+	return nil
+}
+
+// open opens the new segment at its end, on a line of its own.
+func (j *Journal) open() error {
+	path := filepath.Join(j.dir, newName)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && size > 0 {
+		var last [1]byte
+		if _, err = f.ReadAt(last[:], size-1); err == nil && last[0] != '\n' {
+			var n int
+			n, err = f.WriteString("\n")
+			size += int64(n)
+		}
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("opening %s: %w", path, err), f.Close())
+	}
+	j.file, j.size = f, size
+	return nil
+}
+
+// write adds a line to the disk. A disk that refuses (full, gone) ends the
+// writing until the next Attach, and says so once, in memory.
+func (j *Journal) write(line control.LogLine) {
+	if j.file == nil {
+		return
+	}
+	b, err := json.Marshal(line)
+	if err == nil && j.size+int64(len(b))+1 > j.segment {
+		err = j.rotate()
+	}
+	if err == nil {
+		var n int
+		n, err = j.file.Write(append(b, '\n'))
+		j.size += int64(n)
+	}
+	if err == nil {
+		return
+	}
+	j.lost = fmt.Errorf("writing the journal to %s: %w", j.dir, err)
+	if j.file != nil {
+		j.file.Close() // what it could say more is said by j.lost
+		j.file = nil
+	}
+	j.remember(control.LogLine{Time: j.now().UTC(), Role: control.Init, Text: clean(j.lost.Error() + "; the log goes on in memory")})
+}
+
+// rotate makes the new segment the old one. A power cut before the rename
+// leaves a full new one, after it none: both are what open expects.
+func (j *Journal) rotate() error {
+	err := errors.Join(j.file.Sync(), j.file.Close())
+	j.file = nil
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(j.dir, newName), filepath.Join(j.dir, oldName)); err != nil {
+		return err
+	}
+	return j.open()
+}
+
+// Sync brings what was written to the disk itself: before a restart, and from
+// time to time.
+func (j *Journal) Sync() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.lost != nil {
+		return j.lost
+	}
+	if j.file == nil {
+		return nil
+	}
+	if err := j.file.Sync(); err != nil {
+		return fmt.Errorf("syncing the journal: %w", err)
+	}
+	return nil
+}
+
+// Close ends the writing to disk, so that the volume can be unmounted; the
+// journal goes on in memory.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file == nil {
+		return nil
+	}
+	err := errors.Join(j.file.Sync(), j.file.Close())
+	j.file = nil
+	if err != nil {
+		return fmt.Errorf("closing the journal: %w", err)
+	}
+	return nil
+}
+
+// Read gives the newest lines, oldest first, of one role or of all.
+func (j *Journal) Read(q control.LogQuery) control.LogLines {
+	limit := q.Limit
+	if limit <= 0 {
+		limit = defaultLimit
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lines := j.all()
+	if q.Role != "" {
+		lines = slices.DeleteFunc(lines, func(l control.LogLine) bool { return l.Role != q.Role })
+	}
+	lines = lines[max(0, len(lines)-limit):]
+	// The answer has to fit in a message of the control socket, escaped.
+	size := 0
+	for i := len(lines) - 1; i >= 0; i-- {
+		if size += 2*len(lines[i].Text) + overhead + overhead; size > answerLimit {
+			lines = lines[i+1:]
+			break
+		}
+	}
+	return control.LogLines{Lines: lines}
+}
+
+// all is every line in memory in the order it came.
+func (j *Journal) all() []control.LogLine {
+	var es []entry
+	for _, r := range j.roles {
+		es = append(es, r.lines...)
+	}
+	slices.SortFunc(es, func(a, b entry) int { return int(int64(a.seq) - int64(b.seq)) })
+	lines := make([]control.LogLine, len(es))
+	for i, e := range es {
+		lines[i] = e.line
+	}
+	return lines
+}
+
+// load reads the segments in dir, the newest limit bytes of each. Lines that
+// do not parse are left out: torn by a power cut, or not ours.
+func load(dir string, limit int64) ([]control.LogLine, error) {
+	var lines []control.LogLine
+	for _, name := range []string{oldName, newName} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s := bufio.NewScanner(io.LimitReader(f, limit))
+		s.Buffer(nil, 8*textLimit)
+		for s.Scan() {
+			var l control.LogLine
+			d := json.NewDecoder(bytes.NewReader(s.Bytes()))
+			d.DisallowUnknownFields()
+			if d.Decode(&l) == nil && l.Role != "" {
+				l.Text = clean(l.Text)
+				lines = append(lines, l)
+			}
+		}
+		err = errors.Join(s.Err(), f.Close())
+		if err != nil && !errors.Is(err, bufio.ErrTooLong) {
+			return nil, fmt.Errorf("reading %s: %w", name, err)
+		}
+	}
+	return lines, nil
+}
+
+// clean makes one printable line of text. Text that is clean stays as it is,
+// so that it may pass through here again after a restart.
+func clean(text string) string {
+	text = strings.TrimRight(text, "\r\n")
+	if len(text) > textLimit {
+		cut := textLimit
+		for cut > 0 && !utf8.RuneStart(text[cut]) {
+			cut--
+		}
+		text = text[:cut] + "…"
+	}
+	plain := true
+	for _, r := range text {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		return text
+	}
+	var b strings.Builder
+	for i := 0; i < len(text); {
+		r, n := utf8.DecodeRuneInString(text[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, text[i])
+		case r == '\t':
+			b.WriteString("  ")
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		case r < 0x100:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		case r < 0x10000:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		}
+		i += n
+	}
+	return b.String()
+}
