@@ -1,0 +1,100 @@
+package host
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/google/uuid"
+	"github.com/u-root/u-root/pkg/efivarfs"
+)
+
+// Vendor GUIDs of the variables that are read: UEFI 2.10, 3.3, and the Boot
+// Loader Interface of systemd-boot.
+var (
+	efiGlobal = uuid.MustParse("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+	efiLoader = uuid.MustParse("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+)
+
+// SecureBoot is what the firmware says of Secure Boot.
+type SecureBoot struct {
+	Known     bool // false: no UEFI, or a firmware that does not say
+	Enabled   bool // the firmware checks signatures
+	SetupMode bool // no platform key is enrolled: anyone can enrol one
+}
+
+// SecureBoot reads the firmware's variables; MountEFIVariables comes first.
+func (h *Host) SecureBoot() (SecureBoot, error) {
+	enabled, err := h.flag("SecureBoot")
+	if errors.Is(err, fs.ErrNotExist) {
+		return SecureBoot{}, nil
+	}
+	if err != nil {
+		return SecureBoot{}, err
+	}
+	setup, err := h.flag("SetupMode")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return SecureBoot{}, err
+	}
+	return SecureBoot{Known: true, Enabled: enabled, SetupMode: setup}, nil
+}
+
+func (h *Host) flag(name string) (bool, error) {
+	data, err := h.variable(name, efiGlobal)
+	if err != nil {
+		return false, err
+	}
+	if len(data) != 1 || data[0] > 1 {
+		return false, fmt.Errorf("the firmware variable %s holds % x, not one byte of 0 or 1", name, data)
+	}
+	return data[0] == 1, nil
+}
+
+// LoaderPartition is the GPT partition id of the ESP that the boot loader was
+// read from, in lower case; fs.ErrNotExist if the loader left none.
+func (h *Host) LoaderPartition() (string, error) {
+	data, err := h.variable("LoaderDevicePartUUID", efiLoader)
+	if err != nil {
+		return "", err
+	}
+	return parseLoaderPartition(data)
+}
+
+func parseLoaderPartition(data []byte) (string, error) {
+	if len(data)%2 != 0 || len(data) > 2*64 {
+		return "", fmt.Errorf("LoaderDevicePartUUID has %d bytes: not a partition id in UTF-16", len(data))
+	}
+	units := make([]uint16, len(data)/2)
+	for i := range units {
+		units[i] = binary.LittleEndian.Uint16(data[2*i:])
+	}
+	text := strings.TrimRight(string(utf16.Decode(units)), "\x00")
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != 36 {
+		return "", fmt.Errorf("LoaderDevicePartUUID holds %q: not a partition id", text)
+	}
+	return id.String(), nil
+}
+
+// variable reads one firmware variable. No variables at all (no UEFI, or
+// efivarfs not mounted) is fs.ErrNotExist too.
+func (h *Host) variable(name string, vendor uuid.UUID) ([]byte, error) {
+	if h.vars == nil {
+		v, err := efivarfs.NewPath(h.path(efivarfs.DefaultVarFS))
+		if errors.Is(err, efivarfs.ErrNoFS) {
+			return nil, fmt.Errorf("firmware variable %s: %w (no efivarfs is mounted)", name, fs.ErrNotExist)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening the firmware's variables: %w", err)
+		}
+		h.vars = v
+	}
+	_, data, err := h.vars.Get(efivarfs.VariableDescriptor{Name: name, GUID: vendor})
+	if err != nil {
+		return nil, fmt.Errorf("reading firmware variable %s: %w", name, err)
+	}
+	return data, nil
+}

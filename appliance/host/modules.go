@@ -1,0 +1,221 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/host/modalias"
+)
+
+// Needed are the modules that no device asks for, in order. softdog is the
+// watchdog of last resort: loaded after the hardware's own, it gets the higher
+// number, and OpenWatchdog takes the lowest.
+func Needed() []string {
+	return []string{
+		"nf_tables", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet", "nft_chain_nat", "nf_conntrack", "nf_log_syslog",
+		"dm_mod", "dm_crypt", "xts", "ext4",
+		"vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
+		"efivarfs", "efi_pstore",
+		"af_packet", "softdog",
+	}
+}
+
+// Modules loads kernel modules from /lib/modules/RELEASE until FreeModules.
+type Modules struct {
+	host    *Host
+	index   *modalias.Index
+	dir     string
+	tried   map[string]error // by module name
+	loaded  int
+	spent   time.Duration
+	devices map[string]bool // modaliases that were looked at
+}
+
+// OpenModules reads the module index. An image without modules (everything
+// built in) has none: the result then finds nothing, and that is no error.
+func (h *Host) OpenModules() (*Modules, error) {
+	release, err := h.Release()
+	if err != nil {
+		return nil, fmt.Errorf("reading the kernel's release: %w", err)
+	}
+	m := &Modules{host: h, dir: filepath.Join("/lib/modules", release), tried: make(map[string]error), devices: make(map[string]bool)}
+	var files [3]io.Reader
+	for i, name := range []string{"modules.dep", "modules.alias", "modules.softdep"} {
+		data, err := os.ReadFile(h.path(filepath.Join(m.dir, name)))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("reading the module index: %w", err)
+		}
+		files[i] = bytes.NewReader(data)
+	}
+	if m.index, err = modalias.Parse(files[0], files[1], files[2]); err != nil {
+		return nil, fmt.Errorf("reading the module index of %s: %w", release, err)
+	}
+	return m, nil
+}
+
+// Loaded is how many modules were loaded, and the time the kernel took.
+func (m *Modules) Loaded() (int, time.Duration) { return m.loaded, m.spent }
+
+// Load loads modules by name with all they need. One that is neither a file
+// nor in the kernel already is skipped: what is a module on one kernel is
+// built into another. The error joins those that the kernel refused.
+func (m *Modules) Load(names ...string) error {
+	var errs []error
+	for _, name := range names {
+		if !m.index.Has(name) {
+			m.host.log.Debug("no such module; built in, or not in this image", "module", name)
+			continue
+		}
+		if err := m.loadOne(name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Modules) loadOne(name string) error {
+	plan, err := m.index.Plan(name)
+	if err != nil {
+		return fmt.Errorf("loading module %s: %w", name, err)
+	}
+	for _, step := range plan {
+		if err := m.step(step); err != nil {
+			if step.Optional {
+				m.host.log.Debug("a module that another wishes for was not loaded", "module", step.Name, "for", name, "error", err)
+				continue
+			}
+			return fmt.Errorf("loading module %s for %s: %w", step.Name, name, err)
+		}
+	}
+	return nil
+}
+
+func (m *Modules) step(s modalias.Step) error {
+	if err, done := m.tried[s.Name]; done {
+		return err
+	}
+	if _, err := os.Stat(m.host.path("/sys/module/" + s.Name)); err == nil {
+		m.tried[s.Name] = nil
+		return nil
+	}
+	start := time.Now()
+	err := m.host.calls.loadModule(m.host.path(filepath.Join(m.dir, s.Path)))
+	m.spent += time.Since(start)
+	if errors.Is(err, unix.EEXIST) { // it is there, or being loaded by another
+		err = nil
+	} else if err == nil {
+		m.loaded++
+	}
+	m.tried[s.Name] = err
+	return err
+}
+
+// Coldplug loads the modules of every device there is, and of the devices
+// that appear by that, until nothing new has come for a while and enough says
+// that what the caller waits for (its disk) is there; enough may be nil. It
+// ends with ctx, without error: what is there by then is what the box has.
+//
+// PCI and virtio devices appear while their driver is loaded; USB devices come
+// later, by a kernel thread (debounce 100 ms, reset, settle), so the pause
+// without news is longer on machines with a USB controller.
+func (m *Modules) Coldplug(ctx context.Context, enough func() bool) error {
+	const poll = 25 * time.Millisecond
+	var errs []error
+	quiet := time.Now()
+	for {
+		news, err := m.round()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if news {
+			quiet = time.Now()
+			continue
+		}
+		pause := 2 * poll
+		if controllers, _ := filepath.Glob(m.host.path("/sys/bus/usb/devices/usb*")); len(controllers) > 0 {
+			pause = 800 * time.Millisecond
+		}
+		if time.Since(quiet) >= pause && (enough == nil || enough()) {
+			return errors.Join(errs...)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(errs...)
+		case <-time.After(poll):
+		}
+	}
+}
+
+// round looks at all devices once and says whether one was new. Modules that
+// the kernel refuses (ENODEV: no such hardware after all) are only logged:
+// several often fit one device.
+func (m *Modules) round() (news bool, err error) {
+	// Devices come and go while the tree is walked; a folder that is gone is
+	// no error.
+	walk := func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() != "modalias" {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		device := string(bytes.TrimSpace(data))
+		if err != nil || device == "" || m.devices[device] {
+			return nil
+		}
+		m.devices[device] = true
+		for _, name := range m.index.Match(device) {
+			if _, done := m.tried[name]; done {
+				continue
+			}
+			news = true
+			if err := m.loadOne(name); err != nil {
+				m.host.log.Info("a device's module was not loaded", "device", device, "error", err)
+			}
+		}
+		return nil
+	}
+	root := m.host.path("/sys/devices")
+	if _, err := os.Stat(root); err != nil {
+		return false, fmt.Errorf("looking for devices (is /sys mounted?): %w", err)
+	}
+	return news, filepath.WalkDir(root, walk)
+}
+
+// FreeModules removes /lib/modules: the initramfs is memory, and after
+// coldplug nothing in it is needed again. It returns the bytes freed. It
+// refuses to touch a folder that is on a disk, which is somebody else's
+// system.
+func (h *Host) FreeModules() (int64, error) {
+	dir := h.path("/lib/modules")
+	ram, err := h.calls.inMemory(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking what holds /lib/modules: %w", err)
+	}
+	if !ram {
+		return 0, errors.New("freeing modules: /lib/modules is not in memory; it is not ours to remove")
+	}
+	var freed int64
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			if info, err := d.Info(); err == nil {
+				freed += info.Size()
+			}
+		}
+		return nil
+	})
+	if err := os.RemoveAll(dir); err != nil {
+		return 0, fmt.Errorf("freeing modules: %w", err)
+	}
+	return freed, nil
+}
