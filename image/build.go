@@ -1,0 +1,175 @@
+// Package image builds the box's bootable image from Debian's kernel and this repository, the same bytes each time.
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"gatehouse/image/debian"
+)
+
+// A Build says what to build and where.
+type Build struct {
+	Source  string       // root of the repository
+	Program string       // folder of the program that becomes /init
+	Output  string       // folder of the results and of the cache
+	Lock    string       // lock file to repeat; "" uses the one in Output, or makes it
+	Version string       // shown on every face and in the boot menu
+	Built   string       // RFC 3339, the floor of the box's clock
+	Log     *slog.Logger // progress
+}
+
+// The results, by name in the output folder.
+const (
+	LockFile   = "packages.lock"
+	Kernel     = "vmlinuz"
+	Initramfs  = "initramfs.cpio.zst"
+	UKI        = "gatehouse-amd64.efi"
+	Disk       = "gatehouse-amd64.img"
+	DiskGzip   = "gatehouse-amd64.img.gz"
+	DiskQcow2  = "gatehouse-amd64.qcow2"
+	keySuffix  = ".inputs"
+	cacheDir   = "cache"
+	kernelMeta = "linux-image-amd64"
+)
+
+// packages are the names that the lock resolves. A kernel, the loader, and
+// what makes and mends the data volume with the libraries it is linked with.
+var packages = []string{
+	kernelMeta + ">linux-image-",
+	"systemd-boot-efi",
+	"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
+}
+
+// Run builds what is not already there from the same inputs.
+func (b Build) Run(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Join(b.Output, cacheDir), 0o755); err != nil {
+		return fmt.Errorf("making the output folder: %w", err)
+	}
+	lock, err := b.lock(ctx)
+	if err != nil {
+		return err
+	}
+	text, err := lock.MarshalText()
+	if err != nil {
+		return err
+	}
+	key, err := b.inputs(ctx, text)
+	if err != nil {
+		return err
+	}
+	if b.current(key) {
+		b.Log.Info("nothing has changed", "image", filepath.Join(b.Output, Disk))
+		return nil
+	}
+	if err := os.Remove(b.path(Disk + keySuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forgetting the last build: %w", err)
+	}
+	p, err := b.unpack(ctx, lock)
+	if err != nil {
+		return err
+	}
+	if err := b.boot(p); err != nil {
+		return err
+	}
+	return os.WriteFile(b.path(Disk+keySuffix), []byte(key), 0o644)
+}
+
+// Refresh makes a new lock from the newest packages of the archive.
+func (b Build) Refresh(ctx context.Context) error {
+	lock, err := b.cache().Resolve(ctx, packages)
+	if err != nil {
+		return err
+	}
+	text, err := lock.MarshalText()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.path(LockFile), text, 0o644); err != nil {
+		return fmt.Errorf("writing the lock: %w", err)
+	}
+	b.Log.Info("packages locked", "packages", len(lock), "file", b.path(LockFile))
+	return nil
+}
+
+// lock reads the lock of this build and checks the cache against it. The
+// archive is asked only when there is no lock yet: what is built changes when
+// someone makes a new lock, not because it is Tuesday.
+func (b Build) lock(ctx context.Context) (debian.Lock, error) {
+	file := b.Lock
+	if file == "" {
+		file = b.path(LockFile)
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			if err := b.Refresh(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the lock: %w", err)
+	}
+	var lock debian.Lock
+	if err := lock.UnmarshalText(text); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", file, err)
+	}
+	if err := b.cache().Verify(lock); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", file, err)
+	}
+	if b.Lock != "" {
+		if err := os.WriteFile(b.path(LockFile), text, 0o644); err != nil {
+			return nil, fmt.Errorf("keeping the lock beside the image: %w", err)
+		}
+	}
+	return lock, nil
+}
+
+func (b Build) cache() debian.Cache {
+	return debian.Cache{Dir: b.path(cacheDir), Log: b.Log}
+}
+
+func (b Build) path(name string) string { return filepath.Join(b.Output, name) }
+
+// boot writes kernel and initramfs, what a direct boot needs.
+func (b Build) boot(p payload) error {
+	if err := b.write(Kernel, func(w io.Writer) error {
+		_, err := w.Write(p.kernel)
+		return err
+	}); err != nil {
+		return err
+	}
+	return b.write(Initramfs, p.archive(b).Write)
+}
+
+// write makes one result: under its name it is always complete.
+func (b Build) write(name string, fill func(io.Writer) error) error {
+	partial := b.path(name + ".partial")
+	f, err := os.Create(partial)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	defer f.Close()
+	if err := fill(f); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := os.Rename(partial, b.path(name)); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	b.Log.Info("written", "file", b.path(name), "MB", megabytes(size))
+	return nil
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%.2f", float64(n)/1e6) }
