@@ -9,6 +9,7 @@ package journal
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +47,6 @@ type Journal struct {
 	file    *os.File
 	size    int64
 	segment int64
-	lost    error // why the disk is not written any more
 }
 
 // ring is the newest lines of one role.
@@ -112,7 +112,7 @@ func (j *Journal) Attach(dir string, limit int64) error {
 	if j.file != nil {
 		return fmt.Errorf("attaching the journal to %s: it is attached to %s", dir, j.dir)
 	}
-	j.dir, j.segment, j.lost = dir, limit/2, nil
+	j.dir, j.segment = dir, limit/2
 	if err := j.open(); err != nil {
 		return fmt.Errorf("attaching the journal: %w", err)
 	}
@@ -169,12 +169,12 @@ func (j *Journal) write(line control.LogLine) {
 	if err == nil {
 		return
 	}
-	j.lost = fmt.Errorf("writing the journal to %s: %w", j.dir, err)
 	if j.file != nil {
-		j.file.Close() // what it could say more is said by j.lost
+		err = errors.Join(err, j.file.Close())
 		j.file = nil
 	}
-	j.remember(control.LogLine{Time: j.now().UTC(), Role: control.Init, Text: clean(j.lost.Error() + "; the log goes on in memory")})
+	why := fmt.Sprintf("writing the journal to %s: %v; the log goes on in memory", j.dir, err)
+	j.remember(control.LogLine{Time: j.now().UTC(), Role: control.Init, Text: clean(why)})
 }
 
 // rotate makes the new segment the old one. A power cut before the rename
@@ -196,9 +196,6 @@ func (j *Journal) rotate() error {
 func (j *Journal) Sync() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.lost != nil {
-		return j.lost
-	}
 	if j.file == nil {
 		return nil
 	}
@@ -206,6 +203,25 @@ func (j *Journal) Sync() error {
 		return fmt.Errorf("syncing the journal: %w", err)
 	}
 	return nil
+}
+
+func (j *Journal) String() string { return "journal" }
+
+// Run syncs every half minute until ctx ends, and then once more: that much
+// log a power cut may take, and no flash wears out for a line.
+func (j *Journal) Run(ctx context.Context) error {
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), j.Sync())
+		case <-tick.C:
+			if err := j.Sync(); err != nil {
+				j.Append(control.Init, err.Error())
+			}
+		}
+	}
 }
 
 // Close ends the writing to disk, so that the volume can be unmounted; the
@@ -296,14 +312,7 @@ func load(dir string, limit int64) ([]control.LogLine, error) {
 // clean makes one printable line of text. Text that is clean stays as it is,
 // so that it may pass through here again after a restart.
 func clean(text string) string {
-	text = strings.TrimRight(text, "\r\n")
-	if len(text) > textLimit {
-		cut := textLimit
-		for cut > 0 && !utf8.RuneStart(text[cut]) {
-			cut--
-		}
-		text = text[:cut] + "…"
-	}
+	text = cut(strings.TrimRight(text, "\r\n"))
 	plain := true
 	for _, r := range text {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -333,5 +342,16 @@ func clean(text string) string {
 		}
 		i += n
 	}
-	return b.String()
+	return cut(b.String())
+}
+
+func cut(text string) string {
+	if len(text) <= textLimit {
+		return text
+	}
+	n := textLimit - len("…")
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "…"
 }
