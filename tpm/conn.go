@@ -18,6 +18,9 @@ import (
 // discrete TPM takes a few seconds; nothing used here takes longer.
 const CommandTimeout = 30 * time.Second
 
+// maxEmpty bounds how often a device may say that there is an answer and give none.
+const maxEmpty = 1000
+
 // maxResponse is the largest response taken: TPM2_MAX_RESPONSE_SIZE of the
 // PC client profile.
 const maxResponse = 4096
@@ -132,7 +135,7 @@ func sendDevice(fd int, command []byte) ([]byte, error) {
 		return nil, fmt.Errorf("sending to the TPM (%d of %d bytes): %w", n, len(command), errors.Join(err, io.ErrShortWrite))
 	}
 	deadline := time.Now().Add(CommandTimeout)
-	for {
+	for empty := 0; ; {
 		left := time.Until(deadline)
 		if left <= 0 {
 			return nil, fmt.Errorf("the TPM did not answer in %v: %w", CommandTimeout, os.ErrDeadlineExceeded)
@@ -148,7 +151,13 @@ func sendDevice(fd int, command []byte) ([]byte, error) {
 		buf := make([]byte, maxResponse)
 		n, err = unix.Read(fd, buf)
 		switch {
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), err == nil && n == 0:
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		case err == nil && n == 0:
+			// Announced as readable and empty: a driver may do so while the
+			// command ends, a device that is no TPM does so for ever.
+			if empty++; empty > maxEmpty {
+				return nil, fmt.Errorf("reading from the TPM: %w", io.ErrUnexpectedEOF)
+			}
 			time.Sleep(time.Millisecond)
 		case err != nil:
 			return nil, fmt.Errorf("reading from the TPM: %w", err)
