@@ -9,12 +9,15 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// Limits of connections that are open at once on the receiver's side. The
-// sender cannot know when a connection that it gave away ends.
+// Limits of connections that are open at once on the receiver's side, since
+// the sender cannot know when a connection that it gave away ends. At a limit
+// the connection that was silent longest makes room: the newest one may be a
+// person's, and a flood of slow ones must push out itself.
 const (
 	maxOpen      = 2048
 	maxPerSource = 256 // an IPv4 address or an IPv6 /64
@@ -28,7 +31,7 @@ type Listener struct {
 	once sync.Once
 
 	mu     sync.Mutex
-	open   int
+	open   map[*Conn]netip.Prefix
 	source map[netip.Prefix]int
 }
 
@@ -39,7 +42,7 @@ func NewListener(file *os.File, log *slog.Logger) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{pair: pair, log: log, source: make(map[netip.Prefix]int)}, nil
+	return &Listener{pair: pair, log: log, open: make(map[*Conn]netip.Prefix), source: make(map[netip.Prefix]int)}, nil
 }
 
 // Addr names the socketpair.
@@ -121,32 +124,55 @@ func (l *Listener) wrap(inner net.Conn, message []byte) (*Conn, error) {
 	} else if !local {
 		remote = net.TCPAddrFromAddrPort(m.Remote) // the peer has gone already: ENOTCONN
 	}
-	c := &Conn{inner: inner, meta: m, remote: remote, peeked: append([]byte(nil), peeked...), release: func() {}}
+	c := &Conn{inner: inner, meta: m, remote: remote, peeked: append([]byte(nil), peeked...)}
+	c.touch()
 	if !local {
-		if c.release, err = l.admit(m.Remote.Addr()); err != nil {
-			return nil, err
-		}
+		l.admit(c, Source(m.Remote.Addr()))
+		c.release = func() { l.forget(c) }
 	}
 	return c, nil
 }
 
-func (l *Listener) admit(a netip.Addr) (func(), error) {
-	src := Source(a)
+func (l *Listener) admit(c *Conn, src netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open >= maxOpen || l.source[src] >= maxPerSource {
-		return nil, fmt.Errorf("%s has %d of %d connections open, all together %d of %d", src, l.source[src], maxPerSource, l.open, maxOpen)
+	switch {
+	case l.source[src] >= maxPerSource:
+		l.evict(func(p netip.Prefix) bool { return p == src })
+	case len(l.open) >= maxOpen:
+		l.evict(func(netip.Prefix) bool { return true })
 	}
-	l.open++
+	l.open[c] = src
 	l.source[src]++
-	return sync.OnceFunc(func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.open--
-		if l.source[src]--; l.source[src] <= 0 {
-			delete(l.source, src)
+}
+
+func (l *Listener) evict(from func(netip.Prefix) bool) {
+	var idle *Conn
+	for c, src := range l.open {
+		if from(src) && (idle == nil || c.active.Load() < idle.active.Load()) {
+			idle = c
 		}
-	}), nil
+	}
+	l.log.Warn("too many connections: the one that was silent longest is closed", "from", idle.remote, "open", len(l.open))
+	l.drop(idle)
+	idle.inner.Close() // its user sees that, and closes it again
+}
+
+func (l *Listener) forget(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop(c)
+}
+
+func (l *Listener) drop(c *Conn) {
+	src, ok := l.open[c]
+	if !ok {
+		return
+	}
+	delete(l.open, c)
+	if l.source[src]--; l.source[src] <= 0 {
+		delete(l.source, src)
+	}
 }
 
 // Source is what connections are counted by: an IPv4 address, or the /64 that
@@ -216,11 +242,14 @@ type Conn struct {
 	inner   net.Conn
 	meta    Meta
 	remote  net.Addr
-	release func()
+	release func()       // nil for the local socket, which has no limit
+	active  atomic.Int64 // when it last moved bytes, for Listener.evict
 
 	mu     sync.Mutex
 	peeked []byte
 }
+
+func (c *Conn) touch() { c.active.Store(time.Now().UnixNano()) }
 
 // Meta says what the sender knew.
 func (c *Conn) Meta() Meta { return c.meta }
@@ -237,15 +266,27 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	c.mu.Unlock()
-	return c.inner.Read(p)
+	n, err := c.inner.Read(p)
+	if n > 0 {
+		c.touch()
+	}
+	return n, err
 }
 
 // Write writes to the peer.
-func (c *Conn) Write(p []byte) (int, error) { return c.inner.Write(p) }
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.inner.Write(p)
+	if n > 0 {
+		c.touch()
+	}
+	return n, err
+}
 
 // Close ends the connection and frees its place in the limits.
 func (c *Conn) Close() error {
-	c.release()
+	if c.release != nil {
+		c.release()
+	}
 	return c.inner.Close()
 }
 
