@@ -1,0 +1,51 @@
+// Package right says who may do what, as data without any storage.
+package right
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Role is what a person is on this box.
+type Role string
+
+// The roles, widest first.
+const (
+	Owner         Role = "owner"
+	Administrator Role = "administrator"
+	Technician    Role = "technician"
+	Viewer        Role = "viewer"
+)
+
+// Right is one thing that a role may do.
+type Right string
+
+// The rights that routes ask for.
+const (
+	ReadStatus  Right = "read-status"  // the state of the box
+	ReadAudit   Right = "read-audit"   // who did what
+	ReadLogs    Right = "read-logs"    // the roles' logs
+	Power       Right = "power"        // restart, switch off
+	Configure   Right = "configure"    // name, place, clock, updates window
+	ManageSites Right = "manage-sites" // approve and remove sites
+	OwnAccount  Right = "own-account"  // one's own password, factor, sessions
+)
+
+// table is the whole of it: a right that is not listed is not had.
+var table = map[Role][]Right{
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount},
+	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount},
+	Technician:    {ReadStatus, ReadLogs, OwnAccount},
+	Viewer:        {ReadStatus, OwnAccount},
+}
+
+// May says whether a role has a right. An unknown role has none.
+func May(role Role, r Right) bool { return slices.Contains(table[role], r) }
+
+// ParseRole reads a role as it is stored.
+func ParseRole(s string) (Role, error) {
+	if _, ok := table[Role(s)]; !ok {
+		return "", fmt.Errorf("%q is not a role: owner, administrator, technician or viewer", s)
+	}
+	return Role(s), nil
+}

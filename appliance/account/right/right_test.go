@@ -1,0 +1,37 @@
+package right
+
+import "testing"
+
+func TestUnknownRolesAndRightsHaveNothing(t *testing.T) {
+	for _, role := range []Role{"", "root", "Owner", "owner "} {
+		if May(role, ReadStatus) {
+			t.Errorf("role %q may read the status", role)
+		}
+		if _, err := ParseRole(string(role)); err == nil {
+			t.Errorf("role %q was parsed", role)
+		}
+	}
+	if May(Owner, "") || May(Owner, "everything") {
+		t.Error("a right that is not listed was had")
+	}
+}
+
+func TestTable(t *testing.T) {
+	all := []Right{ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount}
+	want := map[Role]string{
+		Owner:         "1111111",
+		Administrator: "1111111",
+		Technician:    "1010001",
+		Viewer:        "1000001",
+	}
+	for role, bits := range want {
+		for i, r := range all {
+			if got := May(role, r); got != (bits[i] == '1') {
+				t.Errorf("May(%s, %s) = %v", role, r, got)
+			}
+		}
+		if p, err := ParseRole(string(role)); err != nil || p != role {
+			t.Errorf("ParseRole(%q) = %q, %v", role, p, err)
+		}
+	}
+}
