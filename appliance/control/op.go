@@ -64,7 +64,10 @@ const (
 
 // Status is what the page, the console block and the tool show.
 type Status struct {
-	Name        string       `json:"name"`    // gatehouse-7f3k
+	Name        string       `json:"name"`            // gatehouse-7f3k
+	Names       []string     `json:"names,omitempty"` // host names that are ours, besides Name
+	HTTPPort    uint16       `json:"http_port"`       // as the gateway listens
+	HTTPSPort   uint16       `json:"https_port"`
 	Version     string       `json:"version"` // 0.1.0+commit
 	Development bool         `json:"development"`
 	Hosted      bool         `json:"hosted"`

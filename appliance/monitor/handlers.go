@@ -157,7 +157,7 @@ func (m *Monitor) clockSet(ctx context.Context, from control.Role, q control.Clo
 func (m *Monitor) Status() control.Status {
 	now := m.cfg.Now()
 	s := control.Status{
-		Name: m.cfg.Name, Version: m.cfg.Version, Development: m.cfg.Development, Hosted: m.cfg.Hosted,
+		Name: m.cfg.Name, Names: m.cfg.Names, HTTPPort: m.cfg.HTTPPort, HTTPSPort: m.cfg.HTTPSPort, Version: m.cfg.Version, Development: m.cfg.Development, Hosted: m.cfg.Hosted,
 		Started: m.started, Now: now, Trust: m.cfg.Trust, Kernel: m.cfg.Machine.Kernel,
 		Clock: m.cfg.Clock.Status(now), Roles: m.cfg.Roles(),
 	}

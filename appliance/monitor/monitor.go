@@ -54,6 +54,8 @@ type Config struct {
 	Version     string
 	Development bool
 	Hosted      bool
+	Names       []string // host names that are ours, besides Name
+	HTTPPort    uint16
 	HTTPSPort   uint16 // as a person types it
 	PublicURL   string // if set, shown in place of an address of ours
 
@@ -99,10 +101,10 @@ type Monitor struct {
 }
 
 type filterState struct {
-	state  control.State
-	onLink []netip.Prefix
-	err    error
-	done   bool
+	state     control.State
+	addresses []netip.Prefix
+	err       error
+	done      bool
 }
 
 // New makes a monitor. The filter is in place when it returns: a role that is
@@ -187,41 +189,33 @@ func (m *Monitor) Refilter() {
 	if m.cfg.Filter == nil {
 		return
 	}
-	onLink := m.onLink()
+	addresses := m.addresses()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.filtered.done && m.filtered.state == m.state && slices.Equal(m.filtered.onLink, onLink) {
+	if m.filtered.done && m.filtered.state == m.state && slices.Equal(m.filtered.addresses, addresses) {
 		return
 	}
-	err := m.cfg.Filter(m.state, onLink)
+	err := m.cfg.Filter(m.state, addresses)
 	if err != nil {
 		// The rules before stay in force: they were never wider than the
 		// state they were made for, and default drop came before any link.
 		m.cfg.Logger.Error("the filter was not changed", "err", err)
 	}
-	m.filtered = filterState{m.state, onLink, err, err == nil}
+	m.filtered = filterState{m.state, addresses, err, err == nil}
 }
 
-func (m *Monitor) onLink() []netip.Prefix {
-	var out []netip.Prefix
+// addresses are those of every link, with their prefix lengths; netfilter
+// makes of them what counts as on-link.
+func (m *Monitor) addresses() []netip.Prefix {
 	if m.cfg.Machine.Links == nil {
 		return nil
 	}
+	var out []netip.Prefix
 	for _, l := range m.cfg.Machine.Links() {
-		for _, p := range l.Addresses {
-			// An absurd mask must not turn "the same network" into the Internet.
-			narrowest := 16
-			if p.Addr().Is6() {
-				narrowest = 64
-			}
-			p = netip.PrefixFrom(p.Addr(), max(p.Bits(), narrowest)).Masked()
-			if !p.Addr().IsLoopback() && !slices.Contains(out, p) {
-				out = append(out, p)
-			}
-		}
+		out = append(out, l.Addresses...)
 	}
 	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Compare(b) })
-	return out
+	return slices.Compact(out)
 }
 
 // audit appends an event; without an open log (locked) it goes to the bounded

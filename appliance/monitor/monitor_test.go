@@ -268,15 +268,30 @@ func TestNetworkRefusesTheAbsurd(t *testing.T) {
 	}
 }
 
-func TestNET1_OnLinkStaysNarrow(t *testing.T) {
+func TestNET1_FilterFollowsStateAndAddresses(t *testing.T) {
+	var seen [][]netip.Prefix
+	addresses := []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}
+	fail := errors.New("no")
 	b := newBox(t, func(c *Config) {
-		c.Machine.Links = func() []control.Link {
-			return []control.Link{{Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.2.3/8"), netip.MustParsePrefix("2001:db8::1/32"), netip.MustParsePrefix("127.0.0.1/8")}}}
+		c.Machine.Links = func() []control.Link { return []control.Link{{Addresses: addresses}} }
+		c.Filter = func(_ control.State, a []netip.Prefix) error {
+			seen = append(seen, slices.Clone(a))
+			return fail
 		}
 	})
-	want := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8::/64")}
-	if got := b.onLink(); !slices.Equal(got, want) {
-		t.Errorf("on-link prefixes %v, want %v", got, want)
+	if b.Status().Firewall.InKernel {
+		t.Error("a filter that could not be set is said to be in the kernel")
+	}
+	fail = nil
+	b.Refilter()
+	b.Refilter() // nothing changed: nothing to do
+	addresses = append(addresses, netip.MustParsePrefix("2001:db8::1/64"))
+	b.Refilter()
+	if len(seen) != 3 || len(seen[2]) != 2 {
+		t.Errorf("the filter was set %d times: %v; want a failed one tried again, and one for the new address", len(seen), seen)
+	}
+	if f := b.Status().Firewall; !f.InKernel || f.Sentence == "" {
+		t.Errorf("firewall %+v", f)
 	}
 }
 
