@@ -12,6 +12,7 @@ import (
 type Environment struct {
 	Control string              // path of the control socket
 	State   string              // the role's own folder on the data volume; "" if it has none (locked)
+	Gateway string              // agent: path of the gateway's local socket
 	Audit   string              // folder of the audit log, readable by the console alone
 	Locked  bool                // the small form: nothing of the data volume is there
 	Hosted  bool                // GATEHOUSE_HOSTED: not on our own image
@@ -46,6 +47,7 @@ func Inherit() (Environment, error) {
 	e := Environment{
 		Control: os.Getenv(EnvControl),
 		State:   os.Getenv(EnvState),
+		Gateway: os.Getenv(EnvGateway),
 		Audit:   os.Getenv(EnvAudit),
 		Locked:  os.Getenv(EnvLocked) == "1",
 		Hosted:  os.Getenv(EnvHosted) != "",
