@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -75,8 +74,10 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.boot(p); err != nil {
-		return err
+	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
+		if err := stage(p); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(b.path(Disk+keySuffix), []byte(key), 0o644)
 }
@@ -138,17 +139,17 @@ func (b Build) path(name string) string { return filepath.Join(b.Output, name) }
 
 // boot writes kernel and initramfs, what a direct boot needs.
 func (b Build) boot(p payload) error {
-	if err := b.write(Kernel, func(w io.Writer) error {
-		_, err := w.Write(p.kernel)
+	if err := b.write(Kernel, func(f *os.File) error {
+		_, err := f.Write(p.kernel)
 		return err
 	}); err != nil {
 		return err
 	}
-	return b.write(Initramfs, p.archive(b).Write)
+	return b.write(Initramfs, func(f *os.File) error { return p.archive(b).Write(f) })
 }
 
 // write makes one result: under its name it is always complete.
-func (b Build) write(name string, fill func(io.Writer) error) error {
+func (b Build) write(name string, fill func(*os.File) error) error {
 	partial := b.path(name + ".partial")
 	f, err := os.Create(partial)
 	if err != nil {
@@ -158,7 +159,7 @@ func (b Build) write(name string, fill func(io.Writer) error) error {
 	if err := fill(f); err != nil {
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
-	size, err := f.Seek(0, io.SeekEnd)
+	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
@@ -168,7 +169,7 @@ func (b Build) write(name string, fill func(io.Writer) error) error {
 	if err := os.Rename(partial, b.path(name)); err != nil {
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
-	b.Log.Info("written", "file", b.path(name), "MB", megabytes(size))
+	b.Log.Info("written", "file", b.path(name), "MB", megabytes(info.Size()))
 	return nil
 }
 

@@ -1,0 +1,104 @@
+package image
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/klauspost/compress/gzip"
+
+	"gatehouse/image/disk"
+	"gatehouse/image/uki"
+)
+
+// CommandLine is what the kernel is started with; the UKI carries it, so the
+// firmware measures it and nobody edits it at the boot menu.
+//
+//   - console: block and log on screen and on the serial port, /dev/console is
+//     the latter; consoleblank=0 keeps the block readable on a screen;
+//   - gpt: a disk whose second partition table is not at its end is still
+//     read, as it is between the steps of growing it at first boot;
+//   - panic=10: a box without people restarts; pstore keeps the reason;
+//   - loglevel=4: warnings and worse on the console, where the block is;
+//   - lockdown=integrity: root cannot change the running kernel; Secure Boot
+//     implies it, boxes without Secure Boot get it too;
+//   - slab_nomerge: a heap overflow in one kind of object stays in its kind;
+//   - rdinit=/init: say so, instead of falling back to a root disk.
+const CommandLine = "console=tty0 console=ttyS0,115200 consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
+
+// The files of the EFI system partition (docs/architecture.md).
+const (
+	espLoader     = "EFI/BOOT/BOOTX64.EFI"
+	espSlotA      = "EFI/Linux/gatehouse-a.efi"
+	espSlotB      = "EFI/Linux/gatehouse-b.efi"
+	espLoaderConf = "loader/loader.conf"
+	defaultSlot   = "gatehouse-a.efi"
+)
+
+// unified writes the UKI of the kernel and initramfs just built.
+func (b Build) unified(p payload) error {
+	archive, err := os.ReadFile(b.path(Initramfs))
+	if err != nil {
+		return fmt.Errorf("reading the initramfs: %w", err)
+	}
+	// The stub of systemd 252 measures its sections in its own order; the
+	// kernel comes last because it may grow in memory while it unpacks.
+	whole, err := uki.Assemble(p.stub, []uki.Section{
+		{Name: ".osrel", Content: osRelease(b.Version)},
+		{Name: ".cmdline", Content: []byte(CommandLine)},
+		{Name: ".uname", Content: []byte(p.release)},
+		{Name: ".initrd", Content: archive},
+		{Name: ".linux", Content: p.kernel},
+	})
+	if err != nil {
+		return err
+	}
+	return b.write(UKI, func(f *os.File) error {
+		_, err := f.Write(whole)
+		return err
+	})
+}
+
+// disks writes the disk image and the forms it is handed out in.
+func (b Build) disks(p payload) error {
+	whole, err := os.ReadFile(b.path(UKI))
+	if err != nil {
+		return fmt.Errorf("reading the UKI: %w", err)
+	}
+	conf, err := disk.LoaderConf(defaultSlot)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(whole)
+	err = b.write(Disk, func(f *os.File) error {
+		return disk.Write(f, []disk.File{
+			{Path: espLoader, Content: p.loader},
+			{Path: espSlotA, Content: whole, Reserve: disk.SlotSize},
+			{Path: espSlotB, Reserve: disk.SlotSize},
+			{Path: espLoaderConf, Content: conf},
+		}, sum[:])
+	})
+	if err != nil {
+		return err
+	}
+	raw, err := os.Open(b.path(Disk))
+	if err != nil {
+		return fmt.Errorf("reading the disk image: %w", err)
+	}
+	defer raw.Close()
+	err = b.write(DiskGzip, func(f *os.File) error {
+		z, err := gzip.NewWriterLevel(f, gzip.BestCompression)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(z, io.NewSectionReader(raw, 0, disk.Size)); err != nil {
+			return err
+		}
+		return z.Close()
+	})
+	if err != nil {
+		return err
+	}
+	return b.write(DiskQcow2, func(f *os.File) error { return disk.WriteQcow2(f, raw, disk.Size) })
+}
