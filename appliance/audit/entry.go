@@ -63,9 +63,9 @@ func (d *digest) UnmarshalText(b []byte) error {
 	return err
 }
 
-type stamp struct{ time.Time }
+type stamp struct{ Time time.Time }
 
-func (s stamp) MarshalText() ([]byte, error) { return []byte(s.UTC().Format(timeFormat)), nil }
+func (s stamp) MarshalText() ([]byte, error) { return []byte(s.Time.UTC().Format(timeFormat)), nil }
 
 func (s *stamp) UnmarshalText(b []byte) (err error) {
 	s.Time, err = time.Parse(timeFormat, string(b))
