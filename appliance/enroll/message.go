@@ -85,7 +85,7 @@ type Metadata struct {
 	Name     string `json:"name"`     // what the site calls itself
 	Version  string `json:"version"`  // of its program
 	System   string `json:"system"`   // linux/amd64
-	Hardware string `json:"hardware"` // maker and model
+	Hardware string `json:"hardware"` // product name
 }
 
 // Enrol is what a site says, outward, until it is answered.

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"gatehouse/appliance/durable"
 )
 
 // MaxSecret is the largest secret, in bytes.
@@ -80,7 +82,7 @@ func Write(path string, key []byte, purpose string, secret []byte) error {
 	if _, err := rand.Read(b[1:]); err != nil {
 		return fmt.Errorf("sealing %s: %w", path, err)
 	}
-	return replace(path, aead.Seal(b, b[1:13], secret, []byte(purpose)))
+	return durable.WriteFile(path, aead.Seal(b, b[1:13], secret, []byte(purpose)), 0o600)
 }
 
 func newAEAD(key []byte) (cipher.AEAD, error) {
