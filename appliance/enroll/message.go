@@ -176,7 +176,15 @@ func unwrap(body []byte) (sealed, error) {
 	if len(body) > MaxMessage {
 		return s, fmt.Errorf("%w: %d bytes, the limit is %d", ErrMalformed, len(body), MaxMessage)
 	}
-	return s, strict(body, &s)
+	if err := strict(body, &s); err != nil {
+		return s, err
+	}
+	// JSON and base64 have many spellings of one value; here there is one, so
+	// that no byte of a message can be changed unseen.
+	if again, err := json.Marshal(s); err != nil || !bytes.Equal(again, body) {
+		return s, fmt.Errorf("%w: it is not in its one form: id, message, mac, no spaces", ErrMalformed)
+	}
+	return s, nil
 }
 
 // strict takes one JSON value, known fields only, and nothing after it.
