@@ -9,19 +9,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/host/modalias"
 )
 
-// Needed are the modules that no device asks for, in order. softdog is the
-// watchdog of last resort: loaded after the hardware's own, it gets the higher
-// number, and OpenWatchdog takes the lowest.
+// Needed are the modules that no device asks for. softdog is the watchdog of
+// last resort: OpenWatchdog takes it only if there is no other.
 func Needed() []string {
 	return []string{
-		"nf_tables", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet", "nft_chain_nat", "nf_conntrack", "nf_log_syslog",
+		"nf_tables", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet", "nft_chain_nat", "nf_conntrack",
+		"nf_log_syslog", "nft_socket", "nft_connlimit", "nft_numgen", "nft_hash", "nft_quota",
 		"dm_mod", "dm_crypt", "xts", "ext4",
 		"vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
 		"efivarfs", "efi_pstore",
@@ -30,14 +34,24 @@ func Needed() []string {
 }
 
 // Modules loads kernel modules from /lib/modules/RELEASE until FreeModules.
+// Its methods may run at the same time: the kernel checks signatures and
+// relocates outside its locks, so two processors load nearly twice as fast.
 type Modules struct {
-	host    *Host
-	index   *modalias.Index
-	dir     string
-	tried   map[string]error // by module name
+	host  *Host
+	index *modalias.Index
+	dir   string
+
+	mu      sync.Mutex
+	tried   map[string]*attempt // by module name
+	devices map[string]bool     // modaliases that were looked at
 	loaded  int
-	spent   time.Duration
-	devices map[string]bool // modaliases that were looked at
+}
+
+// An attempt to load a module is made once; who comes later waits for it.
+// Nobody waits while others wait for him: a plan's steps are in order.
+type attempt struct {
+	once sync.Once
+	err  error
 }
 
 // OpenModules reads the module index. An image without modules (everything
@@ -47,7 +61,7 @@ func (h *Host) OpenModules() (*Modules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the kernel's release: %w", err)
 	}
-	m := &Modules{host: h, dir: filepath.Join("/lib/modules", release), tried: make(map[string]error), devices: make(map[string]bool)}
+	m := &Modules{host: h, dir: filepath.Join("/lib/modules", release), tried: make(map[string]*attempt), devices: make(map[string]bool)}
 	var files [3]io.Reader
 	for i, name := range []string{"modules.dep", "modules.alias", "modules.softdep"} {
 		data, err := os.ReadFile(h.path(filepath.Join(m.dir, name)))
@@ -62,23 +76,41 @@ func (h *Host) OpenModules() (*Modules, error) {
 	return m, nil
 }
 
-// Loaded is how many modules were loaded, and the time the kernel took.
-func (m *Modules) Loaded() (int, time.Duration) { return m.loaded, m.spent }
+// Loaded is how many modules were loaded.
+func (m *Modules) Loaded() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.loaded
+}
 
-// Load loads modules by name with all they need. One that is neither a file
-// nor in the kernel already is skipped: what is a module on one kernel is
-// built into another. The error joins those that the kernel refused.
+// Load loads modules by name with all they need, in no order. One that is
+// neither a file nor in the kernel already is skipped: what is a module on one
+// kernel is built into another. So is one that finds its hardware missing
+// (efivarfs without UEFI). The error joins those that the kernel refused.
 func (m *Modules) Load(names ...string) error {
-	var errs []error
+	var present []string
 	for _, name := range names {
-		if !m.index.Has(name) {
-			m.host.log.Debug("no such module; built in, or not in this image", "module", name)
+		if m.index.Has(name) {
+			present = append(present, name)
 			continue
 		}
-		if err := m.loadOne(name); err != nil {
-			errs = append(errs, err)
-		}
+		m.host.log.Debug("no such module; built in, or not in this image", "module", name)
 	}
+	return m.loadAll(present)
+}
+
+// loadAll loads several modules at once.
+func (m *Modules) loadAll(names []string) error {
+	var group errgroup.Group
+	group.SetLimit(min(runtime.NumCPU(), 4))
+	errs := make([]error, len(names))
+	for i, name := range names {
+		group.Go(func() error {
+			errs[i] = m.loadOne(name)
+			return nil
+		})
+	}
+	_ = group.Wait() // the errors are in errs, all of them
 	return errors.Join(errs...)
 }
 
@@ -88,11 +120,14 @@ func (m *Modules) loadOne(name string) error {
 		return fmt.Errorf("loading module %s: %w", name, err)
 	}
 	for _, step := range plan {
-		if err := m.step(step); err != nil {
-			if step.Optional {
-				m.host.log.Debug("a module that another wishes for was not loaded", "module", step.Name, "for", name, "error", err)
-				continue
-			}
+		switch err := m.step(step); {
+		case err == nil:
+		case step.Optional:
+			m.host.log.Debug("a module that another wishes for was not loaded", "module", step.Name, "for", name, "error", err)
+		case errors.Is(err, unix.ENODEV):
+			m.host.log.Debug("a module found no hardware", "module", step.Name, "for", name)
+			return nil
+		default:
 			return fmt.Errorf("loading module %s for %s: %w", step.Name, name, err)
 		}
 	}
@@ -100,22 +135,30 @@ func (m *Modules) loadOne(name string) error {
 }
 
 func (m *Modules) step(s modalias.Step) error {
-	if err, done := m.tried[s.Name]; done {
-		return err
+	m.mu.Lock()
+	a := m.tried[s.Name]
+	if a == nil {
+		a = new(attempt)
+		m.tried[s.Name] = a
 	}
+	m.mu.Unlock()
+	a.once.Do(func() { a.err = m.insert(s) })
+	return a.err
+}
+
+func (m *Modules) insert(s modalias.Step) error {
 	if _, err := os.Stat(m.host.path("/sys/module/" + s.Name)); err == nil {
-		m.tried[s.Name] = nil
 		return nil
 	}
-	start := time.Now()
 	err := m.host.calls.loadModule(m.host.path(filepath.Join(m.dir, s.Path)))
-	m.spent += time.Since(start)
-	if errors.Is(err, unix.EEXIST) { // it is there, or being loaded by another
-		err = nil
-	} else if err == nil {
-		m.loaded++
+	if errors.Is(err, unix.EEXIST) { // the kernel asked for it itself in the meantime
+		return nil
 	}
-	m.tried[s.Name] = err
+	if err == nil {
+		m.mu.Lock()
+		m.loaded++
+		m.mu.Unlock()
+	}
 	return err
 }
 
@@ -156,37 +199,46 @@ func (m *Modules) Coldplug(ctx context.Context, enough func() bool) error {
 }
 
 // round looks at all devices once and says whether one was new. Modules that
-// the kernel refuses (ENODEV: no such hardware after all) are only logged:
-// several often fit one device.
+// the kernel refuses are only logged: several often fit one device.
 func (m *Modules) round() (news bool, err error) {
-	// Devices come and go while the tree is walked; a folder that is gone is
-	// no error.
-	walk := func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() != "modalias" {
-			return nil
-		}
-		data, err := os.ReadFile(path)
-		device := string(bytes.TrimSpace(data))
-		if err != nil || device == "" || m.devices[device] {
-			return nil
-		}
-		m.devices[device] = true
-		for _, name := range m.index.Match(device) {
-			if _, done := m.tried[name]; done {
-				continue
-			}
-			news = true
-			if err := m.loadOne(name); err != nil {
-				m.host.log.Info("a device's module was not loaded", "device", device, "error", err)
-			}
-		}
-		return nil
-	}
 	root := m.host.path("/sys/devices")
 	if _, err := os.Stat(root); err != nil {
 		return false, fmt.Errorf("looking for devices (is /sys mounted?): %w", err)
 	}
-	return news, filepath.WalkDir(root, walk)
+	var names []string
+	// Devices come and go while the tree is walked; a folder that is gone is
+	// no error.
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() != "modalias" {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if device := string(bytes.TrimSpace(data)); err == nil && m.newDevice(device) {
+			names = append(names, m.index.Match(device)...)
+		}
+		return nil
+	})
+	slices.Sort(names)
+	names = slices.Compact(names)
+	names = slices.DeleteFunc(names, m.wasTried)
+	if err := m.loadAll(names); err != nil {
+		m.host.log.Warn("modules of devices were not loaded", "error", err)
+	}
+	return len(names) > 0, err
+}
+
+func (m *Modules) newDevice(device string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known := device == "" || m.devices[device]
+	m.devices[device] = true
+	return !known
+}
+
+func (m *Modules) wasTried(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tried[name] != nil
 }
 
 // FreeModules removes /lib/modules: the initramfs is memory, and after

@@ -69,6 +69,7 @@ func LinkSysctls(link string) []Sysctl {
 		{v4 + "accept_source_route", "0", "the sender does not choose the way", true},
 		{v4 + "arp_ignore", "1", "an address answers on its own link alone", true},
 		{v4 + "arp_announce", "2", "and asks from it", false},
+		{v4 + "promote_secondaries", "1", "a new lease in the same net outlives the old address", true},
 		{v4 + "log_martians", "0", "a flood must not fill the log", false},
 		{v4 + "drop_gratuitous_arp", "0", "failover of routers relies on it", false},
 		{v6 + "accept_ra", "1", "addresses and routes by router advertisement; 1 means: never while forwarding", true},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,13 +33,14 @@ type watchdogDevice interface {
 
 // OpenWatchdog opens, and so arms, the first watchdog; nil without an error
 // if the machine has none. Each kick asks healthy first; while it says no the
-// machine runs towards its reset. Real hardware comes before softdog, because
-// its module is loaded first (LoadModules).
+// machine runs towards its reset. Hardware comes before softdog, which shares
+// the fate of the kernel that it guards.
 func (h *Host) OpenWatchdog(timeout time.Duration, healthy func() bool) (*Watchdog, error) {
 	names, err := filepath.Glob(h.path("/dev/watchdog[0-9]*"))
 	if err != nil || len(names) == 0 {
 		return nil, err
 	}
+	slices.SortStableFunc(names, func(a, b string) int { return h.softness(a) - h.softness(b) })
 	dev, err := watchdog.Open(names[0])
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
@@ -52,6 +54,15 @@ func (h *Host) OpenWatchdog(timeout time.Duration, healthy func() bool) (*Watchd
 	}
 	w.timeout = setTimeout(dev.File, dev, timeout)
 	return w, nil
+}
+
+// softness is 1 for the kernel's software watchdog, 0 for all others.
+func (h *Host) softness(device string) int {
+	identity, err := h.readLine(filepath.Join("/sys/class/watchdog", filepath.Base(device), "identity"))
+	if err == nil && identity == "Software Watchdog" {
+		return 1
+	}
+	return 0
 }
 
 // setTimeout asks for a timeout and returns the one in force: drivers round,
