@@ -1,0 +1,260 @@
+package panel
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"gatehouse/appliance/control"
+)
+
+// Actions is what the menu can do. Whoever stands at the console has the box
+// in his hands; each action writes the audit log before it acts.
+type Actions interface {
+	NewCode(ctx context.Context) error
+	Restart(ctx context.Context) error
+	PowerOff(ctx context.Context) error
+	Erase(ctx context.Context) error // everything; the box then restarts
+}
+
+// Terminal is one console in the kernel's line mode, which echoes and edits.
+// It is closed at the end, if it can be.
+type Terminal struct {
+	Name string
+	io.ReadWriter
+	// Screen is a display, redrawn in place and each minute. Others are taken
+	// for a log: they get the block only when it changes, and the line that
+	// automation reads.
+	Screen bool
+}
+
+// Config is what a Panel is made of.
+type Config struct {
+	Terminals []Terminal
+	Read      func() (s control.Status, code string) // asked every second
+	Actions   Actions
+	Now       func() time.Time
+	Log       *slog.Logger
+	// Every is how often the status is looked at; 0: each second.
+	Every time.Duration
+}
+
+const (
+	// redrawPause keeps a status that changes all the time from flooding a serial line.
+	redrawPause = 3 * time.Second
+	// askPause is how long a question waits for its answer.
+	askPause = time.Minute
+	maxInput = 128
+)
+
+// Panel is the task that draws the block and answers the menu.
+type Panel struct {
+	c  Config
+	mu sync.Mutex // one action at a time
+}
+
+// New makes a Panel.
+func New(c Config) *Panel {
+	if c.Every == 0 {
+		c.Every = time.Second
+	}
+	return &Panel{c: c}
+}
+
+func (p *Panel) String() string { return "panel" }
+
+// Run serves each terminal on its own until ctx ends: one that hangs, as a
+// serial line does after Ctrl-S, holds up neither the others nor the end.
+func (p *Panel) Run(ctx context.Context) error {
+	for _, t := range p.c.Terminals {
+		s := &session{Panel: p, t: t}
+		go s.run(ctx) // ends with ctx, or hangs in the kernel until its line goes on
+	}
+	<-ctx.Done()
+	for _, t := range p.c.Terminals {
+		if c, ok := t.ReadWriter.(io.Closer); ok {
+			go c.Close() // may wait for output to drain
+		}
+	}
+	return ctx.Err()
+}
+
+// session is one terminal's.
+type session struct {
+	*Panel
+	t      Terminal
+	ask    *question
+	asked  time.Time
+	qr     bool
+	notice string
+
+	line  string // last written
+	block string // last drawn, without the time of day
+	drawn time.Time
+}
+
+// question waits for one line of input. A wrong answer ends it.
+type question struct {
+	text   string
+	answer string
+	then   func(ctx context.Context, s *session)
+}
+
+func (s *session) run(ctx context.Context) {
+	lines := make(chan string)
+	go s.read(ctx, lines)
+	tick := time.NewTicker(s.c.Every)
+	defer tick.Stop()
+	for {
+		if err := s.draw(false); err != nil {
+			s.c.Log.Warn("the console cannot be written", "terminal", s.t.Name, "error", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if s.ask != nil && s.c.Now().Sub(s.asked) > askPause {
+				s.ask, s.notice = nil, "No answer: nothing was done."
+			}
+		case l, open := <-lines:
+			if !open {
+				lines = nil // a console without a keyboard still shows
+				continue
+			}
+			s.input(ctx, l)
+			if err := s.draw(true); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// read passes on lines, bounded and cleaned. Too long ones are dropped whole.
+func (s *session) read(ctx context.Context, lines chan<- string) {
+	defer close(lines)
+	in := bufio.NewReaderSize(s.t, maxInput)
+	for {
+		l, err := in.ReadSlice('\n')
+		long := false
+		for errors.Is(err, bufio.ErrBufferFull) {
+			long = true
+			_, err = in.ReadSlice('\n')
+		}
+		if err != nil {
+			return
+		}
+		text := clean(strings.TrimRight(string(l), "\r\n"))
+		if long {
+			text = "(too long)"
+		}
+		select {
+		case lines <- text:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// draw writes what changed since the last time.
+func (s *session) draw(now bool) error {
+	status, code := s.c.Read()
+	if l := Line(status, code); !s.t.Screen && l != s.line {
+		if _, err := fmt.Fprintf(s.t, "%s\n", l); err != nil {
+			return err
+		}
+		s.line = l
+	}
+	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice}
+	if s.ask != nil {
+		screen.Prompt = s.ask.text
+	}
+	timeless := status
+	timeless.Clock.Time = time.Unix(1, 0)
+	key, at := Render(timeless, screen, Width), s.c.Now()
+	if s.t.Screen {
+		key = Render(status, screen, Width) // with the minute
+	}
+	if !now && (key == s.block || !s.drawn.IsZero() && at.Sub(s.drawn) < redrawPause) {
+		return nil
+	}
+	s.block, s.drawn = key, at
+	text := Render(status, screen, Width)
+	if s.t.Screen {
+		text = "\x1b[H\x1b[2J" + text
+	} else {
+		text = "\n" + text
+	}
+	_, err := io.WriteString(s.t, text)
+	return err
+}
+
+// input takes one line: the answer to a question, or a choice of the menu.
+func (s *session) input(ctx context.Context, l string) {
+	s.notice, s.qr = "", false
+	if q := s.ask; q != nil {
+		s.ask = nil
+		if l != q.answer {
+			s.notice = "Nothing was done."
+			return
+		}
+		q.then(ctx, s)
+		return
+	}
+	status, _ := s.c.Read()
+	for _, c := range choices(status) {
+		if c.key == l {
+			s.choose(ctx, c, status)
+			return
+		}
+	}
+	if l != "" {
+		s.notice = "There is no such choice."
+	}
+}
+
+func (s *session) choose(ctx context.Context, c choice, status control.Status) {
+	name := clean(status.Name)
+	switch c.key {
+	case "0":
+		s.qr = true
+	case "1":
+		s.act(ctx, "The old code is void, this is the new one.", s.c.Actions.NewCode)
+	case "2":
+		s.question("Restart now? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
+			s.act(ctx, "Restarting.", s.c.Actions.Restart)
+		})
+	case "3":
+		s.question("Switch off now? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
+			s.act(ctx, "Switching off.", s.c.Actions.PowerOff)
+		})
+	case "4":
+		what := "people, settings, audit log and keys of this box will be gone for ever, and nobody will own it."
+		s.question(c.name+": "+what+" Type the name of the box, "+name+", to go on: ", name, func(_ context.Context, s *session) {
+			s.question("Once more: everything on "+name+" will be erased now. Type its name again: ", name, func(ctx context.Context, s *session) {
+				s.act(ctx, "Erased. The box starts anew.", s.c.Actions.Erase)
+			})
+		})
+	}
+}
+
+func (s *session) question(text, answer string, then func(context.Context, *session)) {
+	s.ask, s.asked = &question{text, answer, then}, s.c.Now()
+}
+
+func (s *session) act(ctx context.Context, done string, do func(context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := do(ctx); err != nil {
+		s.c.Log.Error("the console's choice failed", "terminal", s.t.Name, "error", err)
+		s.notice = "It did not work: " + strings.TrimSuffix(err.Error(), ".") + "."
+		return
+	}
+	s.notice = done
+}

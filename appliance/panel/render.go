@@ -1,0 +1,298 @@
+// Package panel draws the box's status block on its consoles and runs the menu below it.
+//
+// Everything it writes is ASCII, but for the blocks of the QR code, which the
+// fonts of the kernel's console and of every terminal since the IBM PC have.
+// Text that came from elsewhere is stripped of control characters first.
+package panel
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"rsc.io/qr"
+
+	"gatehouse/appliance/control"
+)
+
+// Screen is what a console shows beside the status.
+type Screen struct {
+	Code   string // claim code, shown only while unclaimed
+	QR     bool   // the address as a QR code instead of the block
+	Notice string // what came of the last choice
+	Prompt string // what is asked now, instead of the menu
+}
+
+// Width is that of a console; a block has at most 24 lines of it.
+const Width = 80
+
+const (
+	indent    = 11
+	timeShown = "2006-01-02 15:04 UTC"
+)
+
+// Line is what automation reads on the serial console, whenever it changes:
+//
+//	gatehouse: state=unclaimed name=gatehouse-7f3k url=https://192.168.1.40/ code=7K2M-QX9D-4TBH fingerprint=9A:41:…
+//
+// All five fields are always there, in this order, without spaces; "-" stands
+// for one that is empty. The fingerprint is the SHA-256 of the certificate.
+func Line(s control.Status, code string) string {
+	field := func(v string) string {
+		if v = strings.ReplaceAll(clean(v), " ", "_"); v == "" {
+			return "-"
+		}
+		return v
+	}
+	if s.State != control.StateUnclaimed {
+		code = ""
+	}
+	return fmt.Sprintf("gatehouse: state=%s name=%s url=%s code=%s fingerprint=%s",
+		field(string(s.State)), field(s.Name), field(s.URL), field(code), field(s.Certificate.SHA256))
+}
+
+// Render draws the block for a console of width columns.
+func Render(s control.Status, screen Screen, width int) string {
+	d := &drawing{width: max(width, 40)}
+	if screen.QR {
+		d.qr(s.URL)
+		return d.String()
+	}
+	d.title(s)
+	switch s.State {
+	case control.StateLocked:
+		d.row("Locked", s.Reason)
+	case control.StateStarting:
+		d.row("Starting", "this takes some seconds")
+	}
+	d.open(s)
+	if s.State == control.StateUnclaimed && screen.Code != "" {
+		d.row("Code", fmt.Sprintf("%-26s type it on the page, it works once", screen.Code))
+	}
+	if s.Certificate.Words != "" && s.State == control.StateUnclaimed {
+		d.row("Proof", s.Certificate.Words)
+		d.row("", "for gatehouse setup, which asks for them")
+	}
+	d.hash(s.Certificate.SHA256)
+	if s.Trust.Sentence != "" {
+		d.row("Keys", s.Trust.Sentence+grade(s.Trust))
+	}
+	d.row("Clock", clock(s.Clock))
+	d.row("Firewall", s.Firewall.Sentence)
+	d.row("Data", s.Volume.Problem)
+	d.rule()
+	d.row(">>", screen.Notice)
+	if screen.Prompt != "" {
+		d.text(" ", screen.Prompt)
+	} else {
+		d.menu(s)
+	}
+	return d.String()
+}
+
+// choices are the menu's entries that do something now.
+func choices(s control.Status) []choice {
+	var c []choice
+	if s.State == control.StateUnclaimed {
+		c = append(c, choice{"1", "New code"})
+	}
+	c = append(c, choice{"2", "Restart"}, choice{"3", "Switch off"})
+	if s.State == control.StateReady {
+		c = append(c, choice{"4", "Erase everything"})
+	} else if s.State != control.StateStarting {
+		c = append(c, choice{"4", "Erase and start anew"})
+	}
+	if s.URL != "" {
+		c = append(c, choice{"0", "Show QR"})
+	}
+	return c
+}
+
+type choice struct{ key, name string }
+
+type drawing struct {
+	strings.Builder
+	width int
+}
+
+func (d *drawing) line(s string) { d.WriteString(strings.TrimRight(s, " ") + "\n") }
+
+func (d *drawing) rule() { d.line(" " + strings.Repeat("-", d.width-2)) }
+
+func (d *drawing) title(s control.Status) {
+	left := " Gatehouse " + clean(s.Version)
+	if s.Development {
+		left += " (development)"
+	}
+	owner := clean(s.Owner)
+	switch {
+	case s.State == control.StateLocked || s.State == control.StateStarting:
+		owner = "" // not known before the data is open
+	case owner == "":
+		owner = "nobody yet"
+	}
+	right := clean(s.Name)
+	if owner != "" {
+		right += " | box of: " + owner
+	}
+	right = cut(right, d.width-2-len(left)-2)
+	d.line(left + strings.Repeat(" ", d.width-1-len(left)-len(right)) + right)
+	d.rule()
+}
+
+// open says where the page is, or what keeps it from being reached.
+func (d *drawing) open(s control.Status) {
+	carrier, addresses, dhcp := false, 0, false
+	for _, l := range s.Links {
+		carrier = carrier || l.Carrier
+		if l.Carrier {
+			addresses += len(l.Addresses)
+			dhcp = dhcp || l.Source != "link-local" && l.Source != ""
+		}
+	}
+	switch {
+	case len(s.Links) == 0 && s.URL == "":
+		d.row("Open", "no network card was found")
+	case !carrier && len(s.Links) > 0:
+		d.row("Open", "no cable: plug a network cable in")
+	case addresses == 0 && s.URL == "":
+		d.row("Open", "no address yet: asking for one by DHCP")
+	case !dhcp && len(s.Links) > 0:
+		d.row("Open", s.URL)
+		d.row("", "no DHCP server answered: open it from a computer on the same cable")
+	case s.URL == "":
+		d.row("Open", "the page is not up yet")
+	default:
+		d.row("Open", s.URL)
+	}
+}
+
+// hash writes a SHA-256 with colons, 95 characters, in two lines.
+func (d *drawing) hash(h string) {
+	h = clean(h)
+	if h == "" {
+		return
+	}
+	if half := len(h)/2 + 1; len(h) > d.width-indent-2 && h[half-1] == ':' {
+		d.line(" " + pad("SHA-256", indent-1) + h[:half])
+		d.line(strings.Repeat(" ", indent) + pad(h[half:], half) + " in the browser")
+		return
+	}
+	d.row("SHA-256", h)
+}
+
+func (d *drawing) menu(s control.Status) {
+	var b strings.Builder
+	for _, c := range choices(s) {
+		fmt.Fprintf(&b, "%s %s   ", c.key, c.name)
+	}
+	d.text(" ", b.String())
+	d.text(" ", "Type a number, then Enter.")
+}
+
+// row writes a label and its text, wrapped; nothing if there is no text.
+func (d *drawing) row(label, text string) {
+	if text = clean(text); text != "" {
+		d.text(" "+pad(label, indent-1), text)
+	}
+}
+
+// text writes words after a first prefix, going on below its end.
+func (d *drawing) text(prefix, text string) {
+	line := prefix
+	for word := range strings.SplitAfterSeq(text, " ") {
+		if len(line)+len(strings.TrimRight(word, " ")) > d.width-1 && len(line) > len(prefix) {
+			d.line(line)
+			line = strings.Repeat(" ", len(prefix))
+		}
+		for len(line)+len(word) > d.width && len(word) > d.width-len(prefix)-1 {
+			room := d.width - 1 - len(line)
+			d.line(line + word[:room])
+			line, word = strings.Repeat(" ", len(prefix)), word[room:]
+		}
+		line += word
+	}
+	d.line(line)
+}
+
+// qr draws two modules to a character. The light ones are drawn, since a
+// console is dark; two modules of quiet zone are enough on it.
+func (d *drawing) qr(url string) {
+	code, err := qr.Encode(clean(url), qr.L)
+	if err != nil {
+		d.row("QR", "the address is too long for a QR code: "+url)
+		return
+	}
+	light := func(x, y int) bool {
+		return !(x >= 0 && y >= 0 && x < code.Size && y < code.Size && code.Black(x, y))
+	}
+	const quiet = 2
+	for y := -quiet; y < code.Size+quiet; y += 2 {
+		b := " "
+		for x := -quiet; x < code.Size+quiet; x++ {
+			below := y+1 < code.Size+quiet && light(x, y+1)
+			switch {
+			case light(x, y) && below:
+				b += "\u2588"
+			case light(x, y):
+				b += "\u2580"
+			case below:
+				b += "\u2584"
+			default:
+				b += " "
+			}
+		}
+		d.line(b)
+	}
+	d.row("Open", url)
+	d.text(" ", "Enter goes back.")
+}
+
+func grade(t control.Trust) string {
+	if t.Grade == "" {
+		return ""
+	}
+	return " (grade " + t.Grade + ")"
+}
+
+func clock(c control.Clock) string {
+	t := c.Time.UTC().Truncate(time.Minute).Format(timeShown)
+	switch {
+	case c.Time.IsZero():
+		return ""
+	case !c.Trusted:
+		return t + ", not to be trusted: no time server has answered yet"
+	case c.Source == "ntp" && c.Servers == 1:
+		return t + ", from 1 server"
+	case c.Source == "ntp":
+		return fmt.Sprintf("%s, from %d servers", t, c.Servers)
+	case c.Source == "":
+		return t
+	}
+	return t + ", from the " + c.Source
+}
+
+// clean makes text safe to print on a terminal.
+func clean(s string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r > '~':
+			return '?'
+		}
+		return r
+	}, s))
+}
+
+func pad(s string, n int) string { return fmt.Sprintf("%-*s", n, s) }
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	if n < 3 {
+		return ""
+	}
+	return s[:n-2] + ".."
+}
