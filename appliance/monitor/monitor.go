@@ -45,6 +45,7 @@ type Machine struct {
 	ApplyNetwork func(context.Context, control.NetworkApply) error
 	SetClock     func(time.Time) error
 	Power        func(action string) // restart or off; returns at once
+	Erase        func(context.Context) error
 	Kernel       string
 }
 
@@ -253,5 +254,21 @@ func (m *Monitor) power(ctx context.Context, p control.Power) error {
 		return err
 	}
 	m.cfg.Machine.Power(p.Action)
+	return nil
+}
+
+// Erase forgets everything and restarts, for a person at the console. The audit
+// log goes with the rest, so a log that cannot be written is no reason to stop.
+func (m *Monitor) Erase(ctx context.Context) error {
+	if m.cfg.Machine.Erase == nil {
+		return errors.New("this Gatehouse runs on a host of yours: stop it there and remove its state folder")
+	}
+	if err := m.audit(ctx, control.Event{Actor: "console", Action: "erase", Object: m.cfg.Name}); err != nil {
+		m.cfg.Logger.Warn("erasing without an entry in the audit log", "err", err)
+	}
+	if err := m.cfg.Machine.Erase(ctx); err != nil {
+		return fmt.Errorf("erasing: %w", err)
+	}
+	m.cfg.Machine.Power("restart")
 	return nil
 }

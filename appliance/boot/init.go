@@ -1,0 +1,332 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/host"
+	"gatehouse/appliance/journal"
+	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/supervise"
+	"gatehouse/appliance/task"
+	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume"
+	"gatehouse/netfilter"
+	"gatehouse/tpm"
+)
+
+// box is our own image on its own machine. Its steps fill it in, in order.
+type box struct {
+	release Release
+	log     *slog.Logger
+	level   *slog.LevelVar
+	journal *journal.Journal
+	machine *host.Host
+	reaper  *supervise.Reaper
+	tpm     *tpm.TPM
+	built   time.Time
+
+	watchdog *host.Watchdog
+	filtered error // why links must stay down
+	disk     volume.Disk
+	meta     *os.File
+	config   vault.Config
+	keys     *vault.Vault
+	fresh    bool // keys are made, but not committed yet
+	mapped   bool
+	mounted  bool
+	problem  string // of the data volume, in words
+	locked   string // why the box does not open, in words; "" while it does
+
+	http, https net.Listener
+	dhcp6       *os.File
+
+	mu     sync.Mutex
+	source map[string]string // how each link got its addresses
+	ending string            // restart or off, once asked for
+	end    context.CancelFunc
+}
+
+// A step is one line of the start. A step that fails does not stop the others:
+// a box without a disk, a TPM or a cable still has to say so on its console,
+// and on its page where there is an address. What later steps need they look
+// for themselves.
+type step struct {
+	name string
+	run  func(*box, context.Context) error
+}
+
+// steps is the order of the start. Default drop is in the kernel before the
+// first link is up, and the keys are capped before anything of the data volume
+// is touched.
+var steps = []step{
+	{"kernel file systems", (*box).fileSystems},
+	{"clock floor", (*box).clockFloor},
+	{"drivers", (*box).drivers},
+	{"watchdog", (*box).openWatchdog},
+	{"kernel settings", (*box).settings},
+	{"filter", (*box).filter},
+	{"disk", (*box).findDisk},
+	{"keys", (*box).unseal},
+	{"data volume", (*box).openData},
+	{"links", (*box).raiseLinks},
+}
+
+// Init is PID 1. It returns only if the kernel refuses to restart.
+func Init(release Release) int {
+	lines := journal.New(512<<10, time.Now)
+	level := new(slog.LevelVar)
+	log := slog.New(lines.Handler(control.Init, level))
+	b := &box{
+		release: release, log: log, level: level, journal: lines, built: release.time(),
+		machine: host.New(log), reaper: supervise.NewReaper(log),
+	}
+	// What must live as long as the machine is not bound to the roles' end.
+	life := context.Background()
+	ctx, end := context.WithCancel(life)
+	b.end = end
+	go b.signals(ctx)
+	go func() { b.log.Error("the reaper ended", "err", b.reaper.Run(life)) }()
+
+	start := time.Now()
+	for _, s := range steps {
+		began := time.Now()
+		if err := s.run(b, ctx); err != nil {
+			log.Error("step failed", "step", s.name, "err", err)
+			fmt.Fprintf(os.Stderr, "gatehouse: %s: %v\n", s.name, err)
+		} else {
+			log.Info("step", "step", s.name, "took", time.Since(began).Round(time.Millisecond))
+		}
+	}
+	log.Info("started", "took", time.Since(start).Round(time.Millisecond))
+	b.serve(ctx)
+	b.shutdown()
+	// Only reached when the kernel refused. The watchdog was disarmed or will
+	// end this; returning would be a panic of the kernel.
+	fmt.Fprintln(os.Stderr, "gatehouse: the machine does not end by itself: switch it off")
+	select {}
+}
+
+// serve runs the roles until the box is asked to end. Should they fail as a
+// whole, they are tried again after a pause: a box in a cupboard must not stay
+// silent because of one bad minute.
+func (b *box) serve(ctx context.Context) {
+	pause := time.Second
+	for ctx.Err() == nil {
+		r, err := b.roles()
+		if err == nil {
+			err = r.run(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		b.log.Error("the roles ended", "err", err)
+		fmt.Fprintf(os.Stderr, "gatehouse: the roles ended: %v\n", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Minute)
+	}
+}
+
+// power notes how to end and ends the roles; serve returns then.
+func (b *box) power(action string) {
+	b.mu.Lock()
+	if b.ending == "" {
+		b.ending = action
+	}
+	b.mu.Unlock()
+	// The answer to the one who asked goes out first.
+	time.AfterFunc(500*time.Millisecond, b.end)
+}
+
+// signals takes what the kernel sends PID 1: SIGINT for control-alt-delete.
+func (b *box) signals(ctx context.Context) {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM)
+	select {
+	case <-ctx.Done():
+	case s := <-ch:
+		b.log.Warn("asked to end by a signal", "signal", s)
+		b.power("restart")
+	}
+}
+
+// shutdown ends in order: the volume first, since it must be whole whatever
+// follows; then the keys; the TPM is told last, so that its counters of bad
+// ends do not move.
+func (b *box) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	failed := func(what string, err error) {
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "gatehouse: %s: %v\n", what, err)
+		}
+	}
+	b.journal.Close()
+	if b.mounted {
+		failed("closing the data volume", volume.Unmount(ctx, dataPath))
+	}
+	if b.mapped {
+		failed("closing the data volume", volume.CloseCrypt(dataName))
+	}
+	if b.keys != nil {
+		b.keys.Wipe()
+	}
+	if b.tpm != nil {
+		failed("ending the TPM's session", b.tpm.Shutdown(false))
+	}
+	if b.watchdog != nil {
+		failed("disarming the watchdog", b.watchdog.Disarm())
+	}
+	b.mu.Lock()
+	action := b.ending
+	b.mu.Unlock()
+	if action == "off" {
+		failed("switching off", b.machine.PowerOff())
+		return
+	}
+	failed("restarting", b.machine.Restart())
+}
+
+// roles puts together what runs once the steps are done.
+func (b *box) roles() (*roles, error) {
+	r := &roles{release: b.release, log: b.log, journal: b.journal, keys: b.keys, reaper: b.reaper}
+	r.paths = supervise.Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: dataPath}
+	r.options = supervise.Options{Privileged: true, Locked: b.keys == nil, Version: b.release.Version}
+	if err := b.listen(r); err != nil {
+		return nil, err
+	}
+	seen, save := time.Time{}, func(time.Time) error { return nil }
+	if b.mounted {
+		seen, save = b.keptTime()
+	}
+	r.monitor = monitor.Config{
+		Name: "gatehouse", Locked: b.locked, HTTPPort: 80, HTTPSPort: 443, Trust: b.trust(),
+		Clock: monitor.NewClock(b.built, seen, "rtc", save),
+		Machine: monitor.Machine{
+			Links:        func() []control.Link { return b.links() },
+			Volume:       b.volumeStatus,
+			Memory:       func() control.Memory { return memory(b.machine, b.log) },
+			ApplyNetwork: b.applyNetwork,
+			SetClock:     b.machine.SetClock,
+			Power:        b.power,
+			Erase:        b.erase,
+			Kernel:       kernel(b.machine),
+		},
+	}
+	if b.filtered == nil {
+		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
+	}
+	if b.keys != nil {
+		r.monitor.Name = nameOf(b.keys.InstallID())
+		b.verifier(&r.monitor)
+	}
+	if err := b.machine.SetName(r.monitor.Name); err != nil {
+		b.log.Warn("naming the machine", "err", err)
+	}
+	r.also = func(m *monitor.Monitor) []task.Task {
+		tasks := []task.Task{b.panel(m), b.machine.PowerButton(b.pressed(m)),
+			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) })}
+		if b.watchdog != nil {
+			tasks = append(tasks, b.watchdog)
+		}
+		return tasks
+	}
+	return r, nil
+}
+
+// pressed ends the box in order; a full disk or a broken log does not make the
+// power button a dead one.
+func (b *box) pressed(m *monitor.Monitor) func() {
+	return func() {
+		if err := m.PowerOff(context.Background()); err != nil {
+			b.log.Error("switching off without an entry in the audit log", "err", err)
+			b.power("off")
+		}
+	}
+}
+
+// verifier hands the monitor the claim code that was set when flashing.
+func (b *box) verifier(c *monitor.Config) {
+	salt, key, ok, err := vault.ReadClaimVerifier(b.meta)
+	if err != nil {
+		b.log.Error("the claim code set when flashing cannot be read; the console shows a new one", "err", err)
+		return
+	}
+	if !ok {
+		return
+	}
+	c.Verifier = &control.ClaimMaterial{Salt: salt[:], Key: key[:]}
+	c.ForgetVerifier = func() error { return vault.ClearClaimVerifier(b.meta) }
+}
+
+// setSource notes how a link got its addresses, for the faces.
+func (b *box) setSource(name, source string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.source == nil {
+		b.source = make(map[string]string)
+	}
+	b.source[name] = source
+}
+
+func (b *box) links() []control.Link {
+	out := links(b.machine, "link-local", b.log)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range out {
+		if s := b.source[out[i].Name]; s != "" {
+			out[i].Source = s
+		}
+	}
+	return out
+}
+
+func (b *box) volumeStatus() control.Volume {
+	if !b.mounted {
+		return control.Volume{Problem: b.problem}
+	}
+	v := usage(dataPath, true)
+	v.Problem = b.problem
+	return v
+}
+
+func (b *box) trust() control.Trust {
+	if b.keys != nil {
+		return b.keys.Trust()
+	}
+	return control.Trust{Mechanism: "none", Grade: "-", Sentence: "locked: the keys are not open"}
+}
+
+// keptTime reads the last time that an earlier life was sure of, and gives the
+// function that keeps it.
+func (b *box) keptTime() (time.Time, func(time.Time) error) {
+	file := filepath.Join(dataPath, "clock")
+	var seen time.Time
+	text, err := os.ReadFile(file)
+	if err == nil {
+		seen, err = time.Parse(time.RFC3339, string(text))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		b.log.Warn("the time of the last life cannot be read; the build time is the floor", "err", err)
+	}
+	if seen.After(time.Now()) {
+		// The clock chip lost its time. The floor is the better guess.
+		if err := b.machine.SetClock(seen); err != nil {
+			b.log.Warn("setting the clock to its floor", "err", err)
+		}
+	}
+	return seen, func(t time.Time) error { return replaceFile(file, []byte(t.UTC().Format(time.RFC3339))) }
+}

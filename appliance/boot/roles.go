@@ -1,0 +1,243 @@
+// Package boot takes the program from the kernel's or the host's hand-over to running roles, in a fixed list of steps.
+//
+// Init is PID 1 of our own image, Serve the hosted form; what both have in
+// common, from the open vault on, is in this file.
+package boot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/audit"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/journal"
+	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/supervise"
+	"gatehouse/appliance/task"
+	"gatehouse/appliance/vault"
+	"gatehouse/netfilter"
+	"gatehouse/netfilter/nft"
+)
+
+// Release is what the program knows of itself, set when it was built.
+type Release struct {
+	Version string
+	Built   string // RFC 3339; the clock is never set before it
+}
+
+func (r Release) time() time.Time {
+	t, err := time.Parse(time.RFC3339, r.Built)
+	if err != nil {
+		return time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return t
+}
+
+// roles is everything the two forms put together to run the roles.
+type roles struct {
+	release Release
+	log     *slog.Logger
+	journal *journal.Journal
+	reaper  *supervise.Reaper // runs before and after the roles
+	paths   supervise.Paths
+	options supervise.Options
+	keys    *vault.Vault // nil while locked
+	http    net.Listener // port 80
+	https   net.Listener // port 443
+	files   map[string]*os.File
+	monitor monitor.Config
+	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
+}
+
+// run runs the roles until ctx ends, or until something fails that the box
+// cannot be without. It closes what it opens; the vault stays the caller's.
+func (r *roles) run(ctx context.Context) error {
+	if r.files == nil {
+		r.files = map[string]*os.File{}
+	}
+	if r.keys != nil {
+		writer, err := r.openAudit()
+		if err != nil {
+			return err
+		}
+		defer func() {
+			// The context has ended by now: what is left is one signature.
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "stop", Object: r.monitor.Name}); err != nil {
+				r.log.Error("the end was not recorded", "err", err)
+			}
+			if _, err := writer.Checkpoint(ctx); err != nil {
+				r.log.Error("the audit log was not signed at the end", "err", err)
+			}
+			writer.Close()
+		}()
+		r.monitor.Audit = writer
+		r.monitor.Vault = r.keys
+		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version}}); err != nil {
+			return fmt.Errorf("recording the start: %w", err)
+		}
+	}
+	listener, err := r.openFiles()
+	if err != nil {
+		return err
+	}
+	supervisor, err := supervise.New(supervise.Config{
+		Specs: supervise.Table(r.paths, r.options), Files: r.files, Reaper: r.reaper, Log: r.log,
+		Output: r.journal.Append, CrashDir: r.crashDir(),
+	})
+	if err != nil {
+		return err
+	}
+	c := r.monitor
+	c.Version, c.Development = r.release.Version, true
+	c.Roles, c.Alive = supervisor.Status, supervisor.Alive
+	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
+	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
+	mon, err := monitor.New(c)
+	if err != nil {
+		return err
+	}
+	server := control.NewServer(r.log, supervisor.Identify)
+	mon.Register(server)
+	tasks := []task.Task{
+		task.Func("control socket", func(ctx context.Context) error { return server.Serve(ctx, listener) }),
+		supervisor, r.journal, mon.Watch(),
+	}
+	if r.also != nil {
+		tasks = append(tasks, r.also(mon)...)
+	}
+	return task.Run(ctx, tasks...)
+}
+
+func (r *roles) openAudit() (*audit.Writer, error) {
+	gid := -1
+	for _, s := range supervise.Table(r.paths, r.options) {
+		if s.Role == control.Console && r.options.Privileged {
+			gid = int(s.GID) // who reads the log
+		}
+	}
+	return audit.Open(filepath.Join(r.paths.Data, "audit"), audit.Config{
+		Key: r.keys.Public(), Sign: func(ctx context.Context, digest []byte) ([]byte, error) {
+			if len(digest) != 32 {
+				return nil, fmt.Errorf("signing a digest of %d bytes: SHA-256 has 32", len(digest))
+			}
+			return r.keys.Sign(ctx, [32]byte(digest))
+		},
+		Now: time.Now, Rand: rand.Reader, Log: r.log, GID: gid,
+	})
+}
+
+func (r *roles) crashDir() string {
+	if r.keys == nil {
+		return "" // locked: there is no place that survives
+	}
+	return filepath.Join(r.paths.Data, "crash")
+}
+
+// openFiles makes the sockets that roles inherit or dial. They belong to this
+// process, so a role that is started anew finds them as they were.
+func (r *roles) openFiles() (control net.Listener, err error) {
+	if err := os.MkdirAll(filepath.Dir(r.paths.Control), 0o755); err != nil {
+		return nil, fmt.Errorf("making the folder of the sockets: %w", err)
+	}
+	if control, err = listenUnix(r.paths.Control); err != nil {
+		return nil, err
+	}
+	local, err := listenUnix(r.paths.GatewaySocket)
+	if err != nil {
+		return nil, err
+	}
+	for name, l := range map[string]net.Listener{fileHTTPS: r.https, fileHTTP: r.http, fileAgent: local} {
+		if l == nil {
+			return nil, fmt.Errorf("there is no listening socket for %s", name)
+		}
+		f, err := l.(interface{ File() (*os.File, error) }).File()
+		if err != nil {
+			return nil, fmt.Errorf("handing over %s: %w", name, err)
+		}
+		r.files[name] = f
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("joining gateway and console: %w", err)
+	}
+	r.files[fileConsole] = os.NewFile(uintptr(pair[0]), fileConsole)
+	r.files[fileGateway] = os.NewFile(uintptr(pair[1]), fileGateway)
+	return control, nil
+}
+
+const (
+	fileHTTPS   = control.FileHTTPS
+	fileHTTP    = control.FileHTTP
+	fileAgent   = control.FileAgent
+	fileConsole = control.FileConsole
+	fileGateway = control.FileGateway
+)
+
+// listenUnix listens at path, in the place of what an earlier life left there.
+// Anyone may connect: the kernel says who it is, and that decides.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing an old socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("making the socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		return nil, fmt.Errorf("opening the socket %s to the roles: %w", path, err)
+	}
+	return l, nil
+}
+
+// kernelFilter puts the rules of a state into the kernel.
+func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(control.State, []netip.Prefix) error {
+	return func(s control.State, addresses []netip.Prefix) error {
+		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form}))
+	}
+}
+
+// crockford is the alphabet of names: no i, l, o or u to be misread.
+const crockford = "0123456789abcdefghjkmnpqrstvwxyz"
+
+// nameOf makes the box's name of its install id, so that it is the same for as
+// long as the data is.
+func nameOf(id [16]byte) string {
+	var b strings.Builder
+	b.WriteString("gatehouse-")
+	n := uint32(id[0])<<16 | uint32(id[1])<<8 | uint32(id[2])
+	for i := range 4 {
+		b.WriteByte(crockford[n>>(19-5*i)&31])
+	}
+	return b.String()
+}
+
+// describe names a locked vault's broken rung for a person, with the values
+// that changed.
+func describe(l *vault.Locked) string {
+	s := l.Cause + " " + l.Advice
+	for _, p := range l.PCRs {
+		s += fmt.Sprintf(" PCR %d was %s and is %s.", p.Index, short(p.Old), short(p.New))
+	}
+	return s
+}
+
+func short(h string) string {
+	if _, err := hex.DecodeString(h); err != nil || len(h) <= 16 {
+		return h
+	}
+	return h[:16] + "…"
+}

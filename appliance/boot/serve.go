@@ -1,0 +1,327 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/config"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/host"
+	"gatehouse/appliance/journal"
+	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/supervise"
+	"gatehouse/appliance/task"
+	"gatehouse/appliance/vault"
+	"gatehouse/netfilter"
+	"gatehouse/tpm/hostid"
+)
+
+const defaultConfig = "/etc/gatehouse/gatehouse.toml"
+
+// Serve is `gatehoused serve`: the same roles as on our own image, on somebody
+// else's system. It has no links, clock or firmware, and filters only its own
+// ports. The result is the exit code.
+func Serve(release Release, args []string) int {
+	sources, err := serveFlags(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
+		return 2
+	}
+	cfg, err := config.Load(sources)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := serve(ctx, release, sources, cfg); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
+		return 1
+	}
+	return 0
+}
+
+func serveFlags(args []string) (config.Sources, error) {
+	set := flag.NewFlagSet("gatehoused serve", flag.ContinueOnError)
+	set.Usage = func() {
+		fmt.Fprintf(set.Output(), `gatehoused serve runs Gatehouse on a NAS system, server or container.
+
+  gatehoused serve --state /srv/gatehouse --https :8443 --http :8080
+  gatehoused serve --config gatehouse.toml
+
+A flag counts before a variable (GATEHOUSE_STATE, GATEHOUSE_HTTPS …), and that before the file.
+In a container the passphrase that seals the keys comes in GATEHOUSE_KEY.
+
+`)
+		set.PrintDefaults()
+	}
+	file := set.String("config", "", "configuration `file`, read again whenever it changes (default "+defaultConfig+" if it is there)")
+	values := make(map[string]*string)
+	for _, f := range config.Flags() {
+		values[f.Name] = set.String(f.Name, "", f.Usage)
+	}
+	if err := set.Parse(args); err != nil {
+		return config.Sources{}, err
+	}
+	if set.NArg() > 0 {
+		return config.Sources{}, fmt.Errorf("%q is more than flags: see gatehoused serve --help", set.Arg(0))
+	}
+	s := config.Sources{File: *file, Flags: map[string]string{}, Lookup: os.LookupEnv}
+	if s.File == "" {
+		if _, err := os.Stat(defaultConfig); err == nil {
+			s.File = defaultConfig
+		}
+	}
+	set.Visit(func(f *flag.Flag) {
+		if v, ok := values[f.Name]; ok {
+			s.Flags[f.Name] = *v
+		}
+	})
+	return s, nil
+}
+
+func serve(ctx context.Context, release Release, sources config.Sources, cfg config.Config) error {
+	form, err := config.Hosted(os.LookupEnv, os.DirFS("/"))
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	level.Set(cfg.LogLevel)
+	lines := journal.New(256<<10, time.Now)
+	log := slog.New(slog.NewMultiHandler(lines.Handler(control.Init, level), slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
+
+	if err := os.MkdirAll(cfg.State, 0o755); err != nil {
+		return fmt.Errorf("making the state folder: %w", err)
+	}
+	unlock, err := lockState(cfg.State)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	keys, reason, err := hostedVault(ctx, cfg, form, log)
+	if err != nil {
+		return err
+	}
+	name := cfg.Name
+	if keys != nil {
+		defer keys.Wipe()
+		if err := lines.Attach(filepath.Join(cfg.State, "log"), 4<<20); err != nil {
+			log.Warn("the log is kept in memory only", "err", err)
+		}
+		defer lines.Close()
+		if name == "" {
+			name = nameOf(keys.InstallID())
+		}
+	}
+	if name == "" {
+		name = "gatehouse"
+	}
+	r, err := hostedRoles(release, cfg, form, keys, lines, log)
+	if err != nil {
+		return err
+	}
+	r.monitor.Name, r.monitor.Locked, r.monitor.Names = name, reason, cfg.Names
+	r.also = func(m *monitor.Monitor) []task.Task {
+		return []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log)}
+	}
+	return r.withReaper(ctx)
+}
+
+// lockState keeps two programs from one state folder: they would write the
+// same database and audit log.
+func lockState(dir string) (func(), error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the state folder: %w", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("the state folder %s is in use by another gatehoused: stop that one, or choose another --state", dir)
+	}
+	return func() { d.Close() }, nil
+}
+
+// hostedVault opens the data key, or makes one at the very first start. A vault
+// that does not open is no error: the roles then serve the locked state.
+func hostedVault(ctx context.Context, cfg config.Config, form config.Form, log *slog.Logger) (*vault.Vault, string, error) {
+	meta, err := vault.OpenFile(filepath.Join(cfg.State, "meta"))
+	if err != nil {
+		return nil, "", err
+	}
+	passphrase := []byte(os.Getenv(cfg.KeyVariable))
+	if err := os.Unsetenv(cfg.KeyVariable); err != nil {
+		return nil, "", fmt.Errorf("taking the passphrase out of the environment: %w", err)
+	}
+	c := vault.Config{
+		Meta: meta, Passphrase: passphrase, Variable: cfg.KeyVariable, Form: vault.Host, Log: log,
+		HostID: func() (hostid.ID, error) { return hostid.Read(os.DirFS("/")) },
+	}
+	if form == config.Container {
+		c.Form = vault.Container
+	}
+	defer clear(passphrase)
+	keys, err := vault.Open(ctx, c)
+	var locked *vault.Locked
+	switch {
+	case errors.As(err, &locked):
+		log.Error("locked", "rung", locked.Rung, "err", locked)
+		return nil, describe(locked), nil
+	case errors.Is(err, vault.ErrBlank):
+		if keys, err = vault.Create(ctx, c); err == nil {
+			err = keys.Commit(ctx)
+		}
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return keys, "", nil
+}
+
+func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vault.Vault, lines *journal.Journal, log *slog.Logger) (*roles, error) {
+	r := &roles{release: release, log: log, journal: lines, keys: keys, reaper: supervise.NewReaper(log)}
+	var err error
+	if r.https, err = net.Listen("tcp", cfg.HTTPS.String()); err != nil {
+		return nil, fmt.Errorf("listening for the console: %w (choose another port with --https)", err)
+	}
+	if r.http, err = net.Listen("tcp", cfg.HTTP.String()); err != nil {
+		return nil, fmt.Errorf("listening for the plain page: %w (choose another port with --http)", err)
+	}
+	run := filepath.Join(cfg.State, "run")
+	r.paths = supervise.Paths{Control: filepath.Join(run, "control.sock"), GatewaySocket: filepath.Join(run, "gateway.sock"), Data: cfg.State}
+	r.options = supervise.Options{
+		Hosted: string(form), Privileged: os.Geteuid() == 0, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
+		Locked: keys == nil, Version: release.Version,
+	}
+	machine := host.New(log)
+	r.monitor = monitor.Config{
+		Hosted: true, PublicURL: publicURL(r.https), HTTPSPort: cfg.HTTPS.Port(), HTTPPort: cfg.HTTP.Port(),
+		Clock: monitor.NewClock(release.time(), time.Time{}, "host", nil),
+		Machine: monitor.Machine{
+			Links:  func() []control.Link { return links(machine, "host", log) },
+			Volume: func() control.Volume { return usage(cfg.State, false) },
+			Memory: func() control.Memory { return memory(machine, log) },
+			Kernel: kernel(machine),
+		},
+	}
+	// A first, closed rule set says whether we may filter here at all.
+	filter := kernelFilter(netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port()})
+	if err := filter(control.StateStarting, nil); err != nil {
+		log.Warn("addresses are not filtered in the kernel", "err", err)
+	} else {
+		r.monitor.Filter, r.monitor.Counters = filter, counters
+	}
+	return r, nil
+}
+
+// withReaper runs the roles under the one waiter of all children.
+func (r *roles) withReaper(ctx context.Context) error {
+	reaping, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.reaper.Run(reaping) }() // ends below, after the last role
+	err := r.run(ctx)
+	stop()
+	if e := <-done; e != nil && !errors.Is(e, context.Canceled) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// watchConfig follows the file: the log level changes at once, the rest is
+// named as taking effect at the next start.
+func watchConfig(sources config.Sources, first config.Config, level *slog.LevelVar, log *slog.Logger) task.Task {
+	return config.Watch(sources, log, func(c config.Config, err error) {
+		if err != nil {
+			return // said by the watcher; the last good one stays
+		}
+		level.Set(c.LogLevel)
+		if later := first.AtNextStart(c); len(later) > 0 {
+			log.Warn("takes effect at the next start", "settings", strings.Join(later, ", "))
+		}
+	})
+}
+
+// announce prints the line that automation reads, whenever it changes.
+func announce(m *monitor.Monitor, w io.Writer) task.Task {
+	return task.Func("announcement", func(ctx context.Context) error {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		last := ""
+		for {
+			if line := statusLine(m); line != last {
+				fmt.Fprintln(w, line)
+				last = line
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			}
+		}
+	})
+}
+
+func links(machine *host.Host, source string, log *slog.Logger) []control.Link {
+	found, err := machine.Links()
+	if err != nil {
+		log.Warn("reading the links", "err", err)
+		return nil
+	}
+	var out []control.Link
+	for _, l := range found {
+		c := control.Link{Name: l.Name, MAC: l.MAC.String(), Carrier: l.Carrier, Source: source}
+		for _, p := range l.Addresses {
+			if !p.Addr().IsLoopback() {
+				c.Addresses = append(c.Addresses, p)
+			}
+		}
+		if l.Name == "lo" && len(c.Addresses) == 0 {
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func memory(machine *host.Host, log *slog.Logger) control.Memory {
+	m, err := machine.Memory()
+	if err != nil {
+		log.Warn("reading the memory figures", "err", err)
+	}
+	return m
+}
+
+func kernel(machine *host.Host) string {
+	k, err := machine.Release()
+	if err != nil {
+		return ""
+	}
+	return k
+}
+
+// publicURL is the address that a person opens on a host that listens on one
+// address only.
+func publicURL(l net.Listener) string {
+	a, ok := l.Addr().(*net.TCPAddr)
+	if !ok || a.IP.IsUnspecified() {
+		return ""
+	}
+	ap := a.AddrPort()
+	return "https://" + netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String() + "/"
+}

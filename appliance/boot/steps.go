@@ -1,0 +1,313 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/durable"
+	"gatehouse/appliance/host"
+	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume"
+	"gatehouse/netfilter"
+	"gatehouse/netfilter/nft"
+	"gatehouse/tpm"
+	"gatehouse/tpm/hostid"
+)
+
+const (
+	dataPath = "/data"
+	dataName = "gatehouse-data" // of the dm-crypt mapping
+	tpmPath  = "/dev/tpmrm0"    // the kernel's resource manager
+
+	// driversTime is how long the start waits for the box's own disk to
+	// appear; slow USB disks take some seconds.
+	driversTime  = 20 * time.Second
+	watchdogTime = 60 * time.Second
+)
+
+func (b *box) fileSystems(context.Context) error {
+	if err := b.machine.MountEarly(); err != nil {
+		return err
+	}
+	return b.machine.NoCtrlAltDel()
+}
+
+// clockFloor keeps a clock without a battery from starting in 1970: the
+// program was built later than that.
+func (b *box) clockFloor(context.Context) error {
+	if time.Now().Before(b.built) {
+		return b.machine.SetClock(b.built)
+	}
+	return nil
+}
+
+// drivers loads what the machine's devices ask for, until the box's own disk
+// is there, and gives the memory of the rest back.
+func (b *box) drivers(ctx context.Context) error {
+	modules, err := b.machine.OpenModules()
+	if err != nil {
+		return err
+	}
+	// The software watchdog comes after those that devices ask for, so that
+	// real hardware gets the lowest number.
+	const last = "softdog"
+	first := slices.DeleteFunc(host.Needed(), func(m string) bool { return m == last })
+	err = modules.Load(first...)
+	_, e := b.machine.MountEFIVariables()
+	err = errors.Join(err, e)
+	ctx, cancel := context.WithTimeout(ctx, driversTime)
+	defer cancel()
+	err = errors.Join(err, modules.Coldplug(ctx, func() bool {
+		_, err := volume.FindDisk(b.machine)
+		return !errors.Is(err, fs.ErrNotExist)
+	}))
+	err = errors.Join(err, modules.Load(last))
+	count, spent := modules.Loaded()
+	freed, e := b.machine.FreeModules()
+	b.log.Info("drivers", "modules", count, "in the kernel", spent.Round(time.Millisecond), "freed", freed)
+	return errors.Join(err, e)
+}
+
+func (b *box) openWatchdog(context.Context) (err error) {
+	b.watchdog, err = b.machine.OpenWatchdog(watchdogTime, func() bool { return true })
+	if b.watchdog != nil {
+		if last := b.watchdog.LastReset(); last != "" {
+			b.log.Warn("the watchdog ended the last life", "cause", last)
+		}
+	}
+	return err
+}
+
+func (b *box) settings(context.Context) error {
+	return errors.Join(b.machine.SetSysctls(), b.machine.LoopbackUp())
+}
+
+// filter closes the box. If that fails the links stay down: a box that cannot
+// be reached is better than one that can be reached by all.
+func (b *box) filter(context.Context) error {
+	b.filtered = nft.Apply(netfilter.Rules(netfilter.State{Phase: control.StateStarting, Form: netfilter.Box}))
+	return b.filtered
+}
+
+func (b *box) findDisk(context.Context) error {
+	disk, err := volume.FindDisk(b.machine)
+	if err != nil {
+		b.lock("this system was not started from a disk of its own, so there is no place for its data: write the image to a disk and start from that")
+		return err
+	}
+	b.disk = disk
+	if b.meta, err = disk.Meta(); err != nil {
+		b.lock("the disk " + disk.Name + " has no META partition of this box: write the image to it anew")
+		return err
+	}
+	return nil
+}
+
+// lock notes why the box does not open. The first reason counts: what comes
+// later follows from it.
+func (b *box) lock(reason string) {
+	if b.locked == "" {
+		b.locked = reason
+	}
+	if b.keys != nil {
+		b.keys.Wipe()
+		b.keys = nil
+	}
+}
+
+// unseal opens the data key, or makes one in memory if there never was any. The
+// vault caps the TPM's registers in either case, so that nothing that runs
+// later can unseal again.
+func (b *box) unseal(ctx context.Context) error {
+	if err := b.machine.WaitEntropy(ctx); err != nil {
+		return err
+	}
+	b.tpm = tpm.Find(tpmPath)
+	boot, err := b.machine.SecureBoot()
+	if err != nil {
+		b.log.Warn("reading the state of Secure Boot", "err", err)
+	}
+	if b.meta == nil {
+		return errors.New("there is no META partition to read the keys' header from")
+	}
+	b.config = vault.Config{
+		Meta: b.meta, TPM: b.tpm, Form: vault.Box, SecureBoot: boot.Enabled, Log: b.log,
+		HostID: func() (hostid.ID, error) { return hostid.Read(os.DirFS("/")) },
+	}
+	b.keys, err = vault.Open(ctx, b.config)
+	if errors.Is(err, vault.ErrBlank) {
+		b.keys, err = vault.Create(ctx, b.config)
+		b.fresh = err == nil
+	}
+	var locked *vault.Locked
+	switch {
+	case errors.As(err, &locked):
+		b.lock(describe(locked))
+	case err != nil:
+		b.lock("the keys could not be opened: " + err.Error())
+	}
+	return err
+}
+
+// openData opens the data volume, and makes it at the first start. The vault's
+// header is the commit point: it is written last. A power cut before it leaves
+// a blank META, and the next start makes keys and volume once more, when
+// nothing of value was there; a cut after it finds a volume that is whole.
+func (b *box) openData(ctx context.Context) error {
+	if b.keys == nil {
+		return nil // said already
+	}
+	if err := b.mountData(ctx); err != nil {
+		var problem *volume.Problem
+		if errors.As(err, &problem) {
+			b.problem = problem.Error()
+		} else {
+			b.problem = err.Error()
+		}
+		b.lock("the data volume does not open: " + b.problem)
+		return err
+	}
+	if b.fresh {
+		if err := b.keys.Commit(ctx); err != nil {
+			b.lock("the new keys could not be written: " + err.Error())
+			return err
+		}
+		b.fresh = false
+	}
+	if ok, err := volume.Reserve(dataPath); err != nil || !ok {
+		b.problem = "the data volume is full: signing in, reading and erasing work, changes are refused"
+		b.log.Warn(b.problem, "err", err)
+	}
+	b.keepLogs()
+	return nil
+}
+
+func (b *box) mountData(ctx context.Context) error {
+	dev, err := b.disk.EnsureData()
+	if err != nil {
+		return err
+	}
+	key, err := b.keys.VolumeKey()
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	mapped, err := volume.OpenCrypt(dev, dataName, key)
+	if err != nil {
+		return err
+	}
+	b.mapped = true
+	checked, err := volume.Prepare(ctx, b.reaper.Command, mapped, !b.fresh)
+	if err != nil {
+		return err
+	}
+	if checked.Repaired {
+		b.log.Warn("the data volume was mended", "what", checked.Output)
+	}
+	if err := volume.Mount(mapped, dataPath); err != nil {
+		return err
+	}
+	b.mounted = true
+	return nil
+}
+
+// keepLogs moves the log, and what the kernel left of a crash, to the volume.
+func (b *box) keepLogs() {
+	if err := b.journal.Attach(filepath.Join(dataPath, "log"), 8<<20); err != nil {
+		b.log.Warn("the log is kept in memory only", "err", err)
+	}
+	crashes := filepath.Join(dataPath, "crash")
+	if err := os.MkdirAll(crashes, 0o700); err != nil {
+		b.log.Warn("there is no place for crash reports", "err", err)
+		return
+	}
+	n, err := b.machine.CollectCrashes(func(name string, data []byte) error {
+		return replaceFile(filepath.Join(crashes, "kernel-"+filepath.Base(name)), data)
+	})
+	if err != nil {
+		b.log.Warn("collecting the kernel's crash records", "err", err)
+	}
+	if n > 0 {
+		b.log.Warn("the kernel left crash records", "count", n, "folder", "crash")
+	}
+}
+
+func (b *box) raiseLinks(context.Context) error {
+	if b.filtered != nil {
+		return fmt.Errorf("the links stay down, because the filter is not in the kernel: %w", b.filtered)
+	}
+	found, err := b.machine.Links()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range found {
+		if l.Name == "lo" || strings.HasPrefix(l.Name, "sit") || strings.HasPrefix(l.Name, "tun") {
+			continue
+		}
+		errs = append(errs, b.machine.SetUp(l.Name, true))
+	}
+	return errors.Join(errs...)
+}
+
+func (b *box) applyNetwork(_ context.Context, n control.NetworkApply) error {
+	if err := b.machine.Apply(n); err != nil {
+		return err
+	}
+	b.setSource(n.Interface, n.Source)
+	if len(n.Resolvers) == 0 {
+		return nil
+	}
+	return b.machine.SetResolvers(n.Resolvers, n.Search)
+}
+
+// listen opens the two ports, once: they outlive a failed set of roles.
+func (b *box) listen(r *roles) (err error) {
+	if b.https == nil {
+		if b.https, err = net.Listen("tcp", ":443"); err != nil {
+			return fmt.Errorf("opening port 443: %w", err)
+		}
+	}
+	if b.http == nil {
+		if b.http, err = net.Listen("tcp", ":80"); err != nil {
+			return fmt.Errorf("opening port 80: %w", err)
+		}
+	}
+	r.https, r.http = b.https, b.http
+	r.files = map[string]*os.File{}
+	if b.dhcp6 == nil {
+		// Replies of DHCPv6 servers come to port 546, which is a low one.
+		conn, err := net.ListenPacket("udp6", ":546")
+		if err != nil {
+			b.log.Warn("opening the port of DHCPv6; v6 addresses come from the router alone", "err", err)
+			return nil
+		}
+		defer conn.Close()
+		if b.dhcp6, err = conn.(*net.UDPConn).File(); err != nil {
+			return fmt.Errorf("handing over the port of DHCPv6: %w", err)
+		}
+	}
+	r.files[control.FileDHCP6] = b.dhcp6
+	return nil
+}
+
+func replaceFile(path string, data []byte) error { return durable.WriteFile(path, data, 0o600) }
+
+func usage(path string, encrypted bool) control.Volume {
+	size, free, err := volume.Usage(path)
+	if err != nil {
+		return control.Volume{Encrypted: encrypted, Problem: err.Error()}
+	}
+	return control.Volume{Encrypted: encrypted, Size: size, Free: free}
+}
+
+func counters() ([]control.Counter, error) { return nft.Counters() }
