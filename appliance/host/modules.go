@@ -45,6 +45,7 @@ type Modules struct {
 	tried   map[string]*attempt // by module name
 	devices map[string]bool     // modaliases that were looked at
 	loaded  int
+	spent   time.Duration
 }
 
 // An attempt to load a module is made once; who comes later waits for it.
@@ -76,11 +77,12 @@ func (h *Host) OpenModules() (*Modules, error) {
 	return m, nil
 }
 
-// Loaded is how many modules were loaded.
-func (m *Modules) Loaded() int {
+// Loaded is how many modules were loaded, and the kernel's time for it, summed
+// over processors.
+func (m *Modules) Loaded() (int, time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.loaded
+	return m.loaded, m.spent
 }
 
 // Load loads modules by name with all they need, in no order. One that is
@@ -150,14 +152,16 @@ func (m *Modules) insert(s modalias.Step) error {
 	if _, err := os.Stat(m.host.path("/sys/module/" + s.Name)); err == nil {
 		return nil
 	}
+	start := time.Now()
 	err := m.host.calls.loadModule(m.host.path(filepath.Join(m.dir, s.Path)))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.spent += time.Since(start)
 	if errors.Is(err, unix.EEXIST) { // the kernel asked for it itself in the meantime
 		return nil
 	}
 	if err == nil {
-		m.mu.Lock()
 		m.loaded++
-		m.mu.Unlock()
 	}
 	return err
 }
