@@ -4,10 +4,12 @@ package vault
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"gatehouse/appliance/control"
@@ -46,90 +48,252 @@ type Config struct {
 	Log        *slog.Logger     // nil: nothing is logged
 }
 
-// ErrBlank is returned by Open when META was never written and no latch says otherwise.
-var ErrBlank = errors.New("META is blank: there is no data key yet")
-
-// PCRChange is a platform register that is not what it was when the key was sealed.
-type PCRChange struct {
-	Index    int
-	Old, New string // hex
-}
-
-// Locked says why the data key stays closed, and what to do about it.
-type Locked struct {
-	Rung   string // tpm, srk, pcr, latch, header, host-id, passphrase, claim
-	Cause  string // one sentence
-	Advice string // one sentence
-	PCRs   []PCRChange
-	Err    error // beneath, if any
-}
-
-func (l *Locked) Error() string {
-	s := l.Cause + " " + l.Advice
-	if l.Err != nil {
-		s += fmt.Sprintf(" (%v)", l.Err)
+func (c Config) ready() Config {
+	if c.Rand == nil {
+		c.Rand = rand.Reader
 	}
-	return s
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
 }
 
-// Unwrap returns the error beneath.
-func (l *Locked) Unwrap() error { return l.Err }
+func (c *Config) fill(b []byte) error {
+	if _, err := io.ReadFull(c.Rand, b); err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	return nil
+}
 
 // Inspection is what can be said of a vault without opening it.
 type Inspection struct {
 	Blank     bool   // META was never written
 	Mechanism string // tpm, host-id, passphrase, or none if blank or unreadable
 	InstallID [16]byte
-	Latched   bool   // the TPM says that this box is sealed to it
-	Problem   string // why it will not open, as far as can be told now
+	Latched   bool // the TPM says that this box is sealed to it
+	Trust     control.Trust
+	Problem   *Locked // why it will not open, as far as can be told now
+}
+
+// Inspect reads META and the latch; it opens nothing.
+func Inspect(ctx context.Context, c Config) (Inspection, error) {
+	c = c.ready()
+	i := Inspection{Mechanism: mode(0).String()}
+	p, err := look(ctx, &c)
+	if err != nil && !errors.As(err, &i.Problem) {
+		return i, err
+	}
+	i.Trust = trustOf(0, c.SecureBoot)
+	if p != nil && p.pages != nil {
+		i.Blank, i.Latched = p.unwritten(), p.latched
+		if p.newest != nil {
+			i.Mechanism, i.InstallID = p.newest.mode.String(), p.newest.installID
+			i.Trust = trustOf(p.newest.mode, c.SecureBoot)
+		}
+	}
+	return i, nil
+}
+
+// sight is META and what the TPM says of it.
+type sight struct {
+	*pages
+	latched bool
+}
+
+// look reads META, then asks the TPM whether that can be the truth. A header
+// that is sealed to a TPM is judged by unsealing it, so only the other cases
+// ask for the latch here.
+func look(ctx context.Context, c *Config) (*sight, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p, err := readPages(c.Meta)
+	if err != nil {
+		return nil, lockedMeta(err)
+	}
+	s := &sight{pages: p}
+	if p.newest != nil && p.newest.mode == modeTPM {
+		return s, nil
+	}
+	set, err := c.latch()
+	if err != nil {
+		return s, lockedTPM("The TPM does not work, so it cannot say whether this machine is sealed to it.", err)
+	}
+	s.latched = set
+	switch {
+	case set && p.newest != nil:
+		return s, lockedLatch(fmt.Sprintf("The TPM says that this machine is sealed to it, and the header says %s.", p.newest.mode), nil)
+	case set && p.unwritten():
+		return s, lockedLatch("The TPM says that this machine is sealed to it, and META is blank.", nil)
+	case p.newest == nil && !p.unwritten():
+		return s, lockedHeader(p.problem)
+	}
+	return s, nil
 }
 
 // Vault is an open data key.
-type Vault struct{}
+type Vault struct {
+	c    Config
+	keys *arena
 
-var errWiped = errors.New("the keys were wiped")
+	mu        sync.Mutex // header and pages
+	h         *header
+	p         *pages
+	committed bool
 
-// Inspect reads META and the latch; it opens nothing.
-func Inspect(ctx context.Context, c Config) (Inspection, error) { return Inspection{}, errWiped }
+	public *ecdsa.PublicKey
+}
 
-// Open opens the data key. ErrBlank: there is none yet, see Create. *Locked: it stays closed.
-func Open(ctx context.Context, c Config) (*Vault, error) { return nil, errWiped }
+// Open opens the data key. ErrBlank: there is none yet, see Create. *Locked:
+// it stays closed. On a box the TPM is closed behind it for the rest of the
+// machine's run, except when there is nothing yet.
+func Open(ctx context.Context, c Config) (*Vault, error) {
+	c = c.ready()
+	s, err := look(ctx, &c)
+	if err != nil {
+		c.closeQuietly()
+		return nil, err
+	}
+	if s.newest == nil {
+		return nil, ErrBlank
+	}
+	h := &s.newest.header
+	var data []byte
+	switch h.mode {
+	case modeTPM:
+		data, err = h.openTPM(&c)
+	case modeHostID:
+		data, err = h.openHost(&c)
+	case modePassphrase:
+		data, err = h.openPassphrase(&c)
+	}
+	defer clear(data)
+	if h.mode != modeTPM {
+		c.closeQuietly()
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := assemble(&c, s.newest, data)
+	if err != nil {
+		return nil, err
+	}
+	v.p, v.committed = s.pages, true
+	if err := v.recover(); err != nil {
+		v.Wipe()
+		return nil, err
+	}
+	return v, nil
+}
 
-// Create makes new keys in memory; nothing is written before Commit.
-func Create(ctx context.Context, c Config) (*Vault, error) { return nil, errWiped }
+// closeQuietly closes the TPM where nothing was taken out of it: a failure
+// there is logged, what stands in the way of the key is the other error.
+func (c *Config) closeQuietly() {
+	if err := c.closeTPM(nil); err != nil {
+		c.Log.Warn("the TPM could not be closed", "error", err)
+	}
+}
 
-// Commit writes what Create made.
-func (v *Vault) Commit(ctx context.Context) error { return errWiped }
+// assemble checks the header under the data key and takes the keys into the arena.
+func assemble(c *Config, s *stored, data []byte) (*Vault, error) {
+	macKey, err := derive(data, s.installID, internalMAC, 32)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.verify(macKey); err != nil {
+		return nil, lockedHeader(err)
+	}
+	return newVault(c, &s.header, data)
+}
 
-// Erase forgets the data key for good; a new one can be made after a restart.
-func Erase(ctx context.Context, c Config) error { return errWiped }
+func newVault(c *Config, h *header, data []byte) (*Vault, error) {
+	volumeKEK, err := derive(data, h.installID, internalVolume, 32)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(volumeKEK)
+	volume, err := unwrap(volumeKEK, h.volume[:], "volume key", h.installID)
+	if err != nil {
+		return nil, lockedHeader(err)
+	}
+	defer clear(volume)
+	v := &Vault{c: *c, h: h}
+	v.c.Passphrase = nil
+	if h.mode == modeTPM {
+		if v.public, err = h.tpm.checkpoint.Key(); err != nil {
+			return nil, lockedHeader(err)
+		}
+	} else {
+		key, err := softKey(data, h.installID)
+		if err != nil {
+			return nil, err
+		}
+		v.public = &key.PublicKey
+	}
+	if v.keys, err = newArena(data, volume); err != nil {
+		return nil, err
+	}
+	if !v.keys.locked {
+		c.Log.Warn("the keys could not be locked in memory: they may reach swap; give the service CAP_IPC_LOCK or turn swap off")
+	}
+	return v, nil
+}
 
-// InstallID is the random name of this installation.
-func (v *Vault) InstallID() [16]byte { return [16]byte{} }
+// recover ends what a power cut interrupted. It runs at every Open.
+func (v *Vault) recover() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.p.mirror(v.c.Meta); err != nil {
+		return lockedMeta(err)
+	}
+	if v.h.mode != modeTPM {
+		return nil
+	}
+	return v.withClaimedAuth(v.settle)
+}
 
-// Subkey derives the key for a purpose.
-func (v *Vault) Subkey(purpose string) ([32]byte, error) { return [32]byte{}, errWiped }
+func (v *Vault) withClaimedAuth(f func(auth []byte) error) error {
+	auth, err := v.derive(internalClaimed, 32)
+	if err != nil {
+		return err
+	}
+	defer clear(auth)
+	return f(auth)
+}
 
-// VolumeKey returns the 64 bytes of the data volume's aes-xts-plain64 key. The caller wipes them.
-func (v *Vault) VolumeKey() ([]byte, error) { return nil, errWiped }
+func (v *Vault) derive(purpose string, size int) (key []byte, err error) {
+	err = v.keys.use(func(data, _ []byte) error {
+		key, err = derive(data, v.h.installID, purpose, size)
+		return err
+	})
+	return key, err
+}
 
-// Trust is what guards the data key and what it is worth.
-func (v *Vault) Trust() control.Trust { return control.Trust{} }
-
-// Claimed says whether the box has an owner.
-func (v *Vault) Claimed(ctx context.Context) (bool, error) { return false, errWiped }
-
-// SetClaimed is the commit point of a claim. It cannot be undone but by Erase.
-func (v *Vault) SetClaimed(ctx context.Context) error { return errWiped }
-
-// Sign signs a SHA-256 digest with the checkpoint key; the signature is ASN.1.
-func (v *Vault) Sign(ctx context.Context, digest [32]byte) ([]byte, error) { return nil, errWiped }
-
-// Public is the checkpoint key's public half.
-func (v *Vault) Public() *ecdsa.PublicKey { return nil }
-
-// LockoutCounter is the TPM's count of failed authorisations; 0 without a TPM.
-func (v *Vault) LockoutCounter(ctx context.Context) (uint32, error) { return 0, errWiped }
-
-// Wipe zeroes the keys; every later use is an error.
-func (v *Vault) Wipe() {}
+// save writes the next generation of the header. v.mu is held.
+func (v *Vault) save() error {
+	macKey, err := v.derive(internalMAC, 32)
+	if err != nil {
+		return err
+	}
+	defer clear(macKey)
+	next := *v.h
+	next.generation++
+	raw := next.marshal(macKey)
+	committed, err := writeHeader(v.c.Meta, v.p, raw)
+	if !committed {
+		return lockedMeta(err)
+	}
+	if err != nil {
+		v.c.Log.Warn("the next start mends this", "error", err)
+	}
+	s, err := parseHeader(raw)
+	if err != nil {
+		return fmt.Errorf("reading back the header that was written: %w", err)
+	}
+	v.h.generation = next.generation
+	v.p = &pages{newest: s, raw: raw, current: [copies]bool{true, true}}
+	return nil
+}

@@ -1,0 +1,160 @@
+package vault
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+var errWiped = errors.New("the keys were wiped from memory")
+
+const (
+	dataKeySize   = 32
+	volumeKeySize = 64
+)
+
+// arena keeps the keys in memory of their own: outside the Go heap, so that
+// the runtime never copies them; locked, so that they never reach swap; left
+// out of core dumps; and without any access but while a key is used, so that a
+// stray read elsewhere in the process faults instead of reading them.
+//
+// Limit: what is derived passes through the Go heap and the stack of the
+// standard library's HMAC and AES for the time of the use.
+type arena struct {
+	mu     sync.Mutex
+	page   []byte
+	wiped  bool
+	locked bool // against swap
+}
+
+func newArena(data, volume []byte) (*arena, error) {
+	page, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("making memory for the keys: %w", err)
+	}
+	a := &arena{page: page}
+	// A service without CAP_IPC_LOCK may lock nothing; its keys are then in
+	// swap if the machine has any. Said in the log, not fatal.
+	a.locked = unix.Mlock(page) == nil
+	if err := unix.Madvise(page, unix.MADV_DONTDUMP); err != nil {
+		a.wipe()
+		return nil, fmt.Errorf("keeping the keys out of dumps: %w", err)
+	}
+	copy(page, data)
+	copy(page[dataKeySize:], volume)
+	if err := unix.Mprotect(page, unix.PROT_NONE); err != nil {
+		a.wipe()
+		return nil, fmt.Errorf("closing the memory of the keys: %w", err)
+	}
+	return a, nil
+}
+
+// use opens the keys while f runs. f must not keep them.
+func (a *arena) use(f func(data, volume []byte) error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.wiped {
+		return errWiped
+	}
+	if err := unix.Mprotect(a.page, unix.PROT_READ); err != nil {
+		return fmt.Errorf("opening the memory of the keys: %w", err)
+	}
+	err := f(a.page[:dataKeySize:dataKeySize], a.page[dataKeySize:dataKeySize+volumeKeySize])
+	return errors.Join(err, unix.Mprotect(a.page, unix.PROT_NONE))
+}
+
+func (a *arena) closed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wiped
+}
+
+func (a *arena) wipe() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.wiped {
+		return
+	}
+	a.wiped = true
+	if unix.Mprotect(a.page, unix.PROT_READ|unix.PROT_WRITE) == nil {
+		clear(a.page)
+	}
+	_ = unix.Munmap(a.page) // what cannot be unmapped is zeroed
+}
+
+// derive is HKDF-SHA-256 with the install id as salt. internal keeps what the
+// vault uses for itself apart from what a role may ever be given by name.
+func derive(dataKey []byte, installID [16]byte, purpose string, size int) ([]byte, error) {
+	k, err := hkdf.Key(sha256.New, dataKey, installID[:], "gatehouse/1/"+purpose, size)
+	if err != nil {
+		return nil, fmt.Errorf("deriving a key: %w", err)
+	}
+	return k, nil
+}
+
+// What the vault derives for itself. No purpose of a role begins like these.
+const (
+	internalMAC        = "vault:header"
+	internalVolume     = "vault:volume"
+	internalClaimed    = "vault:nv-claimed"
+	internalCheckpoint = "vault:checkpoint"
+	rolePrefix         = "role:"
+)
+
+// wrap encrypts a key under another, bound to what it is and to the install.
+func wrap(key, plain []byte, what string, installID [16]byte) ([]byte, error) {
+	aead, err := newAEAD(key)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Seal(nil, nil, plain, append([]byte(what+"\x00"), installID[:]...)), nil
+}
+
+func unwrap(key, sealed []byte, what string, installID [16]byte) ([]byte, error) {
+	aead, err := newAEAD(key)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Open(nil, nil, sealed, append([]byte(what+"\x00"), installID[:]...))
+}
+
+func newAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("wrapping a key: %w", err)
+	}
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		return nil, fmt.Errorf("wrapping a key: %w", err)
+	}
+	return aead, nil
+}
+
+// softKey is the checkpoint key where there is no TPM: P-256, from 48 derived
+// bytes reduced to [1, n-1] (FIPS 186-5, A.2.1: the bias is below 2⁻¹²⁸).
+func softKey(dataKey []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
+	seed, err := derive(dataKey, installID, internalCheckpoint, 48)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(seed)
+	order := new(big.Int).Sub(elliptic.P256().Params().N, big.NewInt(1))
+	d := new(big.Int).SetBytes(seed)
+	d.Add(d.Mod(d, order), big.NewInt(1))
+	raw := d.FillBytes(make([]byte, 32))
+	defer clear(raw)
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw)
+	if err != nil {
+		return nil, fmt.Errorf("making the checkpoint key: %w", err)
+	}
+	return key, nil
+}

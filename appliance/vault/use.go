@@ -1,0 +1,171 @@
+package vault
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+
+	"gatehouse/appliance/control"
+	"gatehouse/tpm"
+)
+
+// InstallID is the random name of this installation.
+func (v *Vault) InstallID() [16]byte { return v.h.installID }
+
+// Subkey derives the key for a purpose (control.Purpose…).
+func (v *Vault) Subkey(purpose string) (key [32]byte, err error) {
+	if purpose == "" {
+		return key, errors.New("deriving a key: it needs a purpose")
+	}
+	k, err := v.derive(rolePrefix+purpose, len(key))
+	if err != nil {
+		return key, fmt.Errorf("deriving the key for %s: %w", purpose, err)
+	}
+	defer clear(k)
+	copy(key[:], k)
+	return key, nil
+}
+
+// VolumeKey returns the 64 bytes of the data volume's aes-xts-plain64 key. The caller clears them.
+func (v *Vault) VolumeKey() (key []byte, err error) {
+	err = v.keys.use(func(_, volume []byte) error {
+		key = slices.Clone(volume)
+		return nil
+	})
+	return key, err
+}
+
+// Trust is what guards the data key and what it is worth.
+func (v *Vault) Trust() control.Trust { return trustOf(v.h.mode, v.c.SecureBoot) }
+
+// Claimed says whether the box has an owner: the TPM's bit, or without a TPM
+// the header's. An error is no answer: the box is then locked.
+func (v *Vault) Claimed(ctx context.Context) (claimed bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.keys.closed() {
+		return false, errWiped
+	}
+	if v.h.mode != modeTPM {
+		return v.h.flags&flagClaimed != 0, nil
+	}
+	err = v.withClaimedAuth(func(auth []byte) error {
+		claimed, _, err = v.readClaimed(auth)
+		return err
+	})
+	if err != nil {
+		return false, claimError(err)
+	}
+	return claimed, nil
+}
+
+func claimError(err error) error {
+	if errors.Is(err, tpm.ErrNoIndex) || errors.Is(err, tpm.ErrAuth) || errors.Is(err, tpm.ErrForeign) || errors.Is(err, tpm.ErrUnwritten) {
+		return lockedClaim(err)
+	}
+	return lockedTPM("The TPM does not say whether this box has an owner.", err)
+}
+
+// ErrClaimed means that the box has an owner already.
+var ErrClaimed = errors.New("this box has an owner already")
+
+// SetClaimed is the commit point of a claim: exactly one call succeeds, and
+// only Erase undoes it. In the TPM the bit is written, then its index locked;
+// a power cut between the two leaves it written, and the next Open locks it.
+func (v *Vault) SetClaimed(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.committed {
+		return errNotCommitted
+	}
+	if v.h.mode != modeTPM {
+		return v.claimHeader()
+	}
+	return v.withClaimedAuth(func(auth []byte) error {
+		claimed, _, err := v.readClaimed(auth)
+		if err != nil {
+			return claimError(err)
+		}
+		if claimed {
+			return ErrClaimed
+		}
+		root, index := v.h.tpm.root, claimedIndex(auth)
+		if err := v.c.TPM.WriteNV(root, index, claimedData(v.h.installID, true)); err != nil {
+			return lockedTPM("The TPM cannot record that the box has an owner.", err)
+		}
+		if err := v.c.TPM.LockNV(root, index); err != nil {
+			v.c.Log.Warn("the claimed bit is set and not locked; the next start locks it", "error", err)
+		}
+		return nil
+	})
+}
+
+func (v *Vault) claimHeader() error {
+	if v.keys.closed() {
+		return errWiped
+	}
+	if v.h.flags&flagClaimed != 0 {
+		return ErrClaimed
+	}
+	v.h.flags |= flagClaimed
+	if err := v.save(); err != nil {
+		v.h.flags &^= flagClaimed
+		return err
+	}
+	return nil
+}
+
+// Sign signs a SHA-256 digest with the checkpoint key; the signature is ASN.1.
+// The key is in the TPM and needs the data key to be used; without a TPM it is
+// derived from the data key.
+func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if v.h.mode == modeTPM {
+		auth, err := v.derive(internalCheckpoint, 32)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(auth)
+		return v.c.TPM.Sign(v.h.tpm.root, v.h.tpm.checkpoint, auth, digest)
+	}
+	err = v.keys.use(func(data, _ []byte) error {
+		key, err := softKey(data, v.h.installID)
+		if err != nil {
+			return err
+		}
+		signature, err = ecdsa.SignASN1(rand.Reader, key, digest[:])
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("signing a checkpoint: %w", err)
+	}
+	return signature, nil
+}
+
+// Public is the checkpoint key's public half.
+func (v *Vault) Public() *ecdsa.PublicKey { return v.public }
+
+// LockoutCounter is the TPM's count of failed authorisations; 0 without a TPM.
+func (v *Vault) LockoutCounter(ctx context.Context) (uint32, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if v.h.mode != modeTPM {
+		return 0, nil
+	}
+	return v.c.TPM.Lockout(v.h.tpm.root)
+}
+
+// Wipe zeroes the keys; every later use of one is an error.
+func (v *Vault) Wipe() { v.keys.wipe() }
