@@ -19,7 +19,7 @@ func (t *TPM) NewKey(root Root, auth []byte) (blob Blob, err error) {
 		resp, err := tpm2.Create{
 			ParentHandle: s.self(encrypt(in)),
 			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
-				UserAuth: tpm2.TPM2BAuth{Buffer: auth},
+				UserAuth: tpm2.TPM2BAuth{Buffer: password(auth)},
 			}},
 			InPublic: tpm2.New2B(tpm2.TPMTPublic{
 				Type:    tpm2.TPMAlgECC,
@@ -87,7 +87,7 @@ func (t *TPM) Sign(root Root, key Blob, auth []byte, digest [32]byte) (signature
 		}
 		defer flush()
 		resp, err := tpm2.Sign{
-			KeyHandle:  tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: s.session(tpm2.Auth(auth))},
+			KeyHandle:  tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: s.session(tpm2.Auth(password(auth)))},
 			Digest:     tpm2.TPM2BDigest{Buffer: digest[:]},
 			InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
 			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},

@@ -40,7 +40,7 @@ func (t *TPM) DefineNV(root Root, x Index) error {
 	return t.under(root, doing, func(s *scope) error {
 		_, err := tpm2.NVDefineSpace{
 			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: s.session(encrypt(in))},
-			Auth:       tpm2.TPM2BAuth{Buffer: x.Auth},
+			Auth:       tpm2.TPM2BAuth{Buffer: password(x.Auth)},
 			PublicInfo: tpm2.New2B(x.public()),
 		}.Execute(s)
 		return explain(doing, err)
@@ -105,7 +105,7 @@ func (s *scope) writer(x Index, opts ...tpm2.AuthOption) (tpm2.AuthHandle, tpm2.
 	if x.Auth == nil {
 		return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: s.session(opts...)}, index, nil
 	}
-	by := tpm2.AuthHandle{Handle: index.Handle, Name: name, Auth: s.session(append(opts, tpm2.Auth(x.Auth))...)}
+	by := tpm2.AuthHandle{Handle: index.Handle, Name: name, Auth: s.session(append(opts, tpm2.Auth(password(x.Auth)))...)}
 	return by, index, nil
 }
 
@@ -128,7 +128,7 @@ func (t *TPM) ReadNV(root Root, x Index) (data []byte, locked bool, err error) {
 		}
 		handle := tpm2.TPMHandle(x.Handle)
 		resp, err := tpm2.NVRead{
-			AuthHandle: tpm2.AuthHandle{Handle: handle, Name: name, Auth: s.session(encrypt(out), tpm2.Auth(x.Auth))},
+			AuthHandle: tpm2.AuthHandle{Handle: handle, Name: name, Auth: s.session(encrypt(out), tpm2.Auth(password(x.Auth)))},
 			NVIndex:    tpm2.NamedHandle{Handle: handle, Name: name},
 			Size:       uint16(x.Size),
 		}.Execute(s)

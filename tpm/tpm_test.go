@@ -210,7 +210,7 @@ func TestNV(t *testing.T) {
 	s := tpmtest.Start(t)
 	d := s.TPM()
 	x := seal(t, d)
-	auth := bytes.Repeat([]byte{7}, 32)
+	auth := bytes.Repeat([]byte{7, 0}, 16) // zeroes within and at the end
 	for _, index := range []tpm.Index{{Handle: 0x01814701, Size: 4}, {Handle: 0x01814702, Size: 4, Auth: auth}} {
 		if err := d.DefineNV(x.root, index); err != nil {
 			t.Fatal(err)
@@ -258,7 +258,7 @@ func TestSign(t *testing.T) {
 	s := tpmtest.Start(t)
 	d := s.TPM()
 	x := seal(t, d)
-	auth := bytes.Repeat([]byte{7}, 32)
+	auth := bytes.Repeat([]byte{7, 0}, 16)
 	key, err := d.NewKey(x.root, auth)
 	if err != nil {
 		t.Fatal(err)

@@ -100,7 +100,10 @@ func (v *Vault) SetClaimed(ctx context.Context) error {
 		}
 		root, index := v.h.tpm.root, claimedIndex(auth)
 		if err := v.c.TPM.WriteNV(root, index, claimedData(v.h.installID, true)); err != nil {
-			return lockedTPM("The TPM cannot record that the box has an owner.", err)
+			// An answer that was lost is no refusal: what counts is the bit.
+			if claimed, _, readErr := v.readClaimed(auth); readErr != nil || !claimed {
+				return lockedTPM("The TPM cannot record that the box has an owner.", err)
+			}
 		}
 		if err := v.c.TPM.LockNV(root, index); err != nil {
 			v.c.Log.Warn("the claimed bit is set and not locked; the next start locks it", "error", err)

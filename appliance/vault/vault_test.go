@@ -377,4 +377,3 @@ func TestMetaThatCannotBeReadIsLocked(t *testing.T) {
 func box(s *tpmtest.Server, d Device) Config {
 	return Config{Meta: d, TPM: s.TPM(), HostID: hostID(machine), Form: Box}
 }
-
