@@ -145,7 +145,8 @@ func checked(code int, out string) (Checked, error) {
 		}
 	}
 	return Checked{}, &Problem{
-		Words:  fmt.Sprintf("The data volume could not be checked (e2fsck ended with %d). Nothing on it was changed", code),
+		Words: fmt.Sprintf("The data volume could not be checked (e2fsck ended with %d): its beginning is damaged, or the disk fails. "+
+			"Nothing on it was changed or erased. Copy the disk before you try anything", code),
 		Output: out, Err: errors.New(lastLine(out)),
 	}
 }
