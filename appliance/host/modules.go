@@ -24,8 +24,7 @@ import (
 // last resort: OpenWatchdog takes it only if there is no other.
 func Needed() []string {
 	return []string{
-		"nf_tables", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet", "nft_chain_nat", "nf_conntrack",
-		"nf_log_syslog", "nft_socket", "nft_connlimit", "nft_numgen", "nft_hash", "nft_quota",
+		"nf_tables", "nft_ct", "nft_limit", "nft_objref", "nf_conntrack",
 		"dm_mod", "dm_crypt", "xts", "ext4",
 		"vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
 		"efivarfs", "efi_pstore",
