@@ -130,7 +130,7 @@ func Check(ctx context.Context, run Runner, dev string) (Checked, error) {
 
 // checked reads the exit code, a sum of bits (e2fsck(8)).
 func checked(code int, out string) (Checked, error) {
-	const corrected, reboot, left = 1, 2, 4
+	const corrected, reboot, left, operational = 1, 2, 4, 8
 	switch {
 	case code == 0:
 		return Checked{}, nil
@@ -144,11 +144,12 @@ func checked(code int, out string) (Checked, error) {
 			Output: out, Err: errors.New(lastLine(out)),
 		}
 	}
-	return Checked{}, &Problem{
-		Words: fmt.Sprintf("The data volume could not be checked (e2fsck ended with %d): its beginning is damaged, or the disk fails. "+
-			"Nothing on it was changed or erased. Copy the disk before you try anything", code),
-		Output: out, Err: errors.New(lastLine(out)),
+	words := fmt.Sprintf("The data volume could not be checked (e2fsck ended with %d). Nothing on it was changed or erased", code)
+	if code == operational {
+		words = "The data volume could not be read as a file system: its beginning is damaged, or the disk fails. " +
+			"Nothing on it was changed or erased. Copy the disk before you try anything"
 	}
+	return Checked{}, &Problem{Words: words, Output: out, Err: errors.New(lastLine(out))}
 }
 
 // lastLine is the part of a program's output that names the cause, bounded.

@@ -73,9 +73,9 @@ func TestCheckedCodes(t *testing.T) {
 			}
 		case !errors.As(err, &p):
 			t.Errorf("%d: %v, want a *Problem", code, err)
-		case code >= 4 && code <= 7 && !strings.Contains(p.Words, "damaged"):
+		case code >= 4 && code <= 8 && !strings.Contains(p.Words, "damaged"):
 			t.Errorf("%d: %s", code, p.Words)
-		case code > 7 && strings.Contains(p.Words, "damaged"):
+		case code > 8 && strings.Contains(p.Words, "damaged"):
 			t.Errorf("%d: says damaged, is %s", code, p.Words)
 		}
 	}
