@@ -20,7 +20,7 @@ import (
 // Reaper is the one waiter of the process. It takes in every child, its own
 // and the orphans that the kernel hands to PID 1 (or to a subreaper), by
 // wait4(-1). os/exec waits by itself and would race with it: while a Reaper
-// runs, start programs with Command.
+// runs, start programs with Command. Two of them in one process would race too.
 type Reaper struct {
 	log *slog.Logger
 

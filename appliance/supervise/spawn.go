@@ -103,7 +103,7 @@ func (f Folder) prepare() error {
 	}
 	fd, err := unix.Open(f.Path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("%s %w: %w", f.Path, errFolder, err)
+		return fmt.Errorf("%s is not a folder: %w", f.Path, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t

@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -382,5 +381,3 @@ func (s *Supervisor) watch(ctx context.Context, r *role, c *child) (why string) 
 		}
 	}
 }
-
-var errFolder = errors.New("is not a folder of its own")
