@@ -374,8 +374,12 @@ func TestBOX12_HandoverBetweenUids(t *testing.T) {
 				return
 			}
 			first := make([]byte, 3)
-			if _, err := io.ReadFull(c, first); err == nil {
-				err = s.Send(t.Context(), c.(*net.TCPConn), metaOf(c), first)
+			_, err = io.ReadFull(c, first)
+			if err == nil {
+				err = s.Send(context.Background(), c.(*net.TCPConn), metaOf(c), first)
+			}
+			if err != nil {
+				t.Errorf("handing over: %v", err)
 			}
 			c.Close()
 		}

@@ -64,17 +64,26 @@ func Health(fsys fs.FS, now time.Time) (report.Health, error) {
 		return h, errors.New("reading the health of the machine: /proc/uptime, loadavg or meminfo cannot be read")
 	}
 	var err error
-	if h.Uptime, err = strconv.ParseFloat(up[0], 64); err != nil {
+	if h.Uptime, err = number(up[0], 1e10); err != nil {
 		return h, fmt.Errorf("reading /proc/uptime: %w", err)
 	}
 	for i := range h.Load {
-		if h.Load[i], err = strconv.ParseFloat(load[i], 64); err != nil {
+		if h.Load[i], err = number(load[i], 1e7); err != nil {
 			return h, fmt.Errorf("reading /proc/loadavg: %w", err)
 		}
 	}
 	h.Memory = usage(mem["MemTotal"], mem["MemAvailable"])
 	h.Swap = usage(mem["SwapTotal"], mem["SwapFree"])
 	return h, nil
+}
+
+// number reads a count that a report may carry: ParseFloat also takes NaN and Inf.
+func number(s string, most float64) (float64, error) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err == nil && !(f >= 0 && f <= most) {
+		err = fmt.Errorf("%s is not between 0 and %g", s, most)
+	}
+	return f, err
 }
 
 func usage(total, available string) report.Usage {

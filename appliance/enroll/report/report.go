@@ -172,11 +172,11 @@ func (h *Health) validate() error {
 	if len(h.Volumes) > maxList || len(h.Temperatures) > maxList {
 		return fmt.Errorf("%w: more than %d volumes or sensors", enroll.ErrMalformed, maxList)
 	}
-	if h.Uptime < 0 || h.Uptime > 1e10 {
+	if !(h.Uptime >= 0 && h.Uptime <= 1e10) { // NaN neither
 		return fmt.Errorf("%w: an uptime of %g s", enroll.ErrMalformed, h.Uptime)
 	}
 	for _, l := range h.Load {
-		if l < 0 || l > 1e7 {
+		if !(l >= 0 && l <= 1e7) {
 			return fmt.Errorf("%w: a load of %g", enroll.ErrMalformed, l)
 		}
 	}
@@ -191,7 +191,7 @@ func (h *Health) validate() error {
 		}
 	}
 	for _, s := range h.Temperatures {
-		if math.Abs(s.Celsius) > 1000 {
+		if !(math.Abs(s.Celsius) <= 1000) {
 			return fmt.Errorf("%w: a temperature of %g degrees", enroll.ErrMalformed, s.Celsius)
 		}
 		t = append(t, s.Sensor)
