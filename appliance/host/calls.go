@@ -11,19 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// calls are the system calls that change the machine. Tests replace them: a
-// test that reboots its machine or loads modules tells nothing more.
-type calls struct {
-	mount       func(dev, path, fsType, data string, flags uintptr) error
-	loadModule  func(path string) error
-	inMemory    func(path string) (bool, error)
-	sethostname func([]byte) error
-	settime     func(time.Time) error
-	readRTC     func() (time.Time, error)
-	setRTC      func(time.Time) error
-	getrandom   func(buf []byte, flags int) (int, error)
-	sync        func()
-	reboot      func(cmd int) error
+// Calls are the system calls that change the machine. Package hosttest
+// replaces them: a test that reboots its machine tells nothing more.
+type Calls struct {
+	Mount       func(dev, path, fsType, data string, flags uintptr) error
+	LoadModule  func(path string) error
+	InMemory    func(path string) (bool, error)
+	Sethostname func([]byte) error
+	Settime     func(time.Time) error
+	ReadRTC     func() (time.Time, error)
+	SetRTC      func(time.Time) error
+	Getrandom   func(buf []byte, flags int) (int, error)
+	Sync        func()
+	Reboot      func(cmd int) error
 }
 
 // variables reads firmware variables; u-root's efivarfs is one.
@@ -31,13 +31,13 @@ type variables interface {
 	Get(efivarfs.VariableDescriptor) (efivarfs.VariableAttributes, []byte, error)
 }
 
-func kernelCalls() calls {
-	return calls{
-		mount: func(dev, path, fsType, data string, flags uintptr) error {
+func kernelCalls() Calls {
+	return Calls{
+		Mount: func(dev, path, fsType, data string, flags uintptr) error {
 			_, err := mount.Mount(dev, path, fsType, data, flags)
 			return err
 		},
-		loadModule: func(path string) error {
+		LoadModule: func(path string) error {
 			f, err := os.Open(path)
 			if err != nil {
 				return err
@@ -45,16 +45,16 @@ func kernelCalls() calls {
 			defer f.Close()
 			return kmodule.FileInit(f, "", 0)
 		},
-		inMemory:    mount.IsTmpRamfs,
-		sethostname: unix.Sethostname,
-		settime: func(t time.Time) error {
+		InMemory:    mount.IsTmpRamfs,
+		Sethostname: unix.Sethostname,
+		Settime: func(t time.Time) error {
 			ts, err := unix.TimeToTimespec(t)
 			if err != nil {
 				return err
 			}
 			return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 		},
-		readRTC: func() (time.Time, error) {
+		ReadRTC: func() (time.Time, error) {
 			r, err := rtc.OpenRTC()
 			if err != nil {
 				return time.Time{}, err
@@ -62,7 +62,7 @@ func kernelCalls() calls {
 			defer r.Close()
 			return r.Read()
 		},
-		setRTC: func(t time.Time) error {
+		SetRTC: func(t time.Time) error {
 			r, err := rtc.OpenRTC()
 			if err != nil {
 				return err
@@ -70,8 +70,8 @@ func kernelCalls() calls {
 			defer r.Close()
 			return r.Set(t.UTC())
 		},
-		getrandom: unix.Getrandom,
-		sync:      unix.Sync,
-		reboot:    unix.Reboot,
+		Getrandom: unix.Getrandom,
+		Sync:      unix.Sync,
+		Reboot:    unix.Reboot,
 	}
 }

@@ -12,7 +12,7 @@ import (
 // ReadRTC reads the clock chip, in UTC. Boards without one give an error; what
 // the chip says is not trusted, only compared with the floor.
 func (h *Host) ReadRTC() (time.Time, error) {
-	t, err := h.calls.readRTC()
+	t, err := h.calls.ReadRTC()
 	if err != nil {
 		return time.Time{}, fmt.Errorf("reading the clock chip: %w", err)
 	}
@@ -28,10 +28,10 @@ func (h *Host) SetClock(t time.Time) error {
 	if t.Year() < 2024 || t.Year() > 2100 {
 		return fmt.Errorf("setting the clock to %s: not a year that this system can be in", t.UTC().Format(time.RFC3339))
 	}
-	if err := h.calls.settime(t); err != nil {
+	if err := h.calls.Settime(t); err != nil {
 		return fmt.Errorf("setting the system clock: %w", err)
 	}
-	if err := h.calls.setRTC(t); err != nil {
+	if err := h.calls.SetRTC(t); err != nil {
 		h.log.Info("the clock chip was not set; the time will be asked for again at the next start", "error", err)
 	}
 	return nil
@@ -45,7 +45,7 @@ func (h *Host) WaitEntropy(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		switch _, err := h.calls.getrandom(buf, unix.GRND_NONBLOCK); {
+		switch _, err := h.calls.Getrandom(buf, unix.GRND_NONBLOCK); {
 		case err == nil:
 			return nil
 		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):

@@ -27,7 +27,7 @@ import (
 type Host struct {
 	root  string // "/" but for tests
 	log   *slog.Logger
-	calls calls
+	calls Calls
 	vars  variables
 
 	mu   sync.Mutex
@@ -35,12 +35,12 @@ type Host struct {
 }
 
 // New returns this machine; it touches nothing yet.
-func New(log *slog.Logger) *Host { return At("/", log) }
+func New(log *slog.Logger) *Host { return At("/", log, kernelCalls()) }
 
-// At is New with every file below root: for tests, and to look at a tree that
-// is not the running system's.
-func At(root string, log *slog.Logger) *Host {
-	return &Host{root: root, log: log, calls: kernelCalls(), ours: make(map[string]applied)}
+// At is a machine whose files are below root and whose system calls are those
+// given: for tests, by package hosttest.
+func At(root string, log *slog.Logger, calls Calls) *Host {
+	return &Host{root: root, log: log, calls: calls, ours: make(map[string]applied)}
 }
 
 func (h *Host) path(name string) string { return filepath.Join(h.root, name) }
@@ -132,7 +132,7 @@ func (h *Host) Memory() (control.Memory, error) {
 
 // SetName sets the host name.
 func (h *Host) SetName(name string) error {
-	if err := h.calls.sethostname([]byte(name)); err != nil {
+	if err := h.calls.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("setting the host name to %q: %w", name, err)
 	}
 	return nil
@@ -212,8 +212,8 @@ func (h *Host) Restart() error { return h.end(unix.LINUX_REBOOT_CMD_RESTART, "re
 func (h *Host) PowerOff() error { return h.end(unix.LINUX_REBOOT_CMD_POWER_OFF, "switching off") }
 
 func (h *Host) end(cmd int, doing string) error {
-	h.calls.sync()
-	if err := h.calls.reboot(cmd); err != nil {
+	h.calls.Sync()
+	if err := h.calls.Reboot(cmd); err != nil {
 		return fmt.Errorf("%s: the kernel refused: %w", doing, err)
 	}
 	return nil
@@ -222,7 +222,7 @@ func (h *Host) end(cmd int, doing string) error {
 // NoCtrlAltDel makes Ctrl-Alt-Del a signal (SIGINT) to PID 1 in the place of
 // an immediate reset that would skip the orderly shutdown.
 func (h *Host) NoCtrlAltDel() error {
-	if err := h.calls.reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
+	if err := h.calls.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
 		return fmt.Errorf("taking Ctrl-Alt-Del from the kernel: %w", err)
 	}
 	return nil

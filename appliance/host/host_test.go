@@ -34,7 +34,7 @@ type tree struct {
 func newTree(t *testing.T, files map[string]string) *tree {
 	t.Helper()
 	x := &tree{t: t, fail: map[string]error{}}
-	x.Host = At(t.TempDir(), slog.New(slog.NewTextHandler(&x.logs, nil)))
+	x.Host = At(t.TempDir(), slog.New(slog.NewTextHandler(&x.logs, nil)), Calls{})
 	for name, text := range files {
 		x.write(name, text)
 	}
@@ -44,19 +44,19 @@ func newTree(t *testing.T, files map[string]string) *tree {
 		x.did = append(x.did, call)
 		return x.fail[call]
 	}
-	x.calls = calls{
-		mount: func(_, path, fsType, data string, _ uintptr) error {
+	x.calls = Calls{
+		Mount: func(_, path, fsType, data string, _ uintptr) error {
 			return do("mount " + fsType + " " + strings.TrimPrefix(path, x.root))
 		},
-		loadModule:  func(path string) error { return do("load " + strings.TrimSuffix(filepath.Base(path), ".ko")) },
-		inMemory:    func(path string) (bool, error) { _, err := os.Stat(path); return x.fail["ram"] == nil, err },
-		sethostname: func(b []byte) error { return do("name " + string(b)) },
-		settime:     func(tm time.Time) error { return do("time " + tm.UTC().Format(time.RFC3339)) },
-		setRTC:      func(time.Time) error { return do("rtc") },
-		readRTC:     func() (time.Time, error) { return time.Unix(1, 0), do("read rtc") },
-		getrandom:   func([]byte, int) (int, error) { return 1, do("random") },
-		sync:        func() { _ = do("sync") },
-		reboot: func(cmd int) error {
+		LoadModule:  func(path string) error { return do("load " + strings.TrimSuffix(filepath.Base(path), ".ko")) },
+		InMemory:    func(path string) (bool, error) { _, err := os.Stat(path); return x.fail["ram"] == nil, err },
+		Sethostname: func(b []byte) error { return do("name " + string(b)) },
+		Settime:     func(tm time.Time) error { return do("time " + tm.UTC().Format(time.RFC3339)) },
+		SetRTC:      func(time.Time) error { return do("rtc") },
+		ReadRTC:     func() (time.Time, error) { return time.Unix(1, 0), do("read rtc") },
+		Getrandom:   func([]byte, int) (int, error) { return 1, do("random") },
+		Sync:        func() { _ = do("sync") },
+		Reboot: func(cmd int) error {
 			return do(map[int]string{unix.LINUX_REBOOT_CMD_RESTART: "restart", unix.LINUX_REBOOT_CMD_POWER_OFF: "off", unix.LINUX_REBOOT_CMD_CAD_OFF: "cad"}[cmd])
 		},
 	}

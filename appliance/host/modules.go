@@ -152,7 +152,7 @@ func (m *Modules) insert(s modalias.Step) error {
 		return nil
 	}
 	start := time.Now()
-	err := m.host.calls.loadModule(m.host.path(filepath.Join(m.dir, s.Path)))
+	err := m.host.calls.LoadModule(m.host.path(filepath.Join(m.dir, s.Path)))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.spent += time.Since(start)
@@ -250,7 +250,7 @@ func (m *Modules) wasTried(name string) bool {
 // system.
 func (h *Host) FreeModules() (int64, error) {
 	dir := h.path("/lib/modules")
-	ram, err := h.calls.inMemory(dir)
+	ram, err := h.calls.InMemory(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

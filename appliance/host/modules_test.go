@@ -100,8 +100,8 @@ func TestLoadAtOnce(t *testing.T) {
 func TestColdplug(t *testing.T) {
 	x := moduleTree(t)
 	x.fail["load broken"] = unix.ENODEV
-	load := x.calls.loadModule
-	x.calls.loadModule = func(path string) error {
+	load := x.calls.LoadModule
+	x.calls.LoadModule = func(path string) error {
 		err := load(path)
 		if strings.HasSuffix(path, "virtio_pci.ko") {
 			x.write("sys/devices/pci/virtio0/modalias", "virtio:d1v1\n")

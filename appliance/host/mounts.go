@@ -60,7 +60,7 @@ func (h *Host) mountOne(m mountPoint) error {
 			return fmt.Errorf("making the folder to mount %s on: %w", m.fsType, err)
 		}
 	}
-	err := h.calls.mount(m.fsType, path, m.fsType, m.data, m.flags)
+	err := h.calls.Mount(m.fsType, path, m.fsType, m.data, m.flags)
 	switch {
 	case err == nil, errors.Is(err, unix.EBUSY): // EBUSY: the same is mounted there (the kernel's own devtmpfs)
 		return nil

@@ -20,7 +20,6 @@ type Sysctl struct {
 func Sysctls() []Sysctl {
 	return []Sysctl{
 		{"net.ipv4.ip_forward", "0", "the box is an end, never a router", true},
-		{"net.ipv6.conf.all.forwarding", "0", "the same for IPv6", true},
 		{"net.ipv4.tcp_syncookies", "1", "a flood of SYN must not lock the owner out", true},
 		{"net.ipv4.tcp_rfc1337", "1", "a late RST must not end a connection in TIME-WAIT", false},
 		{"net.ipv4.tcp_synack_retries", "3", "half-open connections end in 15 s", false},

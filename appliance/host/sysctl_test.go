@@ -1,0 +1,72 @@
+package host
+
+import (
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestSysctlPath(t *testing.T) {
+	for key, want := range map[string]string{
+		"kernel.sysrq":                        "/proc/sys/kernel/sysrq",
+		"net.ipv4.conf.all.rp_filter":         "/proc/sys/net/ipv4/conf/all/rp_filter",
+		"net.ipv6.conf.eth0.5.accept_ra":      "/proc/sys/net/ipv6/conf/eth0.5/accept_ra",
+		"net.ipv6.conf.a.conf.b.accept_ra":    "/proc/sys/net/ipv6/conf/a.conf.b/accept_ra",
+		"net.ipv4.ip_unprivileged_port_start": "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+	} {
+		if got := sysctlPath(key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+}
+
+func TestSetSysctls(t *testing.T) {
+	x := newTree(t, nil)
+	err := x.SetSysctls()
+	if err == nil || !strings.Contains(err.Error(), "net.ipv4.ip_forward") || strings.Contains(err.Error(), "ldisc") {
+		t.Errorf("a kernel without settings: %v", err)
+	}
+	table := append(append(Sysctls(), LinkSysctls("all")...), LinkSysctls("default")...)
+	seen := map[string]bool{}
+	for _, s := range table {
+		if seen[s.Key] || s.Why == "" {
+			t.Errorf("%s is there twice, or without a reason", s.Key)
+		}
+		seen[s.Key] = true
+		x.write(sysctlPath(s.Key), "9\n")
+	}
+	if err := x.SetSysctls(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range table {
+		// A kernel's file takes the value whole; a test's keeps the rest.
+		if got := x.read(sysctlPath(s.Key)); !strings.HasPrefix(got, s.Value) {
+			t.Errorf("%s is %q, want %q", s.Key, got, s.Value)
+		}
+	}
+}
+
+// A setting that can be written once and is right already is no error.
+func TestSysctlWrittenOnce(t *testing.T) {
+	x := newTree(t, map[string]string{"proc/sys/kernel/once": "1\n", "proc/sys/net/range": "32768\t60999\n"})
+	for _, name := range []string{"proc/sys/kernel/once", "proc/sys/net/range"} {
+		if err := os.Chmod(x.path(name), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := os.Stat(x.path("proc/sys/kernel/once"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.writeSysctls([]Sysctl{{"kernel.once", "1", "w", true}, {"net.range", "32768 60999", "w", true}}); err != nil {
+		t.Error(err)
+	}
+	after, err := os.Stat(x.path("proc/sys/kernel/once"))
+	if err != nil || !before.ModTime().Equal(after.ModTime()) {
+		t.Errorf("it was written again, %v", err)
+	}
+	if err := writeExisting(x.path("proc/sys/kernel/nosuch"), "1"); !os.IsNotExist(err) {
+		t.Errorf("a setting was made: %v, want %v", err, fs.ErrNotExist)
+	}
+}
