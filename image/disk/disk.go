@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/google/uuid"
@@ -101,19 +102,19 @@ func LoaderConf(slot string) ([]byte, error) {
 	return append([]byte(text), bytes.Repeat([]byte("\n"), sectorSize-len(text))...), nil
 }
 
-// Meta finds META on a disk by its type, for tools on the host.
-func Meta(disk io.ReaderAt) (*io.SectionReader, int64, error) {
-	table, err := gpt.Read(readOnly{io.NewSectionReader(disk, 0, 1<<62)}, sectorSize, sectorSize)
+// Meta finds META on a disk by its type, for tools on the host, and returns
+// its first byte.
+func Meta(disk *os.File) (int64, error) {
+	table, err := gpt.Read(noSync{disk}, sectorSize, sectorSize)
 	if err != nil {
-		return nil, 0, fmt.Errorf("reading the partition table: %w", err)
+		return 0, fmt.Errorf("reading the partition table: %w", err)
 	}
 	for _, p := range table.Partitions {
-		if p != nil && p.Type == MetaType {
-			start, size := int64(p.Start)*sectorSize, int64(p.End-p.Start+1)*sectorSize
-			return io.NewSectionReader(disk, start, size), start, nil
+		if p != nil && strings.EqualFold(string(p.Type), MetaType) {
+			return int64(p.Start) * sectorSize, nil
 		}
 	}
-	return nil, 0, errors.New("the disk has no META partition: it is not a Gatehouse's")
+	return 0, errors.New("the disk has no META partition: it is not a Gatehouse's")
 }
 
 // noSync keeps go-diskfs from syncing a file that nobody reads before it is
@@ -126,9 +127,3 @@ func (n noSync) Close() error                                 { return nil }
 func (n noSync) ReadAt(p []byte, off int64) (int, error)      { return n.f.ReadAt(p, off) }
 func (n noSync) WriteAt(p []byte, off int64) (int, error)     { return n.f.WriteAt(p, off) }
 func (n noSync) Seek(offset int64, whence int) (int64, error) { return n.f.Seek(offset, whence) }
-
-// readOnly makes a reader what go-diskfs takes for a disk.
-type readOnly struct{ *io.SectionReader }
-
-func (readOnly) Stat() (fs.FileInfo, error) { return nil, errors.New("not a file") }
-func (readOnly) Close() error               { return nil }

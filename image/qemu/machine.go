@@ -1,0 +1,211 @@
+// Package qemu runs one virtual machine with firmware, a TPM and a watchdog, and steers it as a person would: by
+// cable, power button and power cut.
+package qemu
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A Machine says what to start. Its identity (firmware variables, TPM, board
+// UUID, network address) is its State folder: started again with the same
+// folder it is the same machine, with another it is another one.
+type Machine struct {
+	Disk   string // raw disk image; written to
+	State  string // folder; made when missing
+	Memory int    // MB; 0 means 512
+	CPUs   int    // 0 means 1
+
+	// Forward opens ports of the guest on this host: guest TCP port → host
+	// address. Port 0 on the host picks a free one; see Guest.Addr.
+	Forward map[int]string
+	Tap     string // an existing TAP interface in the place of Forward
+
+	NoTPM    bool
+	NVMe     bool   // the disk is an NVMe one instead of virtio
+	Clock    string // RTC at start, as 2020-01-01T00:00:00; "" is now
+	WriteLog string // records every disk write in dm-log-writes format
+	QMP      string // a further control socket for others, by path
+
+	// Direct boot: kernel and initramfs without firmware and without disk
+	// loader. Append is the whole kernel command line.
+	Kernel, Initramfs, Append string
+
+	Serial io.Writer // receives what the serial port says; may be nil
+	Log    *slog.Logger
+}
+
+// Debian's ovmf package. The 4M build is the current layout of the two; this
+// one has no Secure Boot keys and does not need SMM.
+const (
+	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
+
+const (
+	defaultMemory = 512
+	varsFile      = "uefi-vars.fd"
+	identityFile  = "machine-id"
+	tpmFolder     = "tpm"
+	socketTPM     = "tpm.sock"
+	socketQMP     = "qmp.sock"
+)
+
+// prepare makes the state folder complete and returns the machine's identity.
+func (m Machine) prepare() (identity [16]byte, err error) {
+	if err := os.MkdirAll(filepath.Join(m.State, tpmFolder), 0o700); err != nil {
+		return identity, fmt.Errorf("making the machine's state folder: %w", err)
+	}
+	vars := filepath.Join(m.State, varsFile)
+	if _, err := os.Stat(vars); errors.Is(err, fs.ErrNotExist) && m.Kernel == "" {
+		content, err := os.ReadFile(firmwareVars)
+		if err != nil {
+			return identity, fmt.Errorf("copying fresh UEFI variables (install package ovmf): %w", err)
+		}
+		if err := os.WriteFile(vars, content, 0o600); err != nil {
+			return identity, fmt.Errorf("copying fresh UEFI variables: %w", err)
+		}
+	}
+	return readIdentity(filepath.Join(m.State, identityFile))
+}
+
+func readIdentity(file string) (id [16]byte, err error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := rand.Read(id[:]); err != nil {
+			return id, err
+		}
+		return id, os.WriteFile(file, []byte(hex.EncodeToString(id[:])+"\n"), 0o600)
+	}
+	if err != nil {
+		return id, fmt.Errorf("reading the machine's identity: %w", err)
+	}
+	raw, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(raw) != len(id) {
+		return id, fmt.Errorf("%s does not hold a machine's identity: remove it for a new one", file)
+	}
+	return [16]byte(raw), nil
+}
+
+// arguments is QEMU's command line. sockets is a folder with a short path:
+// Unix sockets have room for about 100 bytes.
+//
+// TCG on purpose: it behaves the same everywhere, KVM is not to be had in
+// every container and hangs in some that offer it.
+func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]string) []string {
+	memory, cpus := m.Memory, m.CPUs
+	if memory == 0 {
+		memory = defaultMemory
+	}
+	if cpus == 0 {
+		cpus = 1
+	}
+	clock := m.Clock
+	if clock == "" {
+		clock = "utc"
+	}
+	id := hex.EncodeToString(identity[:])
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off",
+		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus), "-rtc", "base=" + clock,
+		"-uuid", fmt.Sprintf("%s-%s-%s-%s-%s", id[:8], id[8:12], id[12:16], id[16:20], id[20:]),
+		"-vga", "std",
+		"-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
+		"-qmp", "unix:" + filepath.Join(sockets, socketQMP) + ",server=on,wait=off",
+		"-device", "virtio-rng-pci",
+		"-device", "i6300esb", "-action", "watchdog=reset",
+	}
+	if m.QMP != "" {
+		args = append(args, "-qmp", "unix:"+escape(m.QMP)+",server=on,wait=off")
+	}
+	if m.Kernel == "" {
+		args = append(args,
+			"-drive", "if=pflash,format=raw,readonly=on,file="+firmwareCode,
+			"-drive", "if=pflash,format=raw,file="+escape(filepath.Join(m.State, varsFile)))
+	} else {
+		args = append(args, "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", m.Append)
+	}
+	if !m.NoTPM {
+		args = append(args,
+			"-chardev", "socket,id=tpm,path="+filepath.Join(sockets, socketTPM),
+			"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0")
+	}
+	return slices.Concat(args, m.diskArguments(id), m.networkArguments(id, forward))
+}
+
+func (m Machine) diskArguments(id string) []string {
+	if m.Disk == "" {
+		return nil
+	}
+	args := []string{"-blockdev", "driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename=" + escape(m.Disk)}
+	drive := "disk"
+	if m.WriteLog != "" {
+		args = append(args, "-blockdev", "driver=blklogwrites,node-name=logged,file=disk,log.driver=file,log.filename="+escape(m.WriteLog))
+		drive = "logged"
+	}
+	if m.NVMe {
+		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20])
+	}
+	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20])
+}
+
+func (m Machine) networkArguments(id string, forward map[int]string) []string {
+	// 52:54:00 is QEMU's own range of locally administered addresses.
+	card := fmt.Sprintf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%s:%s:%s", id[0:2], id[2:4], id[4:6])
+	if m.Tap != "" {
+		return []string{"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + m.Tap, "-device", card}
+	}
+	user := "user,id=net"
+	ports := make([]int, 0, len(forward))
+	for port := range forward {
+		ports = append(ports, port)
+	}
+	slices.Sort(ports)
+	for _, port := range ports {
+		host, hostPort, _ := net.SplitHostPort(forward[port])
+		user += fmt.Sprintf(",hostfwd=tcp:%s:%s-:%d", host, hostPort, port)
+	}
+	return []string{"-netdev", user, "-device", card}
+}
+
+// chooseForward turns port 0 into a free port. Another program may take it
+// before QEMU does; QEMU then says so and ends.
+func chooseForward(want map[int]string) (map[int]string, error) {
+	out := make(map[int]string, len(want))
+	for port, addr := range want {
+		host, hostPort, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("forwarding port %d: %q is not host:port: %w", port, addr, err)
+		}
+		if net.ParseIP(host) == nil || strings.Contains(host, ":") {
+			return nil, fmt.Errorf("forwarding port %d: %q is not an IPv4 address of this host (QEMU forwards no others)", port, host)
+		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("forwarding port %d: %s cannot be opened: %w", port, addr, err)
+		}
+		if hostPort == "0" {
+			addr = l.Addr().String()
+		}
+		out[port] = addr
+		if err := l.Close(); err != nil {
+			return nil, fmt.Errorf("forwarding port %d: %w", port, err)
+		}
+	}
+	return out, nil
+}
+
+// escape doubles commas, which separate QEMU's options.
+func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
