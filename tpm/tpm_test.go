@@ -388,14 +388,3 @@ func TestClosedConnectionStaysClosed(t *testing.T) {
 		t.Error("a closed TPM works")
 	}
 }
-
-func BenchmarkUnseal(b *testing.B) {
-	s := tpmtest.Start(b)
-	d := s.TPM()
-	x := seal(b, d)
-	for b.Loop() {
-		if _, err := x.unseal(d); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
