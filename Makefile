@@ -25,9 +25,10 @@ image: tools ## build the tool, the image and its forms under build/
 	@sh .ci/need $(BUILD_NEEDS)
 	$(BUILD)/gatehouse image build
 
-tools: ## build the operator's tool
+tools: ## build the operator's tool, and the box's program for a host
 	@mkdir -p $(BUILD)
 	$(GO) build -trimpath -o $(BUILD)/gatehouse ./cmd/gatehouse
+	$(GO) build -trimpath -ldflags '-s -w' -o $(BUILD)/gatehoused ./cmd/gatehoused
 
 check: ## format, vet, staticcheck, architecture, unit tests with the race detector
 	@sh .ci/need $(CHECK_NEEDS)
@@ -40,7 +41,7 @@ test: ## every test, on the real thing
 	@sh .ci/need $(TEST_NEEDS)
 	$(MAKE) check
 	$(MAKE) image
-	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/web/... ./tests/boot/...
+	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/hosted/... ./tests/web/... ./tests/boot/...
 
 soak: ## the counts in hundreds that `make test` samples
 	@sh .ci/need $(TEST_NEEDS)
@@ -56,7 +57,7 @@ fmt:
 	gofmt -w cmd appliance tpm netfilter image firmware tests
 
 lock: tools ## take the newest packages of the archive into the lock file
-	$(BUILD)/gatehouse image build --update
+	$(BUILD)/gatehouse image lock
 
 clean:
 	rm -rf $(BUILD)
