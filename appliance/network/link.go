@@ -45,7 +45,7 @@ func (w *worker) learn(ctx context.Context, renewed bool, change func(*learnt)) 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	change(&w.known)
-	w.told(w.link.Name, w.known)
+	defer func() { w.told(w.link.Name, w.known) }() // servers are of use once the address is set
 	r := w.known.request(w.link.Name, time.Now())
 	if !renewed && sameRequest(r, w.last) {
 		return

@@ -25,7 +25,7 @@ func (d deed) String() string {
 // 4.4.5).
 const (
 	firstRetry = 2 * time.Second
-	lastRetry  = 64 * time.Second
+	lastRetry  = 32 * time.Second
 	renewRetry = time.Minute
 )
 
