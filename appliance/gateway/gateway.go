@@ -159,10 +159,12 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 func address(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		return t.AddrPort()
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
 	}
-	return netip.AddrPort{}
+	p := t.AddrPort() // of a dual-stack socket: an IPv4 address in IPv6 clothes
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
 // web reads a ClientHello and passes the connection on or refuses it.
