@@ -65,11 +65,16 @@ func New(c Config) *Accounts {
 }
 
 // Refusal is what a person is told: what happened, why, what to do.
-type Refusal struct{ Text string }
+type Refusal struct {
+	Text  string
+	Wrong bool // a secret was judged and not right, not just held back
+}
 
 func (r *Refusal) Error() string { return r.Text }
 
-func refuse(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
+func refuse(format string, args ...any) error { return &Refusal{Text: fmt.Sprintf(format, args...)} }
+
+func wrong(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...), true} }
 
 // Owner is what a claim says about the first person.
 type Owner struct{ Name, Email, Password string }

@@ -75,8 +75,9 @@ func (a *Accounts) Start(ctx context.Context, p Person, stage Stage, o Origin, r
 	return token, s, err
 }
 
-// Session finds the session of a cookie and notes that it was used.
-func (a *Accounts) Session(ctx context.Context, token string) (Session, error) {
+// Session finds the session of a cookie. use notes that a person did something;
+// a page that refreshes itself does not, or nobody would ever be idle.
+func (a *Accounts) Session(ctx context.Context, token string, use bool) (Session, error) {
 	if len(token) != 43 {
 		return Session{}, ErrNoSession
 	}
@@ -88,7 +89,7 @@ func (a *Accounts) Session(ctx context.Context, token string) (Session, error) {
 	if over(s, now) {
 		return Session{}, errors.Join(ErrNoSession, a.End(ctx, s.Person, s.ID))
 	}
-	if now.Sub(s.Seen) >= time.Minute { // not a write per request
+	if use && now.Sub(s.Seen) >= time.Minute { // not a write per request
 		err = a.db.Update(ctx, func(tx *sql.Tx) error {
 			_, err := tx.ExecContext(ctx, "UPDATE session SET seen = ? WHERE id = ?", now.Unix(), s.ID)
 			return err

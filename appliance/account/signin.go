@@ -57,7 +57,7 @@ func (a *Accounts) CheckPassword(ctx context.Context, email, pw, recovery string
 		return Person{}, fmt.Errorf("checking a password: %w", err)
 	}
 	if !ok {
-		return Person{}, refuse(wrongPassword)
+		return Person{}, wrong(wrongPassword)
 	}
 	if !r.Factor { // nothing more is asked; with a factor CheckCode does this
 		if err := a.succeeded(ctx, lookup, o); err != nil {
@@ -110,7 +110,7 @@ func (a *Accounts) useStep(ctx context.Context, p Person, typed string) error {
 		}
 		step, ok := onetime.Match(r.secret, typed, a.wall(), r.step)
 		if !ok {
-			return refuse("The code is not right, or was used before. Wait for the next one in your app; if it never fits, the clock of the box or of your phone is wrong (the box says %s UTC). A recovery code works too.", a.wall().UTC().Format("15:04:05"))
+			return wrong("The code is not right, or was used before. Wait for the next one in your app; if it never fits, the clock of the box or of your phone is wrong (the box says %s UTC). A recovery code works too.", a.wall().UTC().Format("15:04:05"))
 		}
 		_, err = tx.ExecContext(ctx, "UPDATE person SET totp_step = ? WHERE id = ? AND totp_step < ?", step, p.ID, step)
 		return err
@@ -194,7 +194,7 @@ func (a *Accounts) useRecoveryCode(ctx context.Context, p Person, code string) e
 			return fmt.Errorf("using a recovery code: %w", err)
 		}
 		if n, err := res.RowsAffected(); err != nil || n != 1 {
-			return refuse("This recovery code is not one of yours, or was used before.")
+			return wrong("This recovery code is not one of yours, or was used before.")
 		}
 		return nil
 	})

@@ -1,0 +1,286 @@
+// Package console is the role that serves the pages and the API, and keeps the database.
+package console
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"gatehouse/appliance/account"
+	"gatehouse/appliance/audit"
+	"gatehouse/appliance/cert"
+	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/hub"
+	"gatehouse/appliance/handover"
+	"gatehouse/appliance/setup"
+	"gatehouse/appliance/setup/proof"
+	"gatehouse/appliance/store"
+	"gatehouse/appliance/task"
+)
+
+// databaseFile is the database in the role's folder.
+const databaseFile = "console.db"
+
+// console is the running role.
+type console struct {
+	env     control.Environment
+	control *control.Client
+	log     *slog.Logger
+	box     *shell.Box
+	names   []string
+
+	db       *store.DB // nil while locked
+	settings setup.Settings
+	claimer  *setup.Claimer
+	hub      *hub.Hub
+	shown    control.Certificate
+	reason   string // why locked
+	steady   func() time.Time
+
+	handler atomic.Pointer[http.Handler]
+}
+
+// Run serves until ctx ends or something fails that the role cannot be without.
+func Run(ctx context.Context, env control.Environment, c *control.Client, log *slog.Logger) error {
+	debug.SetGCPercent(50) // a small heap that is mostly idle
+	file := env.Files[control.FileGateway]
+	if file == nil {
+		return errors.New("the socket towards the gateway was not handed over: the supervisor's table is wrong")
+	}
+	listener, err := handover.NewListener(file, log)
+	if err != nil {
+		return fmt.Errorf("opening the socket towards the gateway: %w", err)
+	}
+	defer listener.Close()
+	status, err := control.OpStatus.Call(ctx, c, control.None{})
+	if err != nil {
+		return err
+	}
+	s := &console{env: env, control: c, log: log, names: hostNames(status), steady: steadyClock()}
+	s.box = &shell.Box{Name: status.Name, Wall: time.Now, Log: log, Status: s.status, Audit: s.audit}
+	certificate, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	if s.db != nil {
+		defer s.db.Close()
+	}
+	return task.Run(ctx, c.Heartbeat(), task.Func("https", func(ctx context.Context) error {
+		return serve(ctx, listener, certificate, s, log)
+	}))
+}
+
+// steadyClock is the wall clock of now that goes on by the monotonic one, so
+// that setting the clock moves no session.
+func steadyClock() func() time.Time {
+	start := time.Now()
+	return func() time.Time { return start.Add(time.Since(start)) }
+}
+
+func hostNames(st control.Status) []string {
+	names := []string{strings.ToLower(st.Name), strings.ToLower(st.Name) + ".local"}
+	if u, err := url.Parse(st.URL); err == nil && u.Hostname() != "" {
+		names = append(names, strings.ToLower(u.Hostname()))
+	}
+	for _, n := range st.Names {
+		names = append(names, strings.ToLower(n))
+	}
+	return names
+}
+
+func (s *console) status(ctx context.Context) (control.Status, error) {
+	return control.OpStatus.Call(ctx, s.control, control.None{})
+}
+
+func (s *console) audit(ctx context.Context, e control.Event) error {
+	// The browser's going away must not leave it open whether the event was written.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	_, err := control.OpAudit.Call(ctx, s.control, e)
+	return err
+}
+
+func (s *console) subkey(ctx context.Context, purpose string) ([]byte, error) {
+	k, err := control.OpKey.Call(ctx, s.control, control.KeyRequest{Purpose: purpose})
+	return k.Key, err
+}
+
+// open opens what the state of the box allows, and returns the certificate.
+// What cannot be opened makes the box locked, and is never made anew.
+func (s *console) open(ctx context.Context) (tls.Certificate, error) {
+	if s.env.Locked || s.env.State == "" {
+		return s.openLocked(ctx, "")
+	}
+	fields, err := s.subkey(ctx, control.PurposeConsoleFields)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	certificate, err := cert.LoadOrCreate(s.env.State, fields, s.box.Name)
+	if err != nil {
+		return s.openLocked(ctx, fmt.Sprintf("the certificate of the page cannot be used: %v", err))
+	}
+	s.show(certificate)
+	if err := s.openDatabase(ctx, fields); err != nil {
+		var p *store.Problem
+		if errors.As(err, &p) {
+			return s.openLocked(ctx, p.Error())
+		}
+		return tls.Certificate{}, err
+	}
+	if err := s.openHub(ctx); err != nil {
+		return tls.Certificate{}, err
+	}
+	state, err := s.claimer.Settle(ctx)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	s.reason = state.Reason
+	return certificate, s.follow(state.State)
+}
+
+func (s *console) show(c tls.Certificate) {
+	spki := cert.SPKI(c)
+	s.shown = control.Certificate{SHA256: cert.Fingerprint(c), SPKI: hex.EncodeToString(spki[:]), Words: proof.Words(spki)}
+}
+
+// openLocked serves the one page that says why, under a certificate that is
+// kept nowhere.
+func (s *console) openLocked(ctx context.Context, problem string) (tls.Certificate, error) {
+	c, err := cert.Ephemeral(s.box.Name)
+	if err != nil {
+		return c, err
+	}
+	s.show(c)
+	ready := control.ConsoleReady{Database: control.DatabaseUnclaimed, Certificate: s.shown, Problem: problem}
+	state, err := control.OpConsoleReady.Call(ctx, s.control, ready)
+	if err != nil {
+		return c, err
+	}
+	if s.reason = state.Reason; s.reason == "" {
+		s.reason = problem
+	}
+	return c, s.follow(control.StateLocked)
+}
+
+func (s *console) openDatabase(ctx context.Context, fields []byte) error {
+	pepper, err := s.subkey(ctx, control.PurposeSignInPepper)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.env.State, 0o700); err != nil {
+		return fmt.Errorf("making the console's folder: %w", err)
+	}
+	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain())
+	if err != nil {
+		return err
+	}
+	s.settings = setup.Settings{DB: s.db}
+	s.box.Accounts = account.New(account.Config{DB: s.db, Wall: time.Now, Steady: s.steady})
+	s.claimer = setup.NewClaimer(setup.Config{
+		Box: s.box.Name, Accounts: s.box.Accounts, Now: s.steady,
+		Material: func(ctx context.Context) (control.ClaimMaterial, error) {
+			return control.OpClaimMaterial.Call(ctx, s.control, control.None{})
+		},
+		Commit: func(ctx context.Context, q control.ClaimCommit) error {
+			_, err := control.OpClaimCommit.Call(ctx, s.control, q)
+			return err
+		},
+		Report:  s.report,
+		Claimed: func() error { return s.follow(control.StateReady) },
+	})
+	return nil
+}
+
+// report tells the privileged process what the database says.
+func (s *console) report(ctx context.Context) (control.ConsoleState, error) {
+	claim, owner, err := s.box.Accounts.Claim(ctx)
+	if err != nil {
+		return control.ConsoleState{}, fmt.Errorf("reading who owns the box: %w", err)
+	}
+	return control.OpConsoleReady.Call(ctx, s.control, control.ConsoleReady{
+		Database: control.DatabaseClaim(claim), Owner: owner.Email, Certificate: s.shown,
+	})
+}
+
+func (s *console) openHub(ctx context.Context) error {
+	key, err := s.subkey(ctx, control.PurposeSelfSite)
+	if err != nil {
+		return err
+	}
+	if len(key) != len(enroll.APIKey{}) {
+		return fmt.Errorf("the key of the own site has %d bytes, want %d", len(key), len(enroll.APIKey{}))
+	}
+	keys, err := enroll.APIKey(key).Keys()
+	if err != nil {
+		return fmt.Errorf("deriving the keys of the own site: %w", err)
+	}
+	s.hub = hub.New(hub.Own(keys), time.Now, s.log)
+	return nil
+}
+
+// follow puts the routes of a state in the place of those before.
+func (s *console) follow(state control.State) error {
+	router, err := shell.NewRouter(s.box, state, s.table(state))
+	if err != nil {
+		return err
+	}
+	h := shell.Guard(s.box, s.names, router)
+	s.handler.Store(&h)
+	s.log.Info("serving", "state", string(state))
+	return nil
+}
+
+func (s *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	(*s.handler.Load()).ServeHTTP(w, r)
+}
+
+func (s *console) auditReader() audit.Reader { return audit.Reader{Dir: s.env.Audit} }
+
+// serve runs the web server on the connections that the gateway hands over.
+func serve(ctx context.Context, l net.Listener, c tls.Certificate, h http.Handler, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler:           h,
+		TLSConfig:         cert.ServerConfig(c, "h2", "http/1.1"),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 32, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10},
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if t, ok := c.(*tls.Conn); ok {
+				c = t.NetConn()
+			}
+			if passed, ok := c.(*handover.Conn); ok {
+				return shell.Connected(ctx, passed)
+			}
+			return ctx
+		},
+	}
+	done := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		done <- srv.Shutdown(ctx)
+	})
+	err := srv.ServeTLS(l, "", "")
+	if !stop() {
+		return errors.Join(ctx.Err(), <-done)
+	}
+	return fmt.Errorf("serving: %w", err)
+}

@@ -1,0 +1,95 @@
+package shell
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"gatehouse/appliance/handover"
+)
+
+// policy is the whole content security policy: no inline script or style, and
+// nothing from anywhere else.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+// maxRunning is how many requests are handled at once; an HTTP/2 client can
+// begin and abandon them faster than handlers end.
+const maxRunning = 64
+
+// Guard is what stands before every handler: headers, host names, requests
+// from other sites, and a bound on how many run at once.
+func Guard(box *Box, names []string, next http.Handler) http.Handler {
+	running := make(chan struct{}, maxRunning)
+	csrf := http.NewCrossOriginProtection() // no bypass patterns, ever
+	csrf.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		v := &Visit{W: w, R: r, Box: box}
+		v.fail(http.StatusForbidden, "This was sent by a page of another site, and is refused.", "")
+	}))
+	inner := csrf.Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		headers(w.Header())
+		v := &Visit{W: w, R: r, Box: box}
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				box.Log.Error("a handler broke", "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				v.fail(http.StatusInternalServerError, "That did not work. The log of the console says why.", "")
+			}
+		}()
+		if !ours(r, names) {
+			v.fail(http.StatusMisdirectedRequest, "This box does not have that name.", "Open it by its address or as "+strings.Join(names, " or ")+".")
+			return
+		}
+		select {
+		case running <- struct{}{}:
+			defer func() { <-running }()
+		default:
+			w.Header().Set("Retry-After", "2")
+			v.fail(http.StatusServiceUnavailable, "The box is busy. Try again in a moment.", "")
+			return
+		}
+		inner.ServeHTTP(w, r)
+	})
+}
+
+func headers(h http.Header) {
+	for name, value := range map[string]string{
+		"Content-Security-Policy":      policy,
+		"Strict-Transport-Security":    "max-age=31536000",
+		"X-Content-Type-Options":       "nosniff",
+		"Referrer-Policy":              "no-referrer",
+		"Cross-Origin-Opener-Policy":   "same-origin",
+		"Cross-Origin-Resource-Policy": "same-origin",
+		"Permissions-Policy":           "camera=(), microphone=(), geolocation=(), usb=(), payment=()",
+		"Cache-Control":                "no-store",
+	} {
+		h.Set(name, value)
+	}
+}
+
+// ours judges the Host header. A page of a foreign name that was made to point
+// at this address (DNS rebinding) would be the same origin as ours to the
+// browser; an address literal cannot be pointed anywhere else.
+func ours(r *http.Request, names []string) bool {
+	if c := connOf(r); c != nil && c.Meta().Kind == handover.Agent {
+		return true // the local socket; no browser gets there
+	}
+	host := r.Host
+	if h, port, err := net.SplitHostPort(host); err == nil {
+		if port == "" || strings.Trim(port, "0123456789") != "" {
+			return false
+		}
+		host = h
+	} else if inner, ok := strings.CutPrefix(host, "["); ok {
+		if host, ok = strings.CutSuffix(inner, "]"); !ok {
+			return false
+		}
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Zone() == ""
+	}
+	return slices.Contains(names, strings.ToLower(strings.TrimSuffix(host, ".")))
+}

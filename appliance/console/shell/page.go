@@ -1,0 +1,220 @@
+package shell
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"gatehouse/appliance/account"
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/control"
+)
+
+//go:embed layout.html assets
+var files embed.FS
+
+// Page is one parsed page: the layout with a template of its own.
+type Page struct{ t *template.Template }
+
+// Parse reads a page's template, which defines "title" and "main", together
+// with the layout. Templates are parsed when the console starts, never before:
+// the other roles share the program and have no use for them.
+func Parse(pages fs.FS, names ...string) Page {
+	t := template.Must(template.New("layout.html").Funcs(functions).ParseFS(files, "layout.html"))
+	return Page{template.Must(t.ParseFS(pages, names...))}
+}
+
+// View is what a template sees.
+type View struct {
+	Box    string
+	Path   string
+	Person account.Person
+	Nav    []navEntry
+	Error  string // in words, above the form
+	Note   string // what was done
+	Data   any
+}
+
+type navEntry struct {
+	Path, Name, Icon string
+	Here             bool
+}
+
+var nav = []struct {
+	path, name, icon string
+	right            right.Right
+}{
+	{"/", "Status", "status", right.ReadStatus},
+	{"/audit", "Audit", "audit", right.ReadAudit},
+	{"/system", "System", "system", right.ReadLogs},
+	{"/account", "Account", "account", right.OwnAccount},
+}
+
+func (v *Visit) view() View {
+	view := View{Box: v.Box.Name, Path: v.R.URL.Path, Person: v.Person()}
+	if v.Session.Stage == account.StageFull && !strings.HasPrefix(view.Path, "/welcome/") {
+		for _, n := range nav {
+			if right.May(view.Person.Role, n.right) {
+				here := n.path == view.Path || n.path != "/" && strings.HasPrefix(view.Path, n.path+"/")
+				view.Nav = append(view.Nav, navEntry{n.path, n.name, n.icon, here})
+			}
+		}
+	}
+	return view
+}
+
+// Show answers with a page.
+func (v *Visit) Show(p Page, data any) error {
+	return v.show(http.StatusOK, p, "layout.html", "", data)
+}
+
+// ShowPart answers with one template of a page, without the layout.
+func (v *Visit) ShowPart(p Page, name string, data any) error {
+	return v.show(http.StatusOK, p, name, "", data)
+}
+
+// ShowAgain answers with a form that was filled in wrongly and says why, if
+// err is a refusal; other errors are returned.
+func (v *Visit) ShowAgain(p Page, data any, err error) error {
+	if r, ok := asRefusal(err); ok {
+		return v.show(http.StatusUnprocessableEntity, p, "layout.html", r.Text, data)
+	}
+	return err
+}
+
+func (v *Visit) show(status int, p Page, name, problem string, data any) error {
+	view := v.view()
+	view.Error, view.Data = problem, data
+	view.Note = notes[v.R.URL.Query().Get("done")]
+	var b bytes.Buffer // so that an error of the template is not half a page
+	if err := p.t.ExecuteTemplate(&b, name, view); err != nil {
+		return fmt.Errorf("writing the page: %w", err)
+	}
+	v.W.Header().Set("Content-Type", "text/html; charset=utf-8")
+	v.W.WriteHeader(status)
+	_, err := v.W.Write(b.Bytes())
+	return err
+}
+
+// notes are what a page says after something was done. They are chosen by a
+// word in the address, so that nobody can make a page say something else.
+var notes = map[string]string{
+	"password": "The password was changed. All other sessions were ended.",
+	"factor":   "The new second factor is in use.",
+	"codes":    "The new recovery codes are in use; the old ones are worthless now.",
+	"session":  "The session was ended.",
+	"sessions": "All other sessions were ended.",
+	"place":    "The settings were stored.",
+	"out":      "You are signed out.",
+	"clock":    "The clock was set.",
+}
+
+var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>
+<p>{{.Data.Text}}</p>{{with .Data.More}}<p class="quiet">{{.}}</p>{{end}}<p><a href="/">Go to the first page</a></p></div>{{end}}`
+
+// fail answers with a problem: a page for people, RFC 9457 for programs.
+func (v *Visit) fail(status int, text, more string) {
+	if v.Route.API || strings.HasPrefix(v.R.URL.Path, "/api/") {
+		b, _ := json.Marshal(map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": strings.TrimSpace(text + " " + more)})
+		v.W.Header().Set("Content-Type", "application/problem+json")
+		v.W.WriteHeader(status)
+		v.W.Write(append(b, '\n'))
+		return
+	}
+	t := template.Must(template.New("layout.html").Funcs(functions).ParseFS(files, "layout.html"))
+	p := Page{template.Must(t.Parse(errorPage))}
+	if err := v.show(status, p, "layout.html", "", map[string]string{"Title": http.StatusText(status), "Text": text, "More": more}); err != nil {
+		v.Box.Log.Error("an error could not be shown", "err", err)
+	}
+}
+
+func (v *Visit) notFound() {
+	v.fail(http.StatusNotFound, "There is nothing at this address.", "")
+}
+
+var functions = template.FuncMap{
+	"asset": func(name string) (string, error) {
+		b, err := files.ReadFile("assets/" + name)
+		sum := sha256.Sum256(b)
+		return "/assets/" + name + "?" + hex.EncodeToString(sum[:6]), err
+	},
+	// Both are made by package onetime; html/template does not know the schemes.
+	"dataimage": func(s string) template.URL { return template.URL(s) },
+	"otpauth":   func(s string) template.URL { return template.URL(s) },
+	"utc":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"iso":       func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"size":      Size,
+	"ago":       Ago,
+	"n":         Number,
+}
+
+// Size writes bytes for people.
+func Size(n uint64) string {
+	switch {
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.0f kB", float64(n)/(1<<10))
+	case n < 1<<30:
+		return fmt.Sprintf("%.0f MB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GB", float64(n)/(1<<30))
+}
+
+// Ago writes a duration for people.
+func Ago(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%d days", d/(24*time.Hour))
+}
+
+// Number writes a number in groups of three, with the narrow space that does not break.
+func Number(n uint64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "\u202f" + s[i:]
+	}
+	return s
+}
+
+// Assets are the routes of style, script and images.
+func Assets() []Route {
+	entries, err := files.ReadDir("assets")
+	if err != nil {
+		panic(err) // the folder is part of the program
+	}
+	types := map[string]string{".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+	var routes []Route
+	for _, e := range entries {
+		routes = append(routes, Route{
+			Method: http.MethodGet, Path: "/assets/" + e.Name(), States: []control.State{control.StateUnclaimed, control.StateReady, control.StateLocked},
+			Handle: func(v *Visit) error {
+				b, err := files.ReadFile("assets/" + e.Name())
+				if err != nil {
+					return err
+				}
+				v.W.Header().Set("Content-Type", types[path.Ext(e.Name())])
+				// The address carries a hash of the content.
+				v.W.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+				_, err = v.W.Write(b)
+				return err
+			},
+		})
+	}
+	return routes
+}

@@ -1,0 +1,113 @@
+// Package system is the page of the machine itself: its processes, logs, restart and switching off.
+package system
+
+import (
+	"context"
+	"embed"
+	"slices"
+
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/control"
+)
+
+//go:embed *.html
+var files embed.FS
+
+const logLines = 200
+
+// Ports are the requests of the privileged process that this page makes.
+type Ports struct {
+	Power func(context.Context, control.Power) error
+	Log   func(context.Context, control.LogQuery) (control.LogLines, error)
+}
+
+// Pages are the routes of the system.
+type Pages struct {
+	ports                Ports
+	page, confirm, going shell.Page
+}
+
+// New makes the pages.
+func New(p Ports) *Pages {
+	return &Pages{p, shell.Parse(files, "system.html"), shell.Parse(files, "confirm.html"), shell.Parse(files, "going.html")}
+}
+
+// Routes are this package's rows of the table.
+func (p *Pages) Routes() []shell.Route {
+	ready := []control.State{control.StateReady}
+	return []shell.Route{
+		{Method: "GET", Path: "/system", States: ready, Need: shell.Full, Right: right.ReadLogs, Handle: p.show},
+		{Method: "GET", Path: "/system/restart", States: ready, Need: shell.Full, Right: right.Power, Handle: p.ask},
+		{Method: "POST", Path: "/system/restart", States: ready, Need: shell.Full, Right: right.Power, Handle: p.do},
+		{Method: "GET", Path: "/system/off", States: ready, Need: shell.Full, Right: right.Power, Handle: p.ask},
+		{Method: "POST", Path: "/system/off", States: ready, Need: shell.Full, Right: right.Power, Handle: p.do},
+	}
+}
+
+var sources = []control.Role{"", control.Init, control.Network, control.Gateway, control.Console, control.Agent, "kernel"}
+
+type view struct {
+	Status  control.Status
+	Sources []control.Role
+	Source  control.Role
+	Lines   []control.LogLine
+	Power   bool
+}
+
+func (p *Pages) show(v *shell.Visit) error {
+	st, err := v.Box.Status(v.Ctx())
+	if err != nil {
+		return err
+	}
+	w := view{Status: st, Sources: sources, Source: control.Role(v.R.FormValue("log"))}
+	// A host is restarted with the host's own means.
+	w.Power = !st.Hosted && right.May(v.Person().Role, right.Power)
+	if !slices.Contains(sources, w.Source) {
+		w.Source = ""
+	}
+	lines, err := p.ports.Log(v.Ctx(), control.LogQuery{Role: w.Source, Limit: logLines})
+	if err != nil {
+		return err
+	}
+	w.Lines = lines.Lines
+	slices.Reverse(w.Lines) // newest first: what one came for
+	return v.Show(p.page, w)
+}
+
+type asked struct {
+	Off    bool
+	Status control.Status
+}
+
+func (p *Pages) asked(v *shell.Visit) (asked, error) {
+	st, err := v.Box.Status(v.Ctx())
+	if err == nil && st.Hosted {
+		err = shell.Refuse("This Gatehouse runs on a host of yours: restart it there, with the host's own means.")
+	}
+	return asked{v.Route.Path == "/system/off", st}, err
+}
+
+func (p *Pages) ask(v *shell.Visit) error {
+	a, err := p.asked(v)
+	if err != nil {
+		return err
+	}
+	return v.Show(p.confirm, a)
+}
+
+// do asks the privileged process, which writes the event before it acts.
+func (p *Pages) do(v *shell.Visit) error {
+	a, err := p.asked(v)
+	if err != nil {
+		return err
+	}
+	action := "restart"
+	if a.Off {
+		action = "off"
+	}
+	if err := p.ports.Power(v.Ctx(), control.Power{Action: action, Actor: v.Person().Email, From: v.From()}); err != nil {
+		return err
+	}
+	return v.Show(p.going, a)
+}

@@ -1,0 +1,64 @@
+package console
+
+import (
+	"context"
+	"net/http"
+
+	"gatehouse/appliance/console/auditlog"
+	"gatehouse/appliance/console/claim"
+	"gatehouse/appliance/console/factor"
+	"gatehouse/appliance/console/locked"
+	"gatehouse/appliance/console/profile"
+	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/console/signin"
+	"gatehouse/appliance/console/status"
+	"gatehouse/appliance/console/system"
+	"gatehouse/appliance/console/welcome"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/enroll"
+)
+
+// table is every route of the console. A route that is not in it does not
+// exist; the test of the table walks it with every kind of visitor.
+func (s *console) table(state control.State) []shell.Route {
+	routes := append(shell.Assets(), status.Brief(state))
+	if state == control.StateLocked {
+		return append(routes, locked.Routes(s.reason)...)
+	}
+	for _, pages := range [][]shell.Route{
+		claim.New(s.claimer, s.shown.SHA256).Routes(),
+		signin.New().Routes(),
+		welcome.New(s.settings, s.setClock).Routes(),
+		factor.New(s.settings, s.steady).Routes(),
+		status.New(s.settings, s.hub.Sites, s.auditReader()).Routes(),
+		auditlog.New(s.auditReader()).Routes(),
+		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		profile.New().Routes(),
+		s.siteRoutes(),
+	} {
+		routes = append(routes, pages...)
+	}
+	return routes
+}
+
+// siteRoutes are authenticated by the site's own key, not by a session.
+func (s *console) siteRoutes() []shell.Route {
+	site := func(path string, h http.HandlerFunc) shell.Route {
+		return shell.Route{Method: http.MethodPost, Path: path, States: shell.InEach, API: true,
+			Handle: func(v *shell.Visit) error { h(v.W, v.R); return nil }}
+	}
+	return []shell.Route{site(enroll.PathEnrol, s.hub.HandleEnrol), site(enroll.PathReport, s.hub.HandleReport)}
+}
+
+func (s *console) setClock(ctx context.Context, q control.ClockSet) (control.Clock, error) {
+	return control.OpClockSet.Call(ctx, s.control, q)
+}
+
+func (s *console) power(ctx context.Context, q control.Power) error {
+	_, err := control.OpPower.Call(ctx, s.control, q)
+	return err
+}
+
+func (s *console) readLog(ctx context.Context, q control.LogQuery) (control.LogLines, error) {
+	return control.OpLog.Call(ctx, s.control, q)
+}

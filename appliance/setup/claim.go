@@ -1,0 +1,269 @@
+// Package setup takes an unowned box to an owned one, once: the claim code, the claim, and where the box stands.
+package setup
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"gatehouse/appliance/account"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/setup/proof"
+)
+
+// Config is what a Claimer works with.
+type Config struct {
+	Box      string
+	Accounts *account.Accounts
+	Now      func() time.Time
+	// Material returns the verifier of the claim code; it is refused once the box is claimed.
+	Material func(context.Context) (control.ClaimMaterial, error)
+	// Commit is the commit point: the audit entry and the fact in the TPM.
+	Commit func(context.Context, control.ClaimCommit) error
+	// Report tells what the database says now, and is told what holds.
+	Report func(context.Context) (control.ConsoleState, error)
+	// Claimed is called once the box has an owner, before anyone is answered.
+	Claimed func() error
+}
+
+// Claimer is the door that closes behind the first person.
+type Claimer struct {
+	c Config
+
+	deriving chan struct{} // one at a time: 32 MiB each
+	claiming sync.Mutex
+
+	mu      sync.Mutex
+	tickets map[string]time.Time // when each ends
+	tries   map[netip.Prefix]*tries
+	all     tries
+}
+
+// Limits. The code has 60 bits, so they are not what keeps guessers out but
+// what keeps them from costing much.
+const (
+	ticketTime  = 15 * time.Minute
+	maxTickets  = 32
+	sourceBurst = 6
+	sourceEach  = 5 * time.Second
+	allBurst    = 60
+	allEach     = 500 * time.Millisecond
+	maxSources  = 1024
+)
+
+// NewClaimer makes a Claimer.
+func NewClaimer(c Config) *Claimer {
+	return &Claimer{c: c, deriving: make(chan struct{}, 1), tickets: make(map[string]time.Time), tries: make(map[netip.Prefix]*tries)}
+}
+
+// WhereTheCodeIs is said whenever a code is missing or wrong.
+const WhereTheCodeIs = "The code stands on the box's own screen (HDMI), on its serial console, or in the log of the container; it is new after each start."
+
+func refuse(format string, a ...any) error { return &account.Refusal{Text: fmt.Sprintf(format, a...)} }
+
+type tries struct {
+	n    int
+	last time.Time
+}
+
+// take takes one try out of a bucket that refills.
+func (t *tries) take(now time.Time, burst int, each time.Duration) bool {
+	if back := int(now.Sub(t.last) / each); back > 0 {
+		t.n, t.last = max(0, t.n-back), now
+	}
+	if t.n >= burst {
+		return false
+	}
+	t.n++
+	return true
+}
+
+func (c *Claimer) brake(source netip.Prefix) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.c.Now()
+	t := c.tries[source]
+	if t == nil {
+		if len(c.tries) >= maxSources {
+			clear(c.tries) // the bound on all together still holds
+		}
+		t = &tries{last: now}
+		c.tries[source] = t
+	}
+	if !t.take(now, sourceBurst, sourceEach) || !c.all.take(now, allBurst, allEach) {
+		return refuse("Too many tries. Wait a few seconds and try again. %s", WhereTheCodeIs)
+	}
+	return nil
+}
+
+// Salt is what a client needs to stretch the code.
+func (c *Claimer) Salt(ctx context.Context) ([]byte, error) {
+	m, err := c.c.Material(ctx)
+	return m.Salt, err
+}
+
+// Prove checks a client's proof for the channel with this binding and returns
+// the box's own proof and a ticket for one claim.
+func (c *Claimer) Prove(ctx context.Context, source netip.Prefix, binding, theirs []byte) (ours []byte, ticket string, err error) {
+	key, err := c.material(ctx, source)
+	if err != nil {
+		return nil, "", err
+	}
+	if !proof.VerifyClient(key, binding, theirs) {
+		return nil, "", refuse("The proof is not right: either the code was mistyped, or something stands between you and the box. %s", WhereTheCodeIs)
+	}
+	p := proof.ServerProof(key, binding)
+	return p[:], c.newTicket(), nil
+}
+
+func (c *Claimer) material(ctx context.Context, source netip.Prefix) (key [32]byte, err error) {
+	if err := c.brake(source); err != nil {
+		return key, err
+	}
+	m, err := c.c.Material(ctx)
+	if err != nil {
+		return key, fmt.Errorf("asking for the verifier of the claim code: %w", err)
+	}
+	if len(m.Key) != len(key) || len(m.Salt) != proof.SaltSize {
+		return key, errors.New("the verifier of the claim code has another size than this version knows")
+	}
+	return [32]byte(m.Key), nil
+}
+
+// CheckCode checks a code that was typed on the page and returns a ticket for
+// one claim.
+func (c *Claimer) CheckCode(ctx context.Context, source netip.Prefix, typed string) (ticket string, err error) {
+	code, err := proof.ParseCode(typed)
+	if err != nil {
+		return "", refuse("That is not a claim code: it has 12 letters and digits, such as 7K2M-QX9D-4TBH. %s", WhereTheCodeIs)
+	}
+	key, err := c.material(ctx, source)
+	if err != nil {
+		return "", err
+	}
+	salt, err := c.Salt(ctx)
+	if err != nil {
+		return "", err
+	}
+	got, err := c.derive(ctx, code, [proof.SaltSize]byte(salt))
+	if err != nil {
+		return "", err
+	}
+	if subtle.ConstantTimeCompare(got[:], key[:]) != 1 {
+		return "", refuse("The code is not right. %s", WhereTheCodeIs)
+	}
+	return c.newTicket(), nil
+}
+
+func (c *Claimer) derive(ctx context.Context, code proof.Code, salt [proof.SaltSize]byte) (key [32]byte, err error) {
+	select {
+	case c.deriving <- struct{}{}:
+		defer func() { <-c.deriving }()
+	case <-ctx.Done():
+		return key, ctx.Err()
+	}
+	defer debug.FreeOSMemory() // 32 MiB of garbage on a box of 256
+	return proof.Derive(code, salt), nil
+}
+
+func (c *Claimer) newTicket() string {
+	b := make([]byte, 24)
+	rand.Read(b)
+	ticket := base64.RawURLEncoding.EncodeToString(b)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.c.Now()
+	for t, ends := range c.tickets {
+		if !now.Before(ends) {
+			delete(c.tickets, t)
+		}
+	}
+	for t := range c.tickets { // whoever holds the code may have as many as they like, one after the other
+		if len(c.tickets) < maxTickets {
+			break
+		}
+		delete(c.tickets, t)
+	}
+	c.tickets[ticket] = now.Add(ticketTime)
+	return ticket
+}
+
+// take uses a ticket up.
+func (c *Claimer) take(ticket string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ends, ok := c.tickets[ticket]
+	delete(c.tickets, ticket)
+	return ok && c.c.Now().Before(ends)
+}
+
+// ErrClaimed means that somebody else was first.
+var ErrClaimed = errors.New("this box has an owner")
+
+// Claim makes the owner. Of any number of claims at once one succeeds: they
+// come here one by one, and the commit point succeeds once.
+//
+// The ticket is used up by a claim that got as far as the database; what is
+// wrong with the particulars is said before, and costs no new code.
+func (c *Claimer) Claim(ctx context.Context, ticket string, o account.Owner, from string) (account.Person, error) {
+	if err := o.Check(c.c.Box); err != nil {
+		return account.Person{}, err
+	}
+	c.claiming.Lock()
+	defer c.claiming.Unlock()
+	if !c.take(ticket) {
+		return account.Person{}, refuse("The ticket is not valid, or was used before. Prove the code again. %s", WhereTheCodeIs)
+	}
+	// From here the browser's going away must not stop it half way.
+	ctx = context.WithoutCancel(ctx)
+	if claim, _, err := c.c.Accounts.Claim(ctx); err != nil || claim == account.Claimed {
+		return account.Person{}, errors.Join(err, ErrClaimed)
+	}
+	p, err := c.c.Accounts.AddPendingOwner(ctx, o)
+	if err != nil {
+		return account.Person{}, err
+	}
+	refused := c.c.Commit(ctx, control.ClaimCommit{Owner: p.Email, From: from})
+	// An error does not say on which side of the commit point it happened.
+	// What holds is asked in the same way as at every start.
+	state, err := c.Settle(ctx)
+	switch {
+	case err != nil:
+		return account.Person{}, errors.Join(refused, err)
+	case state.State != control.StateReady:
+		return account.Person{}, fmt.Errorf("the claim was not committed: %w", errors.Join(refused, errors.New(state.Reason)))
+	}
+	c.mu.Lock()
+	clear(c.tickets)
+	c.mu.Unlock()
+	return p, c.c.Claimed()
+}
+
+// Settle reports what the database says, and brings a pending owner to the
+// side of the commit point that holds. It is run at each start too.
+func (c *Claimer) Settle(ctx context.Context) (control.ConsoleState, error) {
+	claim, _, err := c.c.Accounts.Claim(ctx)
+	if err != nil {
+		return control.ConsoleState{}, fmt.Errorf("reading who owns the box: %w", err)
+	}
+	state, err := c.c.Report(ctx)
+	if err != nil || claim != account.Pending {
+		return state, err
+	}
+	if state.Committed {
+		err = c.c.Accounts.FinishClaim(ctx)
+	} else {
+		err = c.c.Accounts.DiscardPending(ctx)
+	}
+	if err != nil {
+		return state, err
+	}
+	return c.c.Report(ctx)
+}
