@@ -9,6 +9,7 @@ package journal
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,8 +57,9 @@ type ring struct {
 }
 
 type entry struct {
-	seq  uint64
-	line control.LogLine
+	seq    uint64
+	stored bool // it is on disk too
+	line   control.LogLine
 }
 
 // New makes a Journal that keeps up to perRole bytes in memory for each role,
@@ -72,18 +74,17 @@ func (j *Journal) Append(role control.Role, text string) {
 	line := control.LogLine{Time: j.now().UTC(), Role: role, Text: clean(text)}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.remember(line)
-	j.write(line)
+	j.remember(line, j.write(line))
 }
 
-func (j *Journal) remember(line control.LogLine) {
+func (j *Journal) remember(line control.LogLine, stored bool) {
 	r := j.roles[line.Role]
 	if r == nil {
 		r = new(ring)
 		j.roles[line.Role] = r
 	}
 	j.seq++
-	r.lines = append(r.lines, entry{j.seq, line})
+	r.lines = append(r.lines, entry{j.seq, stored, line})
 	r.bytes += len(line.Text) + overhead
 	drop := 0
 	for r.bytes > j.ring && drop < len(r.lines)-1 {
@@ -119,11 +120,12 @@ func (j *Journal) Attach(dir string, limit int64) error {
 	memory := j.all()
 	j.roles = make(map[control.Role]*ring)
 	for _, line := range before {
-		j.remember(line)
+		j.remember(line, true)
 	}
-	for _, line := range memory {
-		j.remember(line)
-		j.write(line)
+	for _, e := range memory {
+		if !e.stored { // else it is among those from before
+			j.remember(e.line, j.write(e.line))
+		}
 	}
 	return nil
 }
@@ -151,11 +153,11 @@ func (j *Journal) open() error {
 	return nil
 }
 
-// write adds a line to the disk. A disk that refuses (full, gone) ends the
+// write adds a line to the disk and says whether it is there. A disk that refuses (full, gone) ends the
 // writing until the next Attach, and says so once, in memory.
-func (j *Journal) write(line control.LogLine) {
+func (j *Journal) write(line control.LogLine) bool {
 	if j.file == nil {
-		return
+		return false
 	}
 	b, err := json.Marshal(line)
 	if err == nil && j.size+int64(len(b))+1 > j.segment {
@@ -167,14 +169,15 @@ func (j *Journal) write(line control.LogLine) {
 		j.size += int64(n)
 	}
 	if err == nil {
-		return
+		return true
 	}
 	if j.file != nil {
 		err = errors.Join(err, j.file.Close())
 		j.file = nil
 	}
 	why := fmt.Sprintf("writing the journal to %s: %v; the log goes on in memory", j.dir, err)
-	j.remember(control.LogLine{Time: j.now().UTC(), Role: control.Init, Text: clean(why)})
+	j.remember(control.LogLine{Time: j.now().UTC(), Role: control.Init, Text: clean(why)}, false)
+	return false
 }
 
 // rotate makes the new segment the old one. A power cut before the rename
@@ -248,9 +251,11 @@ func (j *Journal) Read(q control.LogQuery) control.LogLines {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lines := j.all()
-	if q.Role != "" {
-		lines = slices.DeleteFunc(lines, func(l control.LogLine) bool { return l.Role != q.Role })
+	var lines []control.LogLine
+	for _, e := range j.all() {
+		if q.Role == "" || e.line.Role == q.Role {
+			lines = append(lines, e.line)
+		}
 	}
 	lines = lines[max(0, len(lines)-limit):]
 	// The answer has to fit in a message of the control socket, escaped.
@@ -265,17 +270,13 @@ func (j *Journal) Read(q control.LogQuery) control.LogLines {
 }
 
 // all is every line in memory in the order it came.
-func (j *Journal) all() []control.LogLine {
+func (j *Journal) all() []entry {
 	var es []entry
 	for _, r := range j.roles {
 		es = append(es, r.lines...)
 	}
-	slices.SortFunc(es, func(a, b entry) int { return int(int64(a.seq) - int64(b.seq)) })
-	lines := make([]control.LogLine, len(es))
-	for i, e := range es {
-		lines[i] = e.line
-	}
-	return lines
+	slices.SortFunc(es, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
+	return es
 }
 
 // load reads the segments in dir, the newest limit bytes of each. Lines that
@@ -290,23 +291,36 @@ func load(dir string, limit int64) ([]control.LogLine, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := bufio.NewScanner(io.LimitReader(f, limit))
-		s.Buffer(nil, 8*textLimit)
-		for s.Scan() {
-			var l control.LogLine
-			d := json.NewDecoder(bytes.NewReader(s.Bytes()))
-			d.DisallowUnknownFields()
-			if d.Decode(&l) == nil && l.Role != "" {
-				l.Text = clean(l.Text)
+		in := bufio.NewReaderSize(io.LimitReader(f, limit), 8*textLimit)
+		var long bool // the rest of a line that is over any of ours
+		for err == nil {
+			var b []byte
+			b, err = in.ReadSlice('\n')
+			if l, ok := parse(b); ok && err == nil && !long {
 				lines = append(lines, l)
 			}
+			if long = errors.Is(err, bufio.ErrBufferFull); long {
+				err = nil
+			}
 		}
-		err = errors.Join(s.Err(), f.Close())
-		if err != nil && !errors.Is(err, bufio.ErrTooLong) {
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
 			return nil, fmt.Errorf("reading %s: %w", name, err)
 		}
 	}
 	return lines, nil
+}
+
+func parse(b []byte) (l control.LogLine, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if d.Decode(&l) != nil || l.Role == "" {
+		return l, false
+	}
+	l.Text = clean(l.Text)
+	return l, true
 }
 
 // clean makes one printable line of text. Text that is clean stays as it is,
