@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -111,8 +112,7 @@ func read(path string) ([]byte, error) {
 
 // parse refuses unknown keys; an error begins with the line it is about.
 func parse(b []byte) (raw, error) {
-	var r raw
-	err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&r)
+	r, err := decode(b)
 	var (
 		unknown *toml.StrictMissingError
 		wrong   *toml.DecodeError
@@ -129,9 +129,25 @@ func parse(b []byte) (raw, error) {
 		line, _ := wrong.Position()
 		return raw{}, fmt.Errorf("line %d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
 	case err != nil:
-		return raw{}, err
+		return raw{}, fmt.Errorf("line %d: %w", lineOf(b, err), err)
 	}
 	return r, nil
+}
+
+func decode(b []byte) (r raw, err error) {
+	err = toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&r)
+	return r, err
+}
+
+// lineOf finds the line of an error that does not say it (a number where there
+// should be text): the least number of lines that gives the same error. The
+// library stops at the first, so that more lines change nothing.
+func lineOf(b []byte, err error) int {
+	lines := bytes.SplitAfter(b, []byte("\n"))
+	return 1 + sort.Search(len(lines)-1, func(n int) bool {
+		_, other := decode(bytes.Join(lines[:n+1], nil))
+		return other != nil && other.Error() == err.Error()
+	})
 }
 
 // set takes one value from a flag or a variable.
@@ -182,10 +198,10 @@ func (r raw) valid() (Config, error) {
 		KeyVariable: "GATEHOUSE_KEY",
 	}
 	if r.Name != nil {
-		c.Name = string(*r.Name)
+		c.Name = r.Name.s
 	}
 	if r.State != nil {
-		c.State = string(*r.State)
+		c.State = r.State.s
 	}
 	if r.HTTP != nil {
 		c.HTTP = *r.HTTP
@@ -197,10 +213,10 @@ func (r raw) valid() (Config, error) {
 		c.LogLevel = slog.Level(*r.LogLevel)
 	}
 	if r.KeyVariable != nil {
-		c.KeyVariable = string(*r.KeyVariable)
+		c.KeyVariable = r.KeyVariable.s
 	}
 	for _, n := range r.Names {
-		c.Names = append(c.Names, string(n))
+		c.Names = append(c.Names, n.s)
 	}
 	slices.Sort(c.Names)
 	c.Names = slices.Compact(c.Names)

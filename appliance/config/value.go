@@ -48,13 +48,17 @@ func (l *Listen) UnmarshalText(b []byte) error {
 }
 
 // hostLabel is a host name without a dot (RFC 1123, 2.1), lower case.
-type hostLabel string
+type hostLabel text
+
+// text is a struct because the library would set a plain string without
+// asking UnmarshalText.
+type text struct{ s string }
 
 func (h *hostLabel) UnmarshalText(b []byte) error {
 	if !isLabel(string(b)) {
 		return fmt.Errorf("%q is not a name: use up to 63 letters a-z, digits and hyphens, no hyphen first or last", b)
 	}
-	*h = hostLabel(b)
+	h.s = string(b)
 	return nil
 }
 
@@ -71,7 +75,7 @@ func isLabel(s string) bool {
 }
 
 // hostName is one or more labels, lower case, without the last dot.
-type hostName string
+type hostName text
 
 func (h *hostName) UnmarshalText(b []byte) error {
 	s := strings.TrimSuffix(strings.ToLower(string(b)), ".")
@@ -85,19 +89,19 @@ func (h *hostName) UnmarshalText(b []byte) error {
 	if !ok {
 		return fmt.Errorf("%q is not a host name: write it as in \"nas.example.net\", without scheme or port", b)
 	}
-	*h = hostName(s)
+	h.s = s
 	return nil
 }
 
 // absolute is a clean absolute path, and not the root.
-type absolute string
+type absolute text
 
 func (a *absolute) UnmarshalText(b []byte) error {
 	s := filepath.Clean(string(b))
 	if !filepath.IsAbs(s) || s == "/" || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
 		return fmt.Errorf("%q is not an absolute path of a folder", b)
 	}
-	*a = absolute(s)
+	a.s = s
 	return nil
 }
 
@@ -121,7 +125,7 @@ func (l *level) UnmarshalText(b []byte) error {
 }
 
 // variableName is the name of an environment variable.
-type variableName string
+type variableName text
 
 func (v *variableName) UnmarshalText(b []byte) error {
 	for i, c := range b {
@@ -132,6 +136,6 @@ func (v *variableName) UnmarshalText(b []byte) error {
 	if len(b) == 0 || len(b) > 64 {
 		return fmt.Errorf("%q is not the name of a variable: use 1 to 64 characters", b)
 	}
-	*v = variableName(b)
+	v.s = string(b)
 	return nil
 }
