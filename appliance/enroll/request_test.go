@@ -110,6 +110,9 @@ func TestHUB2_ReplayIsBoundedAndFailsClosed(t *testing.T) {
 	if err := r.Check(k.ID, nonce(maxNonces), at, at); !errors.Is(err, ErrReplay) {
 		t.Errorf("one over the limit: %v", err)
 	}
+	if err := r.Check(k.ID, nonce(maxNonces), at, at.Add(MaxSkew)); !errors.Is(err, ErrReplay) {
+		t.Errorf("one over the limit, as late as can be: %v; nonces were forgotten while their messages are still taken", err)
+	}
 	var neighbour ID
 	if err := r.Check(neighbour, nonce(0), at, at); err != nil {
 		t.Errorf("another site is refused because of the first: %v", err)

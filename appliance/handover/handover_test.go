@@ -135,6 +135,12 @@ func TestListenerRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	last := metaOf(server)
+	last.Scopes = []string{"last"}
+	taken, err := appendMessage(nil, last, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	lie := metaOf(server)
 	lie.Remote = netip.MustParseAddrPort("198.51.100.1:1")
 	liar, err := appendMessage(nil, lie, nil)
@@ -167,13 +173,16 @@ func TestListenerRefuses(t *testing.T) {
 	send(append(good, make([]byte, MaxPeeked+maxHead)...), tcp)  // too long
 	send(liar, tcp)                                              // another address than the socket's
 	send(wrongKind, tcp)                                         // the agent's socket is no TCP
-	send(good, tcp)
+	send(taken, tcp)
 	c, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.RemoteAddr().String() != server.RemoteAddr().String() {
 		t.Errorf("RemoteAddr = %s, want %s", c.RemoteAddr(), server.RemoteAddr())
+	}
+	if m := c.(*Conn).Meta(); len(m.Scopes) != 1 || m.Scopes[0] != "last" {
+		t.Errorf("one of the bad ones was taken: %+v", m)
 	}
 	c.Close()
 	if after := openFiles(t); after != before {
