@@ -178,7 +178,7 @@ func TestNET1_RulesBeforeLink(t *testing.T) {
 			l := newLab(t)
 			l.listen(t)
 			l.box.Down(t, "eth0")
-			ask, err := json.Marshal(map[string]any{"Link": "lan", "From": nearV4, "To": boxV4, "Port": 443, "For": 3 * time.Second})
+			ask, err := json.Marshal(map[string]any{"Link": "lan", "From": nearV4, "To": boxV4, "Port": 443, "For": 6 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -188,11 +188,11 @@ func TestNET1_RulesBeforeLink(t *testing.T) {
 				t.Fatalf("knocking did not begin: %v %q", err, line)
 			}
 			if filtered {
-				rs := netfilter.Rules(netfilter.State{Phase: control.StateStarting})
+				rs := netfilter.Rules(netfilter.State{Phase: control.StateStarting, OnLink: []netip.Prefix{netip.MustParsePrefix(boxV4 + "/24")}})
 				l.box.Do(t, func() error { return nft.Apply(rs) })
 			}
 			l.box.Up(t, "eth0")
-			time.Sleep(time.Second)
+			time.Sleep(2500 * time.Millisecond) // the knocker's neighbour entry may take a second to recover
 			opened := time.Now()
 			l.apply(t, netfilter.State{Phase: control.StateUnclaimed})
 			var first int64
