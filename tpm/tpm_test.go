@@ -151,33 +151,33 @@ func TestKEY1_ForgedAnswersAreRefused(t *testing.T) {
 	if err := s.TPM().WriteNV(x.root, index, []byte("true")); err != nil {
 		t.Fatal(err)
 	}
-	// Each command's answer is changed in one bit of what it carries.
 	for name, c := range map[string]struct {
 		code uint32
 		run  func(*tpm.TPM) error
 	}{
-		"GetRandom": {0x17B, func(d *tpm.TPM) error { _, err := d.Random(x.root, 32); return err }},
-		"PCR_Read":  {0x17E, func(d *tpm.TPM) error { _, err := d.PCRs(x.root, policy); return err }},
-		"NV_Read":   {0x14E, func(d *tpm.TPM) error { _, _, err := d.ReadNV(x.root, index); return err }},
-		"Unseal":    {0x15E, func(d *tpm.TPM) error { _, err := x.unseal(d); return err }},
-		"GetCapability": {0x17A, func(d *tpm.TPM) error {
-			_, err := d.Lockout(x.root)
-			return err
-		}},
+		"GetRandom":     {0x17B, func(d *tpm.TPM) error { _, err := d.Random(x.root, 32); return err }},
+		"PCR_Read":      {0x17E, func(d *tpm.TPM) error { _, err := d.PCRs(x.root, policy); return err }},
+		"NV_Read":       {0x14E, func(d *tpm.TPM) error { _, _, err := d.ReadNV(x.root, index); return err }},
+		"Unseal":        {0x15E, func(d *tpm.TPM) error { _, err := x.unseal(d); return err }},
+		"GetCapability": {0x17A, func(d *tpm.TPM) error { _, err := d.Lockout(x.root); return err }},
+		"PCR_Extend":    {0x182, func(d *tpm.TPM) error { return d.Extend(x.root, 16, [32]byte{}) }},
 	} {
-		hit := false
-		dev := tpm.New(&tpmtest.Fault{To: s.Transport(), After: func(_ int, cmd, resp []byte) ([]byte, error) {
-			if binary.BigEndian.Uint32(cmd[6:]) == c.code {
-				hit = true
-				resp = bytes.Clone(resp)
-				resp[len(resp)/4] ^= 1
+		// Every byte of the answer after its head is changed once.
+		size := 0
+		for at := 10; at == 10 || at < size; at++ {
+			dev := tpm.New(&tpmtest.Fault{To: s.Transport(), After: func(_ int, cmd, resp []byte) ([]byte, error) {
+				if binary.BigEndian.Uint32(cmd[6:]) == c.code {
+					size = len(resp)
+					resp = bytes.Clone(resp)
+					resp[at] ^= 1
+				}
+				return resp, nil
+			}})
+			if err := c.run(dev); err == nil {
+				t.Errorf("%s: an answer with byte %d of %d changed was accepted", name, at, size)
 			}
-			return resp, nil
-		}})
-		if err := c.run(dev); err == nil {
-			t.Errorf("%s: a forged answer was accepted", name)
 		}
-		if !hit {
+		if size == 0 {
 			t.Errorf("%s was not sent", name)
 		}
 		s.PowerCut(t)

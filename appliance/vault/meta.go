@@ -86,20 +86,21 @@ func writeBlocks(dev Device, at int64, raw []byte) error {
 // writeHeader replaces the header. The commit point is the first of the two
 // writes: a power cut before its end leaves the old generation in the other
 // copy, one after it the new generation here. The second write makes both
-// copies the same, so that nobody gets the old one back by spoiling a copy;
-// committed says that only this second write failed, which the next Open mends.
-func writeHeader(dev Device, p *pages, raw []byte) (committed bool, err error) {
+// copies the same, so that nobody gets the old one back by spoiling a copy. An
+// error with committed set says that only this second write failed, which the
+// next Open mends; at is the copy that is sure to be good.
+func writeHeader(dev Device, p *pages, raw []byte) (at int, committed bool, err error) {
 	first := copyFirst
 	if p.newest != nil {
 		first = 1 - p.at
 	}
 	if err := writeCopy(dev, first, raw); err != nil {
-		return false, fmt.Errorf("writing the header to META: %w", err)
+		return 0, false, fmt.Errorf("writing the header to META: %w", err)
 	}
 	if err := writeCopy(dev, 1-first, raw); err != nil {
-		return true, fmt.Errorf("writing the second copy of the header to META: %w", err)
+		return first, true, fmt.Errorf("writing the second copy of the header to META: %w", err)
 	}
-	return true, nil
+	return first, true, nil
 }
 
 // mirror mends a copy that a power cut left torn or behind.

@@ -214,6 +214,29 @@ func TestDamageOfOneCopyIsMended(t *testing.T) {
 	wantLocked(t, err, "header")
 }
 
+// After a change whose second write failed, the next change goes to the copy
+// that is behind: a power cut in it must leave the one that is good.
+func TestKEY1_ChangeAfterAHalfFailedChange(t *testing.T) {
+	for _, first := range []int{0, blockSize, blockSize + 100, 2*blockSize - 1} {
+		for _, second := range []int{0, 1, 200, blockSize - 1} {
+			c := forms()["host-id"]
+			d := newDisk()
+			c.Meta = d
+			v := mustCreate(t, c)
+			d.left = first
+			err := v.save()
+			d.left = second
+			_ = v.save()
+			d.left = -1
+			w := mustOpen(t, c)
+			same(t, v, w)
+			if first > blockSize && (err != nil || w.h.generation < 2) {
+				t.Errorf("cuts at %d, %d: %v, generation %d", first, second, err, w.h.generation)
+			}
+		}
+	}
+}
+
 func TestHeaderOfANewerVersionIsNeverOverwritten(t *testing.T) {
 	c := forms()["host-id"]
 	d := newDisk()

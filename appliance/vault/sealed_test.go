@@ -336,6 +336,11 @@ func TestACC1_ClaimedBitCannotBeTakenAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := v.h.tpm.root
+	if err := v.withClaimedAuth(func(auth []byte) error {
+		return s.TPM().WriteNV(root, claimedIndex(auth), claimedData(v.InstallID(), false))
+	}); err == nil {
+		t.Error("the claimed bit was cleared by somebody with the data key")
+	}
 	s.PowerCut(t)
 
 	// The disk put back to before the claim changes nothing.
@@ -343,11 +348,6 @@ func TestACC1_ClaimedBitCannotBeTakenAway(t *testing.T) {
 	before.Meta = unclaimed
 	if claimed, err := mustOpen(t, before).Claimed(t.Context()); !claimed || err != nil {
 		t.Errorf("Claimed = %v, %v on the disk from before the claim", claimed, err)
-	}
-	if err := v.withClaimedAuth(func(auth []byte) error {
-		return s.TPM().WriteNV(root, claimedIndex(auth), claimedData(v.InstallID(), false))
-	}); err == nil {
-		t.Error("the claimed bit was cleared by somebody with the data key")
 	}
 
 	attacks := map[string]func() error{
@@ -378,6 +378,47 @@ func TestACC1_ClaimedBitCannotBeTakenAway(t *testing.T) {
 		if _, err := v.Claimed(t.Context()); err == nil {
 			t.Errorf("%s: Claimed gives an answer", name)
 		}
+	}
+}
+
+// A power cut between writing the claimed bit and locking it.
+func TestACC1_ClaimedBitIsLockedAtTheNextStart(t *testing.T) {
+	s := tpmtest.Start(t)
+	c := box(s, newDisk())
+	v := mustCreate(t, c)
+	write := func(claimed bool) error {
+		return v.withClaimedAuth(func(auth []byte) error {
+			return s.TPM().WriteNV(v.h.tpm.root, claimedIndex(auth), claimedData(v.InstallID(), claimed))
+		})
+	}
+	if err := write(true); err != nil {
+		t.Fatal(err)
+	}
+	s.PowerCut(t)
+	mustOpen(t, c)
+	if write(false) == nil {
+		t.Error("the claimed bit can still be cleared")
+	}
+}
+
+// The answer to the write is lost: what counts is the bit.
+func TestACC1_LostAnswerToAClaimIsNoRefusal(t *testing.T) {
+	s := tpmtest.Start(t)
+	c := box(s, newDisk())
+	lost := false
+	c.TPM = tpm.New(&tpmtest.Fault{To: s.Transport(), After: func(_ int, cmd, resp []byte) ([]byte, error) {
+		if lost && binary.BigEndian.Uint32(cmd[6:]) == 0x137 { // NV_Write
+			return tpmtest.Code(0x101), nil
+		}
+		return resp, nil
+	}})
+	v := mustCreate(t, c)
+	lost = true
+	if err := v.SetClaimed(t.Context()); err != nil {
+		t.Errorf("SetClaimed = %v", err)
+	}
+	if claimed, err := v.Claimed(t.Context()); !claimed || err != nil {
+		t.Errorf("Claimed = %v, %v", claimed, err)
 	}
 }
 

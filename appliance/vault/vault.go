@@ -282,7 +282,7 @@ func (v *Vault) save() error {
 	next := *v.h
 	next.generation++
 	raw := next.marshal(macKey)
-	committed, err := writeHeader(v.c.Meta, v.p, raw)
+	at, committed, err := writeHeader(v.c.Meta, v.p, raw)
 	if !committed {
 		return lockedMeta(err)
 	}
@@ -294,6 +294,6 @@ func (v *Vault) save() error {
 		return fmt.Errorf("reading back the header that was written: %w", err)
 	}
 	v.h.generation = next.generation
-	v.p = &pages{newest: s, raw: raw, current: [copies]bool{true, true}}
+	v.p = &pages{newest: s, raw: raw, at: at, current: [copies]bool{true, true}}
 	return nil
 }
