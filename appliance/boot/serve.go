@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -323,5 +322,5 @@ func publicURL(l net.Listener) string {
 		return ""
 	}
 	ap := a.AddrPort()
-	return "https://" + netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String() + "/"
+	return monitor.URL(ap.Addr().Unmap(), ap.Port())
 }

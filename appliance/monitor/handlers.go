@@ -241,11 +241,16 @@ func urlOf(links []control.Link, port uint16) string {
 	if !best.IsValid() {
 		return ""
 	}
-	if port == 443 || port == 0 {
-		if best.Is6() {
-			return "https://[" + best.String() + "]/"
-		}
-		return "https://" + best.String() + "/"
+	return URL(best, port)
+}
+
+// URL is the address of the console as a person types it.
+func URL(a netip.Addr, port uint16) string {
+	switch {
+	case port != 443:
+		return "https://" + netip.AddrPortFrom(a, port).String() + "/"
+	case a.Is6():
+		return "https://[" + a.String() + "]/"
 	}
-	return "https://" + netip.AddrPortFrom(best, port).String() + "/"
+	return "https://" + a.String() + "/"
 }
