@@ -73,7 +73,7 @@ func Name(file string) string {
 func (x *Index) depLine(line string) error {
 	file, needs, ok := strings.Cut(line, ":")
 	if !ok || strings.ContainsAny(file, " \t") || !strings.Contains(file, ".ko") {
-		return fmt.Errorf("%q is not PATH: PATH …", line)
+		return fmt.Errorf("%q is not PATH: and the paths that it needs", line)
 	}
 	if path.IsAbs(file) || slices.Contains(strings.Split(file, "/"), "..") {
 		return fmt.Errorf("the path %q leads out of the module folder", file)
@@ -103,7 +103,7 @@ func (x *Index) aliasLine(line string) error {
 func (x *Index) softdepLine(line string) error {
 	f := strings.Fields(line)
 	if len(f) < 3 || f[0] != "softdep" {
-		return fmt.Errorf("%q is not softdep MODULE pre: … post: …", line)
+		return fmt.Errorf("%q is not softdep MODULE, then pre: or post: and names", line)
 	}
 	name := Name(f[1])
 	m, ok := x.modules[name]
@@ -119,7 +119,7 @@ func (x *Index) softdepLine(line string) error {
 			list = &m.post
 		default:
 			if list == nil {
-				return fmt.Errorf("%q is neither pre: nor post:", word)
+				return fmt.Errorf("%q comes before the kind of dependency", word)
 			}
 			*list = append(*list, word)
 		}

@@ -53,7 +53,7 @@ func TestParseRefuses(t *testing.T) {
 		"alias of nothing":   {"", "alias pci:*", "", "modules.alias line 1"},
 		"not an alias":       {"", "\nsoftdep a b", "", "modules.alias line 2"},
 		"softdep of nothing": {"a.ko:", "", "softdep a", "modules.softdep line 1"},
-		"softdep, no kind":   {"a.ko:", "", "softdep a b c", "neither pre: nor post:"},
+		"softdep, no kind":   {"a.ko:", "", "softdep a b c", "before the kind"},
 		"endless line":       {"a.ko: " + strings.Repeat("b.ko ", 1<<18), "", "", "modules.dep"},
 	} {
 		_, err := Parse(strings.NewReader(c.dep), strings.NewReader(c.alias), strings.NewReader(c.softdep))

@@ -17,7 +17,6 @@ import (
 )
 
 var (
-	typeESP  = uuid.MustParse("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 	typeMeta = uuid.MustParse("6b1d2c4e-5f0a-4c9e-9d5b-2f6f0a7e4d11")
 	typeData = uuid.MustParse("0e7a7f3c-9a4b-4f5e-8a55-7d1c3b2e9f20")
 	idESP    = uuid.MustParse("11111111-2222-4333-8444-555555555555")
