@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("GATEWAY_TEST_DIAL"); path != "" {
 		c, err := net.Dial("unix", path)
 		if err == nil {
-			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			c.SetReadDeadline(time.Now().Add(2 * time.Second))
 			var b []byte
 			b, err = io.ReadAll(c)
 			fmt.Printf("%s", b)
@@ -310,19 +310,16 @@ func TestLocalSocketIsTheAgents(t *testing.T) {
 		}
 	}
 	b := newBed(t, false)
-	// The console answers a plain HTTP request on TLS with words; whoever sees
-	// none was refused before.
 	for uid, want := range map[uint32]bool{60999: false, agentUID: true} {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = []string{"GATEWAY_TEST_DIAL=" + b.agent}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
-		start := time.Now()
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("running as uid %d (the tests run as root): %v", uid, err)
 		}
-		// Passed on, it stays open until the client's own deadline of 10 s.
-		passed := strings.Contains(string(out), "timeout") && time.Since(start) > 5*time.Second
+		// Passed on, it stays open until the client's own deadline.
+		passed := strings.Contains(string(out), "timeout")
 		if passed != want {
 			t.Errorf("uid %d passed on: %v, want %v (%q)", uid, passed, want, out)
 		}
