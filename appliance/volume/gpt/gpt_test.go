@@ -348,13 +348,18 @@ func FuzzRead(f *testing.F) {
 	m, _ := image(f, 16384)
 	f.Add(m.data[512 : 1024+entryCount*entrySize])
 	f.Add([]byte{})
+	g := Geometry{512, 16384}
+	base := make([]byte, g.Sectors*512)
+	base[510], base[511], base[446+4], base[446+8] = 0x55, 0xaa, 0xee, 1
 	f.Fuzz(func(t *testing.T, front []byte) {
-		g := Geometry{512, 16384}
-		d := &memory{data: make([]byte, g.Sectors*512)}
-		d.data[510], d.data[511], d.data[446+4], d.data[446+8] = 0x55, 0xaa, 0xee, 1
-		copy(d.data[512:], front)
 		// The checksums are made right: else the fuzzer only ever sees them.
-		reseal(d, func(_, _ []byte) {})
+		small := &memory{data: make([]byte, 1024+entryCount*entrySize)}
+		copy(small.data[512:], front)
+		reseal(small, func(_, _ []byte) {})
+		d := (&memory{data: base}).clone()
+		if _, err := d.WriteAt(small.data[512:], 512); err != nil {
+			t.Fatal(err)
+		}
 		table, _, err := Read(d, g)
 		if err != nil {
 			return
