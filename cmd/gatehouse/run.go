@@ -112,7 +112,7 @@ func run(ctx context.Context, o runOptions, cmd *cobra.Command) error {
 		restore := typeThrough(guest)
 		defer restore()
 	}
-	go announce(guest, cmd.ErrOrStderr(), o)
+	go announce(guest, cmd.ErrOrStderr())
 	return errors.Join(steer(guest, signals, log), guest.Wait())
 }
 
@@ -196,7 +196,7 @@ func typeThrough(guest *qemu.Guest) (restore func()) {
 var stateLine = regexp.MustCompile(`(?m)^gatehouse: (state=[^\r\n]*)\r?\n`)
 
 // announce prints how to reach the box, each time its console says something new.
-func announce(guest *qemu.Guest, w io.Writer, o runOptions) {
+func announce(guest *qemu.Guest, w io.Writer) {
 	for {
 		match, err := guest.WaitSerial(stateLine, 24*time.Hour)
 		if err != nil {
@@ -207,13 +207,19 @@ func announce(guest *qemu.Guest, w io.Writer, o runOptions) {
 				continue
 			}
 		}
-		fmt.Fprintln(w, announcement(fields(match[1]), guest.Addr(443)))
+		if line := announcement(fields(match[1]), guest.Addr(443)); line != "" {
+			fmt.Fprintln(w, line)
+		}
 	}
 }
 
-// announcement is one line for a person: where to go and with what code.
+// announcement is one line for a person: where to go and with what code. While
+// the box has no address there is nothing to say.
 func announcement(box map[string]string, forwarded string) string {
 	url := box["url"]
+	if url == "" || box["fingerprint"] == "" {
+		return ""
+	}
 	if forwarded != "" {
 		host, port, err := net.SplitHostPort(forwarded)
 		if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
@@ -221,21 +227,18 @@ func announcement(box map[string]string, forwarded string) string {
 		}
 		url = "https://" + net.JoinHostPort(host, port) + "/"
 	}
-	line := "gatehouse run: " + box["state"]
-	if url != "" {
-		line += ", open " + url
-	}
+	line := fmt.Sprintf("gatehouse run: %s, open %s", box["state"], url)
 	if code := box["code"]; code != "" {
 		line += " with code " + code
 	}
 	return line
 }
 
-// fields reads key=value pairs.
+// fields reads key=value pairs; "-" is no value.
 func fields(line string) map[string]string {
 	out := make(map[string]string)
 	for pair := range strings.FieldsSeq(line) {
-		if key, value, ok := strings.Cut(pair, "="); ok {
+		if key, value, ok := strings.Cut(pair, "="); ok && value != "-" {
 			out[key] = value
 		}
 	}

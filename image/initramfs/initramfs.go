@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/gobusybox/src/pkg/golang"
@@ -66,9 +68,15 @@ func (a Archive) Write(out io.Writer) error {
 	for _, name := range slices.Sorted(maps.Keys(a.Set)) {
 		flags += " -X main." + name + "=" + a.Set[name]
 	}
+	// The tool itself may be built with -trimpath and know no Go of its own.
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("asking go where it is installed: %w", err)
+	}
 	options := &golang.BuildOpts{EnableInlining: true, ExtraArgs: []string{"-a=false", "-buildvcs=false", flags}}
 	err = uimage.Create(llog.New(slog.LevelError, func(string, ...any) {}),
-		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH("amd64")),
+		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH("amd64"),
+			golang.WithGOROOT(strings.TrimSpace(string(goroot)))),
 		uimage.WithCommands(options, builder.Binary, a.Program),
 		uimage.WithInit(path.Base(a.Program)),
 		uimage.WithSkipLDD(),
