@@ -73,8 +73,14 @@ func (c lanConfig) answers4(m *dhcpv4.DHCPv4, renewals *int) []*dhcpv4.DHCPv4 {
 	for a := range c.Clocks {
 		times = append(times, net.ParseIP(a))
 	}
-	make4 := func(t dhcpv4.MessageType, gateway net.IP) *dhcpv4.DHCPv4 {
-		r, err := dhcpv4.NewReplyFromRequest(m, dhcpv4.WithMessageType(t), dhcpv4.WithYourIP(net.IPv4(192, 0, 2, 77)),
+	// What the hostile server offers it also gives: whoever asks for .66 is lost.
+	hostile := m.RequestedIPAddress().Equal(net.IPv4(192, 0, 2, 66))
+	make4 := func(t dhcpv4.MessageType, hostile bool) *dhcpv4.DHCPv4 {
+		address, gateway := net.IPv4(192, 0, 2, 77), net.IPv4(192, 0, 2, 1)
+		if hostile {
+			address, gateway = net.IPv4(192, 0, 2, 66), net.IPv4(203, 0, 113, 1)
+		}
+		r, err := dhcpv4.NewReplyFromRequest(m, dhcpv4.WithMessageType(t), dhcpv4.WithYourIP(address),
 			dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithOption(dhcpv4.OptRouter(gateway)),
 			dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 1))),
 			dhcpv4.WithOption(dhcpv4.OptNTPServers(times...)), dhcpv4.WithLeaseTime(uint32(c.Lease/time.Second)))
@@ -83,17 +89,16 @@ func (c lanConfig) answers4(m *dhcpv4.DHCPv4, renewals *int) []*dhcpv4.DHCPv4 {
 		}
 		return r
 	}
-	sound := net.IPv4(192, 0, 2, 1)
 	switch m.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
-		return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeOffer, net.IPv4(203, 0, 113, 1)), make4(dhcpv4.MessageTypeOffer, sound)}
+		return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeOffer, true), make4(dhcpv4.MessageTypeOffer, false)}
 	case dhcpv4.MessageTypeRequest:
 		if !m.ClientIPAddr.IsUnspecified() {
 			if *renewals++; c.NakFrom > 0 && *renewals >= c.NakFrom {
-				return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeNak, sound)}
+				return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeNak, false)}
 			}
 		}
-		return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeAck, sound)}
+		return []*dhcpv4.DHCPv4{make4(dhcpv4.MessageTypeAck, hostile)}
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func names(in []string) []string {
 	var out []string
 	for _, s := range in {
 		s = strings.ToLower(strings.TrimSuffix(s, "."))
-		if s == "" || len(s) > 253 || slices.Contains(out, s) || strings.IndexFunc(s, notHost) >= 0 {
+		if len(s) > 253 || slices.Contains(out, s) || strings.IndexFunc(s, notHost) >= 0 || slices.ContainsFunc(strings.Split(s, "."), notLabel) {
 			continue
 		}
 		if out = append(out, s); len(out) == mostSearch {
@@ -192,4 +192,9 @@ func names(in []string) []string {
 
 func notHost(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.'
+}
+
+// notLabel says that a part between dots cannot be one, RFC 1123 section 2.1.
+func notLabel(s string) bool {
+	return s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-'
 }

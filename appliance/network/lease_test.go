@@ -80,7 +80,7 @@ func TestHostileOptionsAreLeftOut(t *testing.T) {
 		dhcpv4.WithOption(dhcpv4.OptDNS(net.IPv4(127, 0, 0, 1), net.IPv4(0, 0, 0, 0), net.IPv4(224, 0, 0, 1), net.IPv4bcast,
 			net.IPv4(9, 9, 9, 9), net.IPv4(9, 9, 9, 9), net.IPv4(192, 0, 2, 2), net.IPv4(192, 0, 2, 3), net.IPv4(192, 0, 2, 4))),
 		dhcpv4.WithOption(dhcpv4.OptNTPServers(net.IPv4(127, 0, 0, 1), net.IPv4(192, 0, 2, 1), net.IPv4(192, 0, 2, 2), net.IPv4(192, 0, 2, 3), net.IPv4(192, 0, 2, 4), net.IPv4(192, 0, 2, 5))),
-		dhcpv4.WithDomainSearchList("Example.com", "bad_name\n.example", long+"."+long+"."+long+"."+long+".example", "a.example", "b.example", "c.example", "d.example", "e.example", "f.example"),
+		dhcpv4.WithDomainSearchList("Example.com", "-x.example", "x-.example", "bad_name\n.example", long+"."+long+"."+long+"."+long+".example", "a.example", "b.example", "c.example", "d.example", "e.example", "f.example"),
 		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{0, 68}),
 	))
 	if err != nil {
@@ -136,6 +136,16 @@ func TestLeaseTimes(t *testing.T) {
 		if err != nil || l.Renew != c.renew || l.Rebind != c.rebind || l.Valid != c.valid {
 			t.Errorf("%s: %v %v %v %v, want %v %v %v", c.name, l.Renew, l.Rebind, l.Valid, err, c.renew, c.rebind, c.valid)
 		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	bad := []string{"", ".", "a..example", ".example", "-a.example", "a-.example", "a b.example", "a_b.example", "a\nnameserver 6.6.6.6", strings.Repeat("a", 64) + ".example"}
+	if got := names(bad); len(got) != 0 {
+		t.Errorf("names(%q) = %q", bad, got)
+	}
+	if got := names([]string{"LAN.", "lan", "a-b.example"}); !slices.Equal(got, []string{"lan", "a-b.example"}) {
+		t.Errorf("names = %q", got)
 	}
 }
 

@@ -90,6 +90,7 @@ func (k learnt) request(name string, now time.Time) control.NetworkApply {
 	}
 	slices.Sort(r.Search)
 	r.Search = slices.Compact(r.Search)
+	r.Search = r.Search[:min(len(r.Search), mostSearch)]
 	return r
 }
 

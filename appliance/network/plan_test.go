@@ -73,6 +73,10 @@ func TestRequest(t *testing.T) {
 	if !slices.Equal(v4.Search, []string{"b.example", "a.example"}) {
 		t.Errorf("making a request sorted the lease itself: %v", v4.Search)
 	}
+	six := &lease{Search: []string{"1.example", "2.example", "3.example", "4.example", "5.example", "6.example"}}
+	if got := (learnt{v4: v4, v6: six}).request("eth0", epoch); len(got.Search) != mostSearch {
+		t.Errorf("two leases together make %d search domains, want at most %d: more are refused as a whole", len(got.Search), mostSearch)
+	}
 	a := learnt{v4: v4, end4: epoch.Add(time.Hour)}.request("eth0", epoch)
 	b := learnt{v4: v4, end4: epoch.Add(time.Hour)}.request("eth0", epoch.Add(time.Minute))
 	if !sameRequest(a, b) || sameRequest(a, learnt{}.request("eth0", epoch)) {
