@@ -2,10 +2,10 @@
 package tpmtest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,7 +58,8 @@ func start(t testing.TB, state string) *Server {
 		"--server", "type=unixio,path="+s.Path(),
 		"--ctrl", "type=unixio,path="+s.control(),
 		"--flags", "not-need-init")
-	s.cmd.Stderr = os.Stderr
+	var said bytes.Buffer
+	s.cmd.Stderr = &said
 	if err := s.cmd.Start(); err != nil {
 		t.Fatalf("starting swtpm (Debian package swtpm): %v", err)
 	}
@@ -70,6 +71,9 @@ func start(t testing.TB, state string) *Server {
 			t.Errorf("ending swtpm: %v", err)
 		}
 		_ = s.cmd.Wait() // killed: its status says so
+		if t.Failed() {
+			t.Logf("swtpm said: %s", said.String())
+		}
 		os.RemoveAll(dir)
 	})
 	s.connect(t)
@@ -92,9 +96,6 @@ func (s *Server) connect(t testing.TB) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("swtpm does not answer: %v", err)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			t.Logf("waiting for swtpm: %v", err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
