@@ -31,7 +31,7 @@ func (s *Supervisor) listen(name control.Role, out *os.File, c *child) (last fun
 	}()
 	return func() []string {
 		<-c.done
-		if err := out.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		if err := out.SetReadDeadline(time.Now().Add(time.Second)); err != nil && !errors.Is(err, os.ErrClosed) {
 			s.config.Log.Warn("role output has no deadline", "role", name, "err", err)
 		}
 		return <-lines

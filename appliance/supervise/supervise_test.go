@@ -182,6 +182,7 @@ func TestExitCodeContract(t *testing.T) {
 	}}, nil)
 	b.wait("the failing one was started four times", func() bool { return b.status("failed").Restarts >= 3 })
 	for name, want := range map[control.Role]string{"finished": "finished", "refused": "exit 125"} {
+		b.wait(string(name)+" has ended", func() bool { return b.status(name).LastEnd != "" })
 		st := b.status(name)
 		if st.State != stateFinished || st.Restarts != 0 || !strings.Contains(st.LastEnd, want) {
 			t.Errorf("%s: %+v, want finished, no restart, %q", name, st, want)
@@ -393,7 +394,7 @@ func TestHealthyRoleBeginsItsBackoffAnew(t *testing.T) {
 	b := start(t, Config{Specs: []Spec{plain(control.Agent, "sleep")}}, func(s *Supervisor) {
 		s.timing.backoffMin, s.timing.backoffMax, s.timing.healthy = 5*time.Millisecond, time.Hour, 0
 	})
-	for n := 1; n <= 12; n++ { // doubling would have reached 10 s
+	for n := 1; n <= 24; n++ { // doubling would have reached half a day
 		pid := b.ready(control.Agent, n)
 		calls++
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {

@@ -134,6 +134,8 @@ func (s *Spec) fill(p Paths, o Options) {
 	}
 	if o.Hosted != "" {
 		s.Env = append(s.Env, control.EnvHosted+"="+o.Hosted)
+		// Where /etc/resolv.conf leads with systemd-resolved, resolvconf, NetworkManager.
+		s.Confine.Read = append(s.Confine.Read, "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
 	}
 	if s.Role == control.Agent {
 		s.Env = append(s.Env, control.EnvGateway+"="+p.GatewaySocket)
