@@ -1,0 +1,133 @@
+package image
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func build(t *testing.T) Build {
+	t.Helper()
+	source, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Build{Source: source, Program: "image/initramfs/testdata/init", Output: t.TempDir(),
+		Version: "1", Built: "2026-01-01T00:00:00Z", Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+}
+
+func TestRunRefusesLocks(t *testing.T) {
+	b := build(t)
+	b.Lock = filepath.Join(b.Output, "no-such.lock")
+	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no-such.lock") {
+		t.Errorf("a missing lock: got %v", err)
+	}
+	b.Lock = filepath.Join(b.Output, "other.lock")
+	text := "# gatehouse packages 1: name version sha256 file\nlibc6 1 " + strings.Repeat("ab", 32) + " libc6_1_amd64.deb\n"
+	if err := os.WriteFile(b.Lock, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// With --lock nothing is fetched: what the cache lacks is an error.
+	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "not in the cache") {
+		t.Errorf("a lock without its packages: got %v", err)
+	}
+	if _, err := os.Stat(b.path(Disk)); err == nil {
+		t.Error("a refused build left an image")
+	}
+}
+
+func TestBOX1_InputsDecideTheImage(t *testing.T) {
+	key := func(change func(*Build), lock string) string {
+		b := build(t)
+		change(&b)
+		k, err := b.inputs(t.Context(), []byte(lock))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	same := func(*Build) {}
+	first := key(same, "lock")
+	if key(same, "lock") != first {
+		t.Error("the same inputs gave another key: nothing would ever be current")
+	}
+	for name, other := range map[string]string{
+		"lock":    key(same, "other lock"),
+		"version": key(func(b *Build) { b.Version = "2" }, "lock"),
+		"time":    key(func(b *Build) { b.Built = "2027-01-01T00:00:00Z" }, "lock"),
+		"program": key(func(b *Build) { b.Program = "appliance/task" }, "lock"),
+	} {
+		if other == first {
+			t.Errorf("another %s is taken for the same image", name)
+		}
+	}
+}
+
+func TestCurrentNeedsEveryResult(t *testing.T) {
+	b := build(t)
+	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, Disk + keySuffix}
+	for _, name := range names {
+		if err := os.WriteFile(b.path(name), []byte("key"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !b.current("key") {
+		t.Error("all results are there, and are made again")
+	}
+	if b.current("another key") {
+		t.Error("results of other inputs are taken for current")
+	}
+	for _, name := range names {
+		if err := os.Rename(b.path(name), b.path("away")); err != nil {
+			t.Fatal(err)
+		}
+		if b.current("key") {
+			t.Errorf("current without %s", name)
+		}
+		if err := os.Rename(b.path("away"), b.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestModulesHaveOneReasonEach(t *testing.T) {
+	seen := make(map[string]string)
+	for _, g := range moduleGroups {
+		for name := range strings.FieldsSeq(g.modules) {
+			if strings.Contains(name, "-") {
+				t.Errorf("%s: write module names with underscores", name)
+			}
+			if other := seen[name]; other != "" {
+				t.Errorf("%s is listed for %q and for %q", name, other, g.why)
+			}
+			seen[name] = g.why
+		}
+	}
+	for _, name := range []string{"nf_tables", "crc32c_generic", "dm_crypt", "ext4", "nvme", "ahci", "virtio_blk", "r8169", "i6300esb", "button"} {
+		if seen[name] == "" {
+			t.Errorf("%s is not listed", name)
+		}
+	}
+	list := string(loadList())
+	for name, want := range map[string]bool{"nf_tables": true, "dm_crypt": true, "vfat": true, "e1000e": false} {
+		if strings.Contains(list, "\n"+name+"\n") != want {
+			t.Errorf("%s in modules.load is %v, want %v", name, !want, want)
+		}
+	}
+}
+
+func TestCommandLineKeepsItsPromises(t *testing.T) {
+	words := strings.Fields(CommandLine)
+	for _, want := range []string{"gpt", "lockdown=integrity", "panic=10", "rdinit=/init", "console=ttyS0,115200"} {
+		found := false
+		for _, word := range words {
+			found = found || word == want
+		}
+		if !found {
+			t.Errorf("the kernel command line lacks %s", want)
+		}
+	}
+}
