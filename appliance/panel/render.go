@@ -173,7 +173,7 @@ func (d *drawing) hash(h string) {
 	if h == "" {
 		return
 	}
-	if half := len(h)/2 + 1; len(h) > d.width-indent-2 && h[half-1] == ':' {
+	if half := len(h)/2 + 1; len(h) > d.width-indent-2 && half+indent+16 <= d.width && h[half-1] == ':' {
 		d.line(" " + pad("SHA-256", indent-1) + h[:half])
 		d.line(strings.Repeat(" ", indent) + pad(h[half:], half) + " in the browser")
 		return

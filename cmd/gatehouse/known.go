@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// known is the file of boxes whose key this person has proved:
+// $XDG_CONFIG_HOME/gatehouse/known.json.
+type known struct {
+	path  string
+	Boxes []knownBox `json:"boxes"`
+}
+
+type knownBox struct {
+	Name    string    `json:"name"`
+	Address string    `json:"address"` // host:port
+	SPKI    string    `json:"spki"`    // SHA-256, hexadecimal
+	Since   time.Time `json:"since"`
+}
+
+func (k knownBox) key() (*[32]byte, error) {
+	b, err := hex.DecodeString(k.SPKI)
+	if err != nil || len(b) != 32 {
+		return nil, fmt.Errorf("the key of %s in known.json is not a SHA-256: remove the entry and run gatehouse setup or status --proof again", k.Address)
+	}
+	return (*[32]byte)(b), nil
+}
+
+func readKnown() (*known, error) {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return nil, fmt.Errorf("finding the folder for known boxes: %w", err)
+	}
+	k := &known{path: filepath.Join(dir, "gatehouse", "known.json")}
+	b, err := os.ReadFile(k.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, k)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the known boxes in %s: %w", k.path, err)
+	}
+	return k, nil
+}
+
+func (k *known) find(address string) (knownBox, bool) {
+	i := slices.IndexFunc(k.Boxes, func(b knownBox) bool { return b.Address == address })
+	if i < 0 {
+		return knownBox{}, false
+	}
+	return k.Boxes[i], true
+}
+
+// put replaces what was known of an address, and the file by a whole new one.
+func (k *known) put(b knownBox) error {
+	k.Boxes = append(slices.DeleteFunc(k.Boxes, func(o knownBox) bool { return o.Address == b.Address }), b)
+	j, err := json.MarshalIndent(k, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(k.path), 0o700); err != nil {
+		return fmt.Errorf("keeping the key of the box: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(k.path), "known-*")
+	if err != nil {
+		return fmt.Errorf("keeping the key of the box: %w", err)
+	}
+	defer os.Remove(f.Name()) // there only if it was not renamed
+	_, err = f.Write(append(j, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), k.path)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the key of the box in %s: %w", k.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatehouse/appliance/setup/proof"
+)
+
+// publicStatus is what a box says to everybody.
+type publicStatus struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+}
+
+func statusCommand() *cobra.Command {
+	var asJSON bool
+	var words string
+	c := &cobra.Command{
+		Use:   "status [ADDRESS]",
+		Short: "Show the state of a box",
+		Long: `Show the name of a box and its state: starting, unclaimed, locked or ready.
+
+The box must be known: taken over with gatehouse setup on this machine, or shown
+once with --proof, the six words of its console. Without ADDRESS the only known
+box is meant.`,
+		Example: "  gatehouse status\n  gatehouse status 192.168.1.40 --json\n" +
+			"  gatehouse status 192.168.1.40 --proof \"amber canyon violin drift pencil north\"",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			address, s, err := askStatus(cmd.Context(), args, words)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"address": address, "name": s.Name, "state": s.State})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s at %s: %s\n", printable(s.Name), address, printable(s.State))
+			return err
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&words, "proof", "", "the six `WORDS` of the console, for a box that is not known yet")
+	return c
+}
+
+func askStatus(ctx context.Context, args []string, words string) (string, publicStatus, error) {
+	var s publicStatus
+	boxes, err := readKnown()
+	if err != nil {
+		return "", s, err
+	}
+	if len(args) == 0 {
+		if len(boxes.Boxes) != 1 {
+			return "", s, fail(exitUsage, "%d boxes are known: say the address of one", len(boxes.Boxes))
+		}
+		args = []string{boxes.Boxes[0].Address}
+	}
+	address, err := resolve(ctx, args[0])
+	if err != nil {
+		return "", s, err
+	}
+	k, found := boxes.find(address)
+	var pin *[32]byte
+	switch {
+	case found && words == "":
+		if pin, err = k.key(); err != nil {
+			return "", s, err
+		}
+	case words == "":
+		return "", s, fail(exitNotFound, "%s is not known on this machine: take it over with gatehouse setup, or give --proof with the six words of its console", address)
+	}
+	b, err := openBox(ctx, address, pin)
+	if err != nil {
+		return "", s, err
+	}
+	if _, err := b.call(ctx, "GET", "/api/v1/status", nil, &s); err != nil {
+		return "", s, err
+	}
+	if words == "" {
+		return address, s, nil
+	}
+	spki := b.spki()
+	if err := checkWords(words, spki); err != nil {
+		return "", s, err
+	}
+	return address, s, boxes.put(knownBox{Name: s.Name, Address: address, SPKI: hex.EncodeToString(spki[:]), Since: time.Now().UTC()})
+}
+
+// checkWords compares what the console shows with the certificate that came.
+func checkWords(typed string, spki [32]byte) error {
+	if normalWords(typed) != proof.Words(spki) {
+		return fail(exitVerification, "the words are not those of the certificate that arrived here: either they were mistyped, or something stands between you and the box. Nothing was sent")
+	}
+	return nil
+}
