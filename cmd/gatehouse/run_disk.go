@@ -29,10 +29,14 @@ func (o *runOptions) prepareDisk(log *slog.Logger) (fresh bool, err error) {
 	if o.machine.Disk == "" {
 		return false, nil
 	}
-	if _, err := os.Stat(o.machine.Disk); err == nil {
+	built := filepath.Join(o.output, image.Disk)
+	if have, err := os.Stat(o.machine.Disk); err == nil {
+		if from, err := os.Stat(built); err == nil && from.ModTime().After(have.ModTime()) && !direct {
+			log.Warn("the image was built after this disk was last used; remove the disk and the state folder to start a new box from it",
+				"disk", o.machine.Disk, "state", o.machine.State)
+		}
 		return false, nil
 	}
-	built := filepath.Join(o.output, image.Disk)
 	if err := copyDisk(built, o.machine.Disk, o.size<<30); err != nil {
 		return false, err
 	}

@@ -249,7 +249,8 @@ func sumOf(t *testing.T, f *os.File) [32]byte {
 }
 
 func TestBOX1_DiskSameBytes(t *testing.T) {
-	if sumOf(t, write(t, espFiles(t))) != sumOf(t, write(t, espFiles(t))) {
+	first, second := sumOf(t, write(t, espFiles(t))), sumOf(t, write(t, espFiles(t)))
+	if first != second {
 		t.Error("two disks of the same content differ")
 	}
 }
