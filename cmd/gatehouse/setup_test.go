@@ -440,7 +440,7 @@ func TestReadSecret(t *testing.T) {
 }
 
 func TestPrintable(t *testing.T) {
-	if got := printable("a\x1b[2J\r\n\u202eb\x9b\xff\u2028é"); got != "a?[2J???b??"+"?é" {
+	if got := printable("a\x1b[2J\r\n\u202eb\x9b\xff\u2028é"); got != "a?[2J???b??é" {
 		t.Errorf("printable = %q", got)
 	}
 }
