@@ -143,12 +143,11 @@ func TestClaimSides(t *testing.T) {
 	if err := b.FinishClaim(ctx); err == nil {
 		t.Fatal("a claim of nobody was finished")
 	}
-	p, err := b.AddPendingOwner(ctx, ada)
-	if err != nil {
+	if _, err := b.AddPendingOwner(ctx, ada); err != nil {
 		t.Fatal(err)
 	}
 	is(Pending)
-	_, err = b.CheckPassword(ctx, ada.Email, ada.Password, "", home)
+	_, err := b.CheckPassword(ctx, ada.Email, ada.Password, "", home)
 	refused(t, err) // a pending owner is nobody
 	b.restart(t)
 	is(Pending)
@@ -156,7 +155,8 @@ func TestClaimSides(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(Unclaimed)
-	if p, err = b.AddPendingOwner(ctx, ada); err != nil {
+	p, err := b.AddPendingOwner(ctx, ada)
+	if err != nil {
 		t.Fatal(err)
 	}
 	token, _, err := b.Start(ctx, p, StageFull, home, "")

@@ -113,8 +113,9 @@ func (b *Box) Boot() {
 		b.state, b.reason = control.StateLocked, "the TPM does not open the keys: PCR 7 was 1f3a…, is 77c0…. Undo the change of Secure Boot"
 	}
 	b.mu.Unlock()
-	var wg sync.WaitGroup
-	client := b.serveControl(ctx, &wg)
+	serving, unserve := context.WithCancel(context.Background())
+	var wg, requests sync.WaitGroup
+	client := b.serveControl(serving, &requests)
 	env := control.Environment{State: filepath.Join(b.Dir, "console"), Audit: filepath.Join(b.Dir, "audit"), Locked: b.locked, Version: "test", Files: map[string]*os.File{}}
 	must(b.t, os.MkdirAll(env.State, 0o700))
 	if b.locked {
@@ -140,18 +141,26 @@ func (b *Box) Boot() {
 		cancel()
 		b.listener.(*net.TCPListener).SetDeadline(time.Now())
 		wg.Wait()
+		unserve() // after the console, which would miss it
+		requests.Wait()
 		b.listener.(*net.TCPListener).SetDeadline(time.Time{})
 		sender.Close()
 		client.Close()
 		env.Files[control.FileGateway].Close()
 	}
-	for range 500 {
-		if s := b.State(); s != control.StateStarting && b.Ready().Certificate.SHA256 != "" {
+	br := b.Browser()
+	for range 500 { // it serves once it knows its state
+		if resp, err := br.Get(b.URL + "/api/v1/status"); err == nil {
+			resp.Body.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case err := <-ended:
+			b.t.Fatalf("the console ended before it served: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	b.t.Fatal("the console did not report within 5 s")
+	b.t.Fatal("the console did not serve within 5 s")
 }
 
 // lockedWriter keeps the console's log.

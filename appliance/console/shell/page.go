@@ -157,6 +157,29 @@ var functions = template.FuncMap{
 	"n":         Number,
 }
 
+// browserName shortens what a browser calls itself to what its person calls it.
+// Anyone can send any text here, so it is a hint and nothing more.
+func browserName(agent string) string {
+	name, system := "", ""
+	for _, b := range [][2]string{{"Edg/", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"Chrome/", "Chrome"}, {"Safari/", "Safari"}} {
+		if name == "" && strings.Contains(agent, b[0]) {
+			name = b[1]
+		}
+	}
+	for _, s := range [][2]string{{"Android", "Android"}, {"iPhone", "iPhone"}, {"iPad", "iPad"}, {"Windows", "Windows"}, {"Mac OS", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}} {
+		if system == "" && strings.Contains(agent, s[0]) {
+			system = s[1]
+		}
+	}
+	switch {
+	case agent == "":
+		return "unnamed"
+	case name == "" || system == "":
+		return agent
+	}
+	return name + " on " + system
+}
+
 // Size writes bytes for people.
 func Size(n uint64) string {
 	switch {
