@@ -49,7 +49,6 @@ type box struct {
 	locked   string // why the box does not open, in words; "" while it does
 
 	http, https net.Listener
-	dhcp6       *os.File
 
 	mu     sync.Mutex
 	source map[string]string // how each link got its addresses

@@ -283,20 +283,6 @@ func (b *box) listen(r *roles) (err error) {
 		}
 	}
 	r.https, r.http = b.https, b.http
-	r.files = map[string]*os.File{}
-	if b.dhcp6 == nil {
-		// Replies of DHCPv6 servers come to port 546, which is a low one.
-		conn, err := net.ListenPacket("udp6", ":546")
-		if err != nil {
-			b.log.Warn("opening the port of DHCPv6; v6 addresses come from the router alone", "err", err)
-			return nil
-		}
-		defer conn.Close()
-		if b.dhcp6, err = conn.(*net.UDPConn).File(); err != nil {
-			return fmt.Errorf("handing over the port of DHCPv6: %w", err)
-		}
-	}
-	r.files[control.FileDHCP6] = b.dhcp6
 	return nil
 }
 

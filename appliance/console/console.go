@@ -29,7 +29,6 @@ import (
 	"gatehouse/appliance/setup"
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
-	"gatehouse/appliance/task"
 )
 
 // databaseFile is the database in the role's folder.
@@ -79,9 +78,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	if s.db != nil {
 		defer s.db.Close()
 	}
-	return task.Run(ctx, c.Heartbeat(), task.Func("https", func(ctx context.Context) error {
-		return serve(ctx, listener, certificate, s, log)
-	}))
+	return serve(ctx, listener, certificate, s, log)
 }
 
 // steadyClock is the wall clock of now that goes on by the monotonic one, so

@@ -17,7 +17,7 @@ type Environment struct {
 	Locked  bool                // the small form: nothing of the data volume is there
 	Hosted  bool                // GATEHOUSE_HOSTED: not on our own image
 	Version string              // of the program
-	Files   map[string]*os.File // https, http, console, gateway, agent, dhcp6
+	Files   map[string]*os.File // https, http, console, gateway, agent
 }
 
 // The names of inherited files.
@@ -27,7 +27,6 @@ const (
 	FileConsole = "console" // gateway: SEQPACKET end towards the console
 	FileGateway = "gateway" // console: SEQPACKET end towards the gateway
 	FileAgent   = "agent"   // gateway: listening Unix socket that the agent dials
-	FileDHCP6   = "dhcp6"   // network: UDP socket bound to [::]:546
 )
 
 // The variables that carry an Environment.

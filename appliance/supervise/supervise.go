@@ -87,7 +87,7 @@ func New(c Config) (*Supervisor, error) {
 	}}
 	for _, spec := range c.Specs {
 		for _, name := range spec.Files {
-			if c.Files[name] == nil && name != control.FileDHCP6 {
+			if c.Files[name] == nil {
 				return nil, fmt.Errorf("supervising %s: there is no file %q to hand over", spec.Role, name)
 			}
 		}

@@ -74,7 +74,7 @@ func Table(p Paths, o Options) []Spec {
 	specs := []Spec{
 		{
 			Role: control.Network, UID: uidNetwork, Caps: []string{"CAP_NET_RAW"},
-			Files: []string{control.FileDHCP6}, OOMScore: 300,
+			OOMScore: 300,
 			Confine: Confinement{
 				Read:     []string{"/etc", "/proc/self", "/proc/sys/net", "/sys/class/net", "/sys/devices"},
 				Limits:   limits(1024, o),

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -311,6 +310,3 @@ func (b *box) claim() {
 	}
 	b.await("ready")
 }
-
-// port 443 of a netip address, for messages.
-func https(a string) string { return netip.AddrPortFrom(netip.MustParseAddr(a), 443).String() }
