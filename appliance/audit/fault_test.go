@@ -119,7 +119,7 @@ func TestAUD1_FullDisk(t *testing.T) {
 		t.Errorf("a change on a full disk = %v, want ErrFull", err)
 	}
 	mustCheckpoint(t, w)
-	for _, action := range []string{"read", "export", "erase", "off"} {
+	for _, action := range []string{"read", "export", "erase", "switch off"} {
 		if err := entry(action); err != nil {
 			t.Errorf("%s on a full disk: %v", action, err)
 		}

@@ -48,8 +48,8 @@ var ErrFull = errors.New("the data volume is full: signing in, reading, exportin
 // essential is the short list of what must work on a full disk: getting in
 // and out, looking, making room, and stopping the box in order.
 var essential = []string{
-	"sign-in", "sign-out", "reauthenticate", "read", "export", "download", "verify", "erase", "delete",
-	"restart", "off", "start", "stop", "checkpoint",
+	"sign-in", "sign-out", "reauthenticate", "end session", "end other sessions",
+	"read", "export", "download", "verify", "erase", "restart", "switch off", "start", "stop",
 }
 
 // Essential says whether an action is accepted on a full disk.

@@ -1,0 +1,135 @@
+package script
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"gatehouse/appliance/console"
+	"gatehouse/appliance/console/consoletest"
+)
+
+// tool is the command with a home and files of its own.
+type tool struct {
+	t    *testing.T
+	path string
+	home string
+}
+
+func newTool(t *testing.T, code string) tool {
+	home := t.TempDir()
+	for name, text := range map[string]string{"code": code, "password": consoletest.Password} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tool{t, filepath.Join(build(t), "gatehouse"), home}
+}
+
+func (c tool) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(c.t.Context(), c.path, args...)
+	cmd.Dir = c.home
+	cmd.Env = []string{"HOME=" + c.home, "XDG_CONFIG_HOME=" + c.home}
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// The box's own console, claimed by one command.
+func TestACC1_SetupClaimsARealConsole(t *testing.T) {
+	b := consoletest.Start(t, console.Run)
+	c := newTool(t, b.Code.String())
+	args := []string{"setup", b.URL, "--code", "file:code", "--name", "Ada", "--email", "ada@example.org", "--password", "file:password"}
+	if out, err := c.command(args...).Output(); err != nil || !strings.Contains(string(out), "belongs to ada@example.org") {
+		t.Fatalf("setup: %v\n%s", err, out)
+	}
+	if out, err := c.command("status").Output(); err != nil || !strings.Contains(string(out), ": ready") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	cmd := c.command(args...)
+	if out, err := cmd.Output(); cmd.ProcessState.ExitCode() != 5 {
+		t.Errorf("a second setup: %v, want exit 5\n%s", err, out)
+	}
+}
+
+var hidden = regexp.MustCompile(`name="ticket"[^>]*value="([^"]+)"`)
+
+// The same by the local page, in a browser that refuses every certificate.
+func TestACC1_SetupPageOfARealConsole(t *testing.T) {
+	b := consoletest.Start(t, console.Run)
+	c := newTool(t, b.Code.String())
+	cmd := c.command("setup", b.URL, "--code", "file:code", "--no-browser", "--json")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var printed struct{ URL string }
+	if err := json.NewDecoder(bufio.NewReader(out)).Decode(&printed); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(printed.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Jar: jar, Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+u.Port())
+	}}}
+	page := read(t)(browser.Get(printed.URL))
+	ticket := hidden.FindStringSubmatch(page)
+	if ticket == nil {
+		t.Fatalf("the page has no ticket:\n%s", page)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+u.Host+"/setup", strings.NewReader(url.Values{
+		"ticket": {ticket[1]}, "name": {"Ada"}, "email": {"ada@example.org"}, "password": {consoletest.Password},
+	}.Encode()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.Header.Set("Origin", "http://"+u.Host)
+	r.Header.Set("Sec-Fetch-Site", "same-origin")
+	if page = read(t)(browser.Do(r)); !strings.Contains(page, "Is the clock right?") {
+		t.Fatalf("the claim does not lead on to the clock:\n%s", page)
+	}
+	if out, err := c.command("status").Output(); err != nil || !strings.Contains(string(out), ": ready") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != 130 {
+		t.Errorf("interrupted: exit %d, want 130", cmd.ProcessState.ExitCode())
+	}
+}
+
+func read(t *testing.T) func(*http.Response, error) string {
+	return func(r *http.Response, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		if err != nil || r.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %d, %v\n%s", r.Request.URL, r.StatusCode, err, b)
+		}
+		return string(b)
+	}
+}
