@@ -4,12 +4,11 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 
 # command-or-file=package, looked up before anything is installed
-BUILD_NEEDS := dpkg=dpkg mke2fs=e2fsprogs zstd=zstd qemu-img=qemu-utils \
-	/usr/lib/systemd/boot/efi/linuxx64.efi.stub=systemd-boot-efi
+BUILD_NEEDS := git=git dpkg=dpkg
 RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
-CHECK_NEEDS := swtpm=swtpm swtpm_ioctl=swtpm-tools gcc=gcc /usr/include/stdio.h=libc6-dev git=git
-TEST_NEEDS := $(RUN_NEEDS) $(CHECK_NEEDS) ip=iproute2 nft=nftables nmap=nmap tcpdump=tcpdump ping=iputils-ping \
-	chromium=chromium node=nodejs npm=npm fsck.fat=dosfstools mcopy=mtools sbverify=sbsigntool openssl=openssl \
+CHECK_NEEDS := git=git swtpm=swtpm swtpm_ioctl=swtpm-tools gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables
+TEST_NEEDS := $(RUN_NEEDS) $(CHECK_NEEDS) qemu-img=qemu-utils \
+	mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm fsck.fat=dosfstools mcopy=mtools \
 	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
 
 # what needs no machine of its own; the rest lies under tests/

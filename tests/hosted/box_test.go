@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -244,6 +245,12 @@ func (b *box) dial(ctx context.Context, network, address string) (conn net.Conn,
 // fingerprint is what a browser's certificate viewer shows.
 func (b *box) fingerprint(at string) string {
 	b.Helper()
+	sum := sha256.Sum256(b.certificate(at).Raw)
+	return strings.ToUpper(strings.ReplaceAll(fmt.Sprintf("% x", sum), " ", ":"))
+}
+
+func (b *box) certificate(at string) *x509.Certificate {
+	b.Helper()
 	raw, err := b.dial(b.Context(), "tcp", at)
 	if err != nil {
 		b.Fatal(err)
@@ -253,8 +260,7 @@ func (b *box) fingerprint(at string) string {
 	if err := conn.HandshakeContext(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	sum := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].Raw)
-	return strings.ToUpper(strings.ReplaceAll(fmt.Sprintf("% x", sum), " ", ":"))
+	return conn.ConnectionState().PeerCertificates[0]
 }
 
 func (b *box) get(c *http.Client, path string) (int, string) {
