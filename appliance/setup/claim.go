@@ -205,7 +205,7 @@ func (c *Claimer) take(ticket string) bool {
 }
 
 // ErrClaimed means that somebody else was first.
-var ErrClaimed = errors.New("this box has an owner")
+var ErrClaimed error = &account.Refusal{Text: "This box has an owner."}
 
 // Claim makes the owner. Of any number of claims at once one succeeds: they
 // come here one by one, and the commit point succeeds once.

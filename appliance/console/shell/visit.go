@@ -85,7 +85,11 @@ func (v *Visit) answer(err error) {
 	case errors.Is(err, context.Canceled): // the browser went away
 	default:
 		v.Box.Log.Error("a request failed", "method", v.R.Method, "path", v.Route.Path, "err", err)
-		v.fail(http.StatusInternalServerError, "That did not work, and nothing was changed that the log does not name.", err.Error())
+		more := "" // strangers are not told how we are made
+		if v.Session.ID != 0 {
+			more = err.Error()
+		}
+		v.fail(http.StatusInternalServerError, "That did not work. The log of the console says why.", more)
 	}
 }
 
@@ -242,6 +246,7 @@ func asRefusal(err error) (*account.Refusal, bool) {
 	return nil, false
 }
 
+// sentence makes one of an error's text.
 func sentence(s string) string {
 	if s == "" {
 		return s

@@ -7,7 +7,7 @@ document.documentElement.classList.add("scripted");
 const two = (n) => String(n).padStart(2, "0");
 
 function localTimes(root) {
-	for (const t of root.querySelectorAll("time[datetime]")) {
+	for (const t of root.querySelectorAll("time[datetime]:not([data-clock])")) {
 		const d = new Date(t.dateTime);
 		if (!isNaN(d)) {
 			t.textContent = `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())} ${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;

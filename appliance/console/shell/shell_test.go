@@ -1,0 +1,148 @@
+package shell
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/control"
+)
+
+func box() *Box {
+	return &Box{Name: "gatehouse-7f3k", Wall: time.Now, Log: slog.New(slog.DiscardHandler),
+		Status: func(context.Context) (control.Status, error) { return control.Status{}, nil }}
+}
+
+func hello(v *Visit) error { return v.JSON(200, "hello") }
+
+var ready = []control.State{control.StateReady}
+
+func TestRouterRefusesAWrongTable(t *testing.T) {
+	good := Route{Method: "GET", Path: "/x", States: ready, Handle: hello}
+	change := func(f func(*Route)) Route { r := good; f(&r); return r }
+	for name, table := range map[string][]Route{
+		"twice":            {good, good},
+		"no handler":       {change(func(r *Route) { r.Handle = nil })},
+		"no state":         {change(func(r *Route) { r.States = nil })},
+		"other method":     {change(func(r *Route) { r.Method = "PUT" })},
+		"pattern":          {change(func(r *Route) { r.Path = "/x/{id}" })},
+		"relative":         {change(func(r *Route) { r.Path = "x" })},
+		"double slash":     {change(func(r *Route) { r.Path = "//x" })},
+		"full, no right":   {change(func(r *Route) { r.Need = Full })},
+		"right, not full":  {change(func(r *Route) { r.Right = right.Power })},
+		"fresh, not full":  {change(func(r *Route) { r.Fresh = true })},
+		"enrol with right": {change(func(r *Route) { r.Need, r.Right = Enrol, right.Power })},
+	} {
+		if _, err := NewRouter(box(), control.StateReady, table); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := NewRouter(box(), control.StateReady, []Route{good}); err != nil {
+		t.Error(err)
+	}
+}
+
+func serve(t *testing.T, h http.Handler, method, target string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	return w
+}
+
+func TestRouterMatchesExactly(t *testing.T) {
+	router, err := NewRouter(box(), control.StateReady, []Route{
+		{Method: "GET", Path: "/x", States: ready, Handle: hello},
+		{Method: "GET", Path: "/unclaimed", States: []control.State{control.StateUnclaimed}, Handle: hello},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string]int{"/x": 200, "/x?y": 200, "/x/": 404, "//x": 404, "/%78": 404, "/X": 404, "/./x": 404, "/y/../x": 404, "/unclaimed": 404} {
+		if w := serve(t, router, "GET", target); w.Code != want {
+			t.Errorf("%s: %d, want %d", target, w.Code, want)
+		}
+	}
+	if w := serve(t, router, "POST", "/x"); w.Code != 405 || w.Header().Get("Allow") != "GET" {
+		t.Errorf("POST: %d, Allow %q", w.Code, w.Header().Get("Allow"))
+	}
+	if w := serve(t, router, "HEAD", "/x"); w.Code != 200 {
+		t.Errorf("HEAD: %d", w.Code)
+	}
+}
+
+func TestGuardAnswersWhenAHandlerBreaks(t *testing.T) {
+	h := Guard(box(), []string{"example.com"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }))
+	w := serve(t, h, "GET", "/")
+	if w.Code != 500 || w.Header().Get("Content-Security-Policy") == "" || strings.Contains(w.Body.String(), "broken") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestGuardBoundsWhatRuns(t *testing.T) {
+	hold, began := make(chan struct{}), make(chan struct{}, maxRunning)
+	h := Guard(box(), []string{"example.com"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { began <- struct{}{}; <-hold }))
+	done := make(chan struct{})
+	for range maxRunning {
+		go func() {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			done <- struct{}{}
+		}()
+	}
+	for range maxRunning {
+		<-began
+	}
+	if w := serve(t, h, "GET", "/"); w.Code != 503 {
+		t.Errorf("one too many: %d", w.Code)
+	}
+	close(hold)
+	for range maxRunning {
+		<-done
+	}
+}
+
+func TestNextTakesOurPathsOnly(t *testing.T) {
+	for next, want := range map[string]string{
+		"/audit": "/audit", "/account/password": "/account/password", "": "/", "/": "/", "//evil": "/", "https://evil": "/", "/a//b": "/",
+		"/\\evil": "/", "/x?y": "/", "/X": "/", "/" + strings.Repeat("a", 200): "/",
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Form = map[string][]string{"next": {next}}
+		if got := (&Visit{R: r}).Next("/"); got != want {
+			t.Errorf("%q: %q, want %q", next, got, want)
+		}
+	}
+}
+
+func TestWordsForPeople(t *testing.T) {
+	for got, want := range map[string]string{
+		Size(512): "512 B", Size(2 << 10): "2 kB", Size(180 << 20): "180 MB", Size(28 << 30): "28.0 GB",
+		Ago(30 * time.Second): "30 s", Ago(90 * time.Minute): "1 h 30 min", Ago(72 * time.Hour): "3 days",
+		Number(7): "7", Number(1204): "1\u202f204", Number(1234567): "1\u202f234\u202f567",
+		sentence("it broke"): "It broke.", sentence("It broke."): "It broke.", sentence(""): "",
+		browserName("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0 Safari/537.36"): "Chrome on Linux",
+		browserName("curl/8"): "curl/8", browserName(""): "unnamed",
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestAssetsAreSmallAndFollowThePolicy(t *testing.T) {
+	for name, most := range map[string]int{"style.css": 20 << 10, "console.js": 8 << 10, "mark.svg": 1 << 10} {
+		b, err := files.ReadFile("assets/" + name)
+		if err != nil || len(b) > most {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+		for _, bad := range []string{"eval(", "innerHTML", "@import", "https://", "cssText"} {
+			if strings.Contains(string(b), bad) {
+				t.Errorf("%s has %q", name, bad)
+			}
+		}
+	}
+}
