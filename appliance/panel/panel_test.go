@@ -86,6 +86,17 @@ func TestBOX9_EachStateHasItsBlock(t *testing.T) {
 	}
 }
 
+func TestBOX9_OwnerIsNotCutForAVersion(t *testing.T) {
+	s := status()
+	s.State, s.Owner, s.Development = control.StateReady, "ada@example.org", true
+	s.Version = "0.1.0+66faafac4062.changed"
+	out := Render(s, Screen{}, Width)
+	if !strings.Contains(out, "box of: ada@example.org") || !strings.Contains(out, "0.1.0 (development)") {
+		t.Errorf("a long version pushed the owner out:\n%s", out)
+	}
+	fits(t, "long version", out)
+}
+
 func fits(t *testing.T, name, block string) {
 	t.Helper()
 	l := strings.Split(strings.TrimSuffix(block, "\n"), "\n")

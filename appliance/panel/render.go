@@ -120,10 +120,7 @@ func (d *drawing) line(s string) { d.WriteString(strings.TrimRight(s, " ") + "\n
 func (d *drawing) rule() { d.line(" " + strings.Repeat("-", d.width-2)) }
 
 func (d *drawing) title(s control.Status) {
-	left := " Gatehouse " + clean(s.Version)
-	if s.Development {
-		left += " (development)"
-	}
+	left := program(s, clean(s.Version))
 	owner := clean(s.Owner)
 	switch {
 	case s.State == control.StateLocked || s.State == control.StateStarting:
@@ -135,9 +132,21 @@ func (d *drawing) title(s control.Status) {
 	if owner != "" {
 		right += " | box of: " + owner
 	}
+	if len(left)+len(right) > d.width-4 {
+		// Whose box it is says more than which build of a version it is.
+		version, _, _ := strings.Cut(clean(s.Version), "+")
+		left = program(s, version)
+	}
 	right = cut(right, d.width-2-len(left)-2)
 	d.line(left + strings.Repeat(" ", d.width-1-len(left)-len(right)) + right)
 	d.rule()
+}
+
+func program(s control.Status, version string) string {
+	if s.Development {
+		version += " (development)"
+	}
+	return " Gatehouse " + version
 }
 
 // open says where the page is, or what keeps it from being reached.
