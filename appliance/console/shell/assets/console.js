@@ -70,7 +70,7 @@ function clocks(root) {
 	};
 	tick();
 	setInterval(tick, 1000);
-	root.querySelector("form[data-clock=use]").addEventListener("submit", (e) => {
+	root.querySelector("form[data-clock=use]")?.addEventListener("submit", (e) => {
 		e.target.elements.time.value = new Date().toISOString().slice(0, 19).replace("T", " ");
 	});
 }
