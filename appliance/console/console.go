@@ -253,7 +253,7 @@ func serve(ctx context.Context, l net.Listener, c tls.Certificate, h http.Handle
 		Handler:           h,
 		TLSConfig:         cert.ServerConfig(c, "h2", "http/1.1"),
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
+		ReadTimeout:       10 * time.Second, // of a form; a visitor who is slower holds a place of all others
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    16 << 10,

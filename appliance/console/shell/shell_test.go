@@ -2,6 +2,7 @@ package shell
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -87,16 +88,25 @@ func TestGuardBoundsWhatRuns(t *testing.T) {
 	hold, began := make(chan struct{}), make(chan struct{}, maxRunning)
 	h := Guard(box(), []string{"example.com"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { began <- struct{}{}; <-hold }))
 	done := make(chan struct{})
-	for range maxRunning {
+	from := func(i int) *httptest.ResponseRecorder {
+		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
+		r.RemoteAddr = fmt.Sprintf("192.0.2.%d:1024", i)
+		h.ServeHTTP(w, r)
+		return w
+	}
+	for i := range maxRunning {
 		go func() {
-			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			from(i / maxSource)
 			done <- struct{}{}
 		}()
-	}
-	for range maxRunning {
 		<-began
+		if i == maxSource-1 {
+			if w := from(0); w.Code != 503 {
+				t.Errorf("one too many of one source: %d", w.Code)
+			}
+		}
 	}
-	if w := serve(t, h, "GET", "/"); w.Code != 503 {
+	if w := from(200); w.Code != 503 {
 		t.Errorf("one too many: %d", w.Code)
 	}
 	close(hold)
