@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"embed"
 	"net/http"
+	"slices"
 
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/password"
@@ -131,6 +132,9 @@ func (p *Pages) claim(v *shell.Visit) error {
 	return v.JSON(http.StatusCreated, map[string]any{"name": v.Box.Name, "owner": owner.Email})
 }
 
+// maxContext is the most of a name or an e-mail address, in bytes.
+const maxContext = 512
+
 // Strength answers the password meter. Nothing of it is kept or logged.
 func Strength(v *shell.Visit) error {
 	var q struct {
@@ -140,8 +144,13 @@ func Strength(v *shell.Visit) error {
 	if err := v.Decode(&q); err != nil {
 		return err
 	}
-	if len(q.Password) > 4*password.MaxLength || len(q.Context) > 4 {
+	if len(q.Password) > 4*password.MaxLength {
 		return shell.Refuse("The password is longer than 256 characters.")
+	}
+	// Each word of the context is compared with each piece of the password.
+	tooLong := func(s string) bool { return len(s) > maxContext }
+	if len(q.Context) > 4 || slices.ContainsFunc(q.Context, tooLong) {
+		return shell.Refuse("A name or an e-mail address is longer than any.")
 	}
 	context := append(q.Context, v.Box.Name)
 	s := password.Judge(q.Password, context...)
