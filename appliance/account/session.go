@@ -60,6 +60,9 @@ func (a *Accounts) Start(ctx context.Context, p Person, stage Stage, o Origin, r
 		if _, err := tx.ExecContext(ctx, "DELETE FROM session WHERE token = ?", digest(replace)); err != nil {
 			return fmt.Errorf("ending the earlier session: %w", err)
 		}
+		if err := forgetEnrolment(ctx, tx, p, stage); err != nil {
+			return err
+		}
 		oldest := now.Add(-AbsoluteTime).Unix()
 		if _, err := tx.ExecContext(ctx, "DELETE FROM session WHERE created < ?", oldest); err != nil {
 			return fmt.Errorf("removing old sessions: %w", err)
@@ -73,6 +76,22 @@ func (a *Accounts) Start(ctx context.Context, p Person, stage Stage, o Origin, r
 		return err
 	})
 	return token, s, err
+}
+
+// forgetEnrolment drops a second factor that was begun in another session, and
+// with it the other sessions that set one up: who saw its secret there would
+// know it once it is verified here.
+func forgetEnrolment(ctx context.Context, tx *sql.Tx, p Person, stage Stage) error {
+	if stage == StageCode { // the password alone interrupts nobody
+		return nil
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE person SET totp_pending = NULL WHERE id = ?", p.ID); err != nil {
+		return fmt.Errorf("dropping a second factor that was begun: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, "DELETE FROM session WHERE person = ? AND stage = 'enrol'", p.ID); err != nil {
+		return fmt.Errorf("ending the sessions that set up a second factor: %w", err)
+	}
+	return nil
 }
 
 // Session finds the session of a cookie. use notes that a person did something;
@@ -117,7 +136,7 @@ func (a *Accounts) find(ctx context.Context, token string) (s Session, err error
 			return fmt.Errorf("reading a session: %w", err)
 		}
 		r, err := a.load(ctx, tx, "id", person)
-		if err == nil && !r.claimed {
+		if err == nil && (!r.claimed || s.Stage == StageEnrol && r.Factor) {
 			return ErrNoSession
 		}
 		s.Person = r.Person
