@@ -40,6 +40,12 @@ func dialControl(ctx context.Context, socket string, p *process) (*control, erro
 		return nil, errors.Join(err, c.conn.Close())
 	}
 	if !c.in.Scan() { // the greeting
+		// QEMU is about to end, or has: what it said of the reason is worth
+		// more than that its socket closed.
+		select {
+		case <-p.ended:
+		case <-time.After(commandTimeout):
+		}
 		return nil, errors.Join(fmt.Errorf("QEMU's control socket closed: %w", errors.Join(c.in.Err(), p.result())), c.conn.Close())
 	}
 	if err := c.run("qmp_capabilities"); err != nil {

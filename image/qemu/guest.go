@@ -68,6 +68,9 @@ func (g *Guest) start(ctx context.Context, m Machine, identity [16]byte) error {
 	cmd := exec.Command("qemu-system-x86_64", m.arguments(identity, g.sockets, g.forward)...)
 	var complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = g.serial, &complaint
+	if m.TapFile != nil {
+		cmd.ExtraFiles = []*os.File{m.TapFile}
+	}
 	var err error
 	if g.input, err = cmd.StdinPipe(); err != nil {
 		return fmt.Errorf("starting QEMU: %w", err)

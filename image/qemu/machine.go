@@ -30,7 +30,8 @@ type Machine struct {
 	// Forward opens ports of the guest on this host: guest TCP port → host
 	// address. Port 0 on the host picks a free one; see Guest.Addr.
 	Forward map[int]string
-	Tap     string // an existing TAP interface in the place of Forward
+	Tap     string   // an existing TAP interface in the place of Forward
+	TapFile *os.File // the same, opened, which may be in another network namespace
 
 	NoTPM    bool
 	NVMe     bool   // the disk is an NVMe one instead of virtio
@@ -60,6 +61,7 @@ const (
 	tpmFolder     = "tpm"
 	socketTPM     = "tpm.sock"
 	socketQMP     = "qmp.sock"
+	inheritedFile = 3 // what a program finds the first file at that it is given
 )
 
 // prepare makes the state folder complete and returns the machine's identity.
@@ -164,6 +166,9 @@ func (m Machine) diskArguments(id string) []string {
 func (m Machine) networkArguments(id string, forward map[int]string) []string {
 	// 52:54:00 is QEMU's own range of locally administered addresses.
 	card := fmt.Sprintf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%s:%s:%s", id[0:2], id[2:4], id[4:6])
+	if m.TapFile != nil {
+		return []string{"-netdev", fmt.Sprintf("tap,id=net,fd=%d", inheritedFile), "-device", card}
+	}
 	if m.Tap != "" {
 		return []string{"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + m.Tap, "-device", card}
 	}

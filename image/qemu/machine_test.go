@@ -88,6 +88,8 @@ func TestArguments(t *testing.T) {
 	direct := Machine{State: "s", Kernel: "k", Initramfs: "i", Append: "console=ttyS0 x=1"}
 	tap := base
 	tap.Tap = "tap7"
+	opened := base
+	opened.TapFile = os.Stdin
 	logged := base
 	logged.WriteLog, logged.NVMe = "log", true
 	for _, c := range []struct {
@@ -107,6 +109,8 @@ func TestArguments(t *testing.T) {
 		{"direct boot without disk", direct, "virtio-blk", false},
 		{"forward", base, "hostfwd=tcp:127.0.0.1:8443-:443", true},
 		{"TAP", tap, "tap,id=net,script=no,downscript=no,ifname=tap7", true},
+		{"opened TAP", opened, "tap,id=net,fd=3", true},
+		{"opened TAP has no way round", opened, "hostfwd", false},
 		{"TAP has no way round", tap, "hostfwd", false},
 		{"write log", logged, "nvme,drive=logged", true},
 		{"card address", base, "mac=52:54:00:aa:bb:cc", true},
