@@ -45,6 +45,12 @@ func (s *Server) Copy(t testing.TB) *Server {
 	return start(t, state)
 }
 
+// Open starts a TPM from a copy of the state folder of one that is off.
+func Open(t testing.TB, folder string) *Server {
+	t.Helper()
+	return (&Server{state: folder}).Copy(t)
+}
+
 func start(t testing.TB, state string) *Server {
 	t.Helper()
 	// A socket's path is limited to 107 bytes, which t.TempDir may exceed.
