@@ -81,10 +81,10 @@ func (l lab) counters(t *testing.T) map[string]uint64 {
 var source = uint16(30000)
 
 // scan scans all ports of the box from a host and returns what answered.
-func (l lab) scan(t *testing.T, from *Host, proto string, v6 bool) found {
+func (l lab) scan(t *testing.T, from *Host, proto string, v6 bool) Found {
 	t.Helper()
 	source++ // a fresh one, so that no old connection is continued
-	ask := scan{Proto: proto, Source: source}
+	ask := Scan{Proto: proto, Source: source}
 	switch {
 	case from == l.near && v6:
 		ask.Link, ask.From, ask.To = "lan", nearV6, boxV6
@@ -99,7 +99,7 @@ func (l lab) scan(t *testing.T, from *Host, proto string, v6 bool) found {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got found
+	var got Found
 	if err := json.Unmarshal([]byte(from.Run(t, "scan", string(b))), &got); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func arrived(c map[string]uint64) uint64 {
 	return c[netfilter.WebOnLink] + c[netfilter.WebOpen] + c[netfilter.WebRefused] + c[netfilter.WebUDP] + c[netfilter.OtherDropped] + c[netfilter.DHCP] + c[netfilter.InvalidPackets]
 }
 
-func (f found) text() string {
+func (f Found) text() string {
 	var parts []string
 	for kind, ports := range f {
 		if len(ports) > 12 {

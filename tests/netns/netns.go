@@ -115,6 +115,50 @@ func Connect(t testing.TB, a *Host, linkA string, b *Host, linkB string) {
 	}
 }
 
+// Tap makes the end of a cable whose other end is the file, for an emulated
+// machine's network card: frames are read and written there. The link is gone
+// when the file is closed everywhere.
+func (h *Host) Tap(t testing.TB, name string) *os.File {
+	t.Helper()
+	var fd int
+	h.Do(t, func() (err error) {
+		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
+			return fmt.Errorf("opening /dev/net/tun: %w", err)
+		}
+		request, err := unix.NewIfreq(name)
+		if err != nil {
+			return errors.Join(err, unix.Close(fd))
+		}
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+			return errors.Join(fmt.Errorf("making the link %s: %w", name, err), unix.Close(fd))
+		}
+		return nil
+	})
+	file := os.NewFile(uintptr(fd), name)
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// Dropped is how many packets a link could not send.
+func (h *Host) Dropped(t testing.TB, name string) uint64 {
+	t.Helper()
+	return h.link(t, name).Attrs().Statistics.TxDropped
+}
+
+// Neighbour says who has an address, so that nobody is asked.
+func (h *Host) Neighbour(t testing.TB, name, address, mac string) {
+	t.Helper()
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := netlink.Neigh{LinkIndex: h.link(t, name).Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(address), HardwareAddr: hw}
+	if err := h.nl.NeighSet(&n); err != nil {
+		t.Fatalf("%s: neighbour %s on %s: %v", h.Name, address, name, err)
+	}
+}
+
 func (h *Host) link(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	l, err := h.nl.LinkByName(name)

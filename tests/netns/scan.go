@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -20,7 +22,8 @@ import (
 // answer of any kind counts, not only those that a scanner thinks of.
 type scanner struct {
 	from, to netip.Addr
-	raw      int // raw TCP socket
+	link     uint32 // of a link-local target
+	raw      int    // raw TCP socket
 	udp      int
 	wire     *packet.Conn
 }
@@ -60,6 +63,14 @@ func newScanner(link, from, to string) (*scanner, error) {
 	if s.udp, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, err
 	}
+	if s.to.Is6() && s.to.IsLinkLocalUnicast() {
+		// A link has link-local addresses of its own; the sender must be the one
+		// that the checksum is made for.
+		s.link = uint32(ifi.Index)
+		if err := unix.Bind(s.raw, &unix.SockaddrInet6{Addr: s.from.As16(), ZoneId: s.link}); err != nil {
+			return nil, fmt.Errorf("sending from %s: %w", from, err)
+		}
+	}
 	return s, nil
 }
 
@@ -71,7 +82,7 @@ func (s *scanner) close() {
 
 func (s *scanner) sockaddr(port uint16) unix.Sockaddr {
 	if s.to.Is6() {
-		return &unix.SockaddrInet6{Port: int(port), Addr: s.to.As16()}
+		return &unix.SockaddrInet6{Port: int(port), Addr: s.to.As16(), ZoneId: s.link}
 	}
 	return &unix.SockaddrInet4{Port: int(port), Addr: s.to.As4()}
 }
@@ -166,17 +177,41 @@ func answer(p []byte, target netip.Addr) (string, uint16) {
 	return fmt.Sprintf("protocol %d type %d", proto, body[0]), 0
 }
 
-// scan is what a scan is asked.
-type scan struct {
-	Link, From, To, Proto string
-	Source                uint16
+// Scan is what a scan is asked: every port of To, from an address of the link.
+type Scan struct {
+	Link, From, To string
+	Proto          string // tcp or udp
+	Source         uint16 // port; a fresh one continues no old connection
+	Slow           bool   // the target is an emulated machine
 }
 
-// found is, per kind of answer, the ports that gave it, sorted.
-type found map[string][]uint16
+// Found is, per kind of answer, the ports that gave it, sorted.
+type Found map[string][]uint16
+
+// Scan asks every port once and returns whatever came back.
+func (h *Host) Scan(t testing.TB, ask Scan) (got Found) {
+	t.Helper()
+	s := h.scanner(t, ask.Link, ask.From, ask.To)
+	defer s.close()
+	got, err := s.scan(ask)
+	if err != nil {
+		t.Fatalf("%s: scanning %s: %v", h.Name, ask.To, err)
+	}
+	return got
+}
+
+// scanner opens one inside the namespace; it can be used from outside.
+func (h *Host) scanner(t testing.TB, link, from, to string) (s *scanner) {
+	t.Helper()
+	h.Do(t, func() (err error) {
+		s, err = newScanner(link, from, to)
+		return err
+	})
+	return s
+}
 
 func scanPart(args []string, w io.Writer) error {
-	var ask scan
+	var ask Scan
 	if err := json.Unmarshal([]byte(args[0]), &ask); err != nil {
 		return err
 	}
@@ -184,8 +219,17 @@ func scanPart(args []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer s.close()
+	got, err := s.scan(ask)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(got)
+}
+
+func (s *scanner) scan(ask Scan) (Found, error) {
 	var mu sync.Mutex
-	got := make(found)
+	got := make(Found)
 	last := time.Now()
 	go s.capture(func(kind string, port uint16) {
 		mu.Lock()
@@ -196,19 +240,20 @@ func scanPart(args []string, w io.Writer) error {
 		}
 	})
 	for port := uint32(1); port <= 65535; port++ {
+		var err error
 		if ask.Proto == "tcp" {
 			err = s.syn(ask.Source, uint16(port))
 		} else {
 			err = unix.Sendto(s.udp, []byte("anyone?"), 0, s.sockaddr(uint16(port)))
 		}
 		if err != nil {
-			return fmt.Errorf("port %d: %w", port, err)
+			return nil, fmt.Errorf("port %d: %w", port, err)
 		}
 		if port%64 == 0 { // the queue of a virtual cable holds a thousand
-			time.Sleep(50 * time.Microsecond)
+			time.Sleep(ask.pause())
 		}
 	}
-	for quiet := time.Duration(0); quiet < 400*time.Millisecond; {
+	for quiet := time.Duration(0); quiet < ask.quiet(); {
 		time.Sleep(100 * time.Millisecond)
 		mu.Lock()
 		quiet = time.Since(last)
@@ -216,9 +261,81 @@ func scanPart(args []string, w io.Writer) error {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	for kind := range got {
-		slices.Sort(got[kind])
-		got[kind] = slices.Compact(got[kind])
+	out := make(Found)
+	for kind, ports := range got {
+		slices.Sort(ports)
+		out[kind] = slices.Compact(ports)
 	}
-	return json.NewEncoder(w).Encode(got)
+	return out, nil
+}
+
+// pause is between each 64 packets. An emulated machine takes some thousand a
+// second, and answers late.
+func (s Scan) pause() time.Duration {
+	if s.Slow {
+		return 8 * time.Millisecond
+	}
+	return 50 * time.Microsecond
+}
+
+func (s Scan) quiet() time.Duration {
+	if s.Slow {
+		return 4 * time.Second
+	}
+	return 400 * time.Millisecond
+}
+
+// An Answer is a packet that came back to a Knocker.
+type Answer struct {
+	Kind string
+	Port uint16
+	At   time.Time
+}
+
+// Knock sends a SYN to each port every fifty milliseconds, whether somebody is
+// there or not, until stop is called, which returns the first answer of each
+// kind and port.
+func (h *Host) Knock(t testing.TB, link, from, to string, ports ...uint16) (stop func() []Answer) {
+	t.Helper()
+	s := h.scanner(t, link, from, to)
+	var mu sync.Mutex
+	var got []Answer
+	go s.capture(func(kind string, port uint16) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.ContainsFunc(got, func(a Answer) bool { return a.Kind == kind && a.Port == port }) {
+			got = append(got, Answer{kind, port, time.Now()})
+		}
+	})
+	end, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for n := uint16(0); ; n++ {
+			for _, port := range ports {
+				if err := s.syn(20000+n%20000, port); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !routeGone(err) {
+					ended <- err
+					return
+				}
+			}
+			select {
+			case <-end:
+				ended <- nil
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	stopped := sync.OnceValue(func() []Answer {
+		close(end)
+		if err := <-ended; err != nil {
+			t.Errorf("%s: knocking at %s: %v", h.Name, to, err)
+		}
+		s.close()
+		mu.Lock()
+		defer mu.Unlock()
+		return got
+	})
+	t.Cleanup(func() { stopped() })
+	return stopped
 }
