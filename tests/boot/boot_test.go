@@ -2,60 +2,49 @@
 package boot
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 
 	"gatehouse/image/qemu"
 )
 
-// Without disk, so without anything to keep: the console must still come.
-func TestBOX12_DirectBootSpeaksOnTheConsole(t *testing.T) {
-	guest := start(t, direct(t))
-	say(t, guest, `(?i)gatehouse`)
-	if text := guest.Serial(); strings.Contains(text, "Kernel panic") {
-		t.Errorf("the kernel panicked")
-	}
+// Without disk, so without anything to keep: the console must still come, say
+// what is wrong, and the page where there is an address.
+func TestBOX12_NoDiskIsSaid(t *testing.T) {
+	guest := start(t, web(direct(t)))
+	box := state(t, guest, "locked", "url")
+	block(t, guest, "this system was not started from a disk of its own")
+	visit(t, guest.Addr(443), nil).locked(box, "this system was not started from a disk of its own")
+	off(t, guest)
 }
 
-// The whole way: firmware, loader, UKI, init, sealed data, address, page.
-func TestBOX1_ImageBootsToItsPage(t *testing.T) {
-	state1 := t.TempDir()
-	machine := qemu.Machine{
-		Disk: newDisk(t), State: state1, Memory: 256,
-		Forward: map[int]string{443: "127.0.0.1:0"},
+// The whole way: firmware, loader, UKI, init, sealed data, address, page, the
+// claim, and a restart from which the box comes back by itself.
+func TestACC1_ImageIsClaimedAndComesBack(t *testing.T) {
+	guest := start(t, web(qemu.Machine{Disk: newDisk(t), State: t.TempDir(), Memory: 256}))
+	box := state(t, guest, "unclaimed", "url", "code")
+	if !strings.HasPrefix(box["url"], "https://") {
+		t.Errorf("the address to open is %q", box["url"])
 	}
-	guest := start(t, machine)
-	box := state(t, guest, "unclaimed")
-	for box["url"] == "" || box["fingerprint"] == "" {
-		box = state(t, guest, "unclaimed")
+	visit(t, guest.Addr(443), nil).expect("unclaimed", box)
+	claim(t, guest.Addr(443), box["code"])
+	owned := state(t, guest, "ready", "url")
+	same(t, "after the claim", owned, box)
+	if owned["code"] != "" {
+		t.Errorf("claimed, and the console still shows a code: %v", owned)
 	}
-	if box["name"] == "" || box["code"] == "" {
-		t.Errorf("the console's line lacks the name or the code: %v", box)
-	}
-	status, body := get(t, guest, "/api/v1/status")
-	var answer map[string]string
-	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != 200 {
-		t.Fatalf("status page answered %d %q (%v)", status, body, err)
-	}
-	if answer["state"] != "unclaimed" || answer["name"] != box["name"] || len(answer) != 2 {
-		t.Errorf("status page says %v, the console %v", answer, box)
-	}
-	// The reset button: the same box again, without anyone.
-	if err := guest.Reset(); err != nil {
-		t.Fatal(err)
-	}
-	again := state(t, guest, "unclaimed")
-	for again["fingerprint"] == "" {
-		again = state(t, guest, "unclaimed")
-	}
-	if again["fingerprint"] != box["fingerprint"] || again["name"] != box["name"] {
-		t.Errorf("after a reset the box is %v, was %v", again, box)
-	}
-	if err := guest.PowerButton(); err != nil {
-		t.Fatal(err)
-	}
-	if err := guest.Wait(); err != nil {
-		t.Errorf("the box did not switch off in order: %v", err)
-	}
+	block(t, guest, "box of: "+email)
+
+	choose(t, guest, "2")
+	say(t, guest, `Restart now\? Type yes`)
+	choose(t, guest, "yes")
+	boots.firmware.Add(1)
+	// The old life may say its line once more; the new one begins with this.
+	say(t, guest, `gatehouse: state=starting`)
+	again := state(t, guest, "ready", "url")
+	same(t, "after a restart", again, box)
+	p := visit(t, guest.Addr(443), nil)
+	p.expect("ready", again)
+	p.signIn()
+	off(t, guest)
 }

@@ -1,14 +1,13 @@
 package boot
 
 import (
-	"crypto/tls"
-	"io"
-	"net/http"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +21,40 @@ const output = "../../build"
 // patience is for a loaded machine with two cores and no virtualisation in
 // hardware: a firmware boot takes 15 to 40 s on an idle one.
 const patience = 8 * time.Minute
+
+// firmwareBudget is how often all tests here may go through the firmware; a
+// boot of the kernel alone is half as long.
+const firmwareBudget = 8
+
+// boots counts what the tests here cost.
+var boots struct{ firmware, direct, resets atomic.Int32 }
+
+// shared is the folder of what more than one test uses.
+var shared string
+
+func TestMain(m *testing.M) {
+	os.Exit(main(m))
+}
+
+func main(m *testing.M) int {
+	var err error
+	if shared, err = os.MkdirTemp("", "gatehouse-boot-"); err != nil {
+		fmt.Fprintln(os.Stderr, "making a folder for the tests:", err)
+		return 1
+	}
+	defer os.RemoveAll(shared)
+	code := m.Run()
+	fmt.Printf("boots: %d through firmware, %d of the kernel alone, %d resets of the latter\n",
+		boots.firmware.Load(), boots.direct.Load(), boots.resets.Load())
+	if n := boots.firmware.Load(); n > firmwareBudget {
+		fmt.Printf("%d boots through firmware, and %d is all that the tests may use\n", n, firmwareBudget)
+		return 1
+	}
+	return code
+}
+
+// soak says that whole counts are asked for, not samples.
+func soak() bool { return os.Getenv("GATEHOUSE_SOAK") == "1" }
 
 // built returns the path of a result of the image build.
 func built(t *testing.T, name string) string {
@@ -40,13 +73,18 @@ func built(t *testing.T, name string) string {
 func newDisk(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.img")
-	if out, err := exec.Command("cp", "--sparse=always", built(t, image.Disk), path).CombinedOutput(); err != nil {
-		t.Fatalf("copying the disk: %v: %s", err, out)
-	}
+	copyDisk(t, built(t, image.Disk), path)
 	if err := os.Truncate(path, 1<<30); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func copyDisk(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("copying the disk: %v: %s", err, out)
+	}
 }
 
 // start starts a machine that ends with the test; the console of a failed
@@ -56,6 +94,11 @@ func start(t *testing.T, m qemu.Machine) *qemu.Guest {
 	if m.State == "" {
 		m.State = t.TempDir()
 	}
+	if m.Kernel == "" {
+		boots.firmware.Add(1)
+	} else {
+		boots.direct.Add(1)
+	}
 	guest, err := m.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +107,9 @@ func start(t *testing.T, m qemu.Machine) *qemu.Guest {
 		if err := guest.Kill(); err != nil {
 			t.Errorf("the machine's end: %v", err)
 		}
+		if strings.Contains(guest.Serial(), "Kernel panic") {
+			t.Error("the kernel panicked")
+		}
 		if t.Failed() {
 			t.Logf("console:\n%s", guest.Serial())
 		}
@@ -71,13 +117,19 @@ func start(t *testing.T, m qemu.Machine) *qemu.Guest {
 	return guest
 }
 
-// direct is a machine that starts the built kernel without firmware or disk.
+// direct is a machine that starts the built kernel without firmware.
 func direct(t *testing.T) qemu.Machine {
 	t.Helper()
 	return qemu.Machine{
-		Memory: 512, Append: image.CommandLine,
+		Memory: 512, Append: image.CommandLine + " gatehouse.disk=/dev/vda",
 		Kernel: built(t, image.Kernel), Initramfs: built(t, image.Initramfs),
 	}
+}
+
+// web forwards the page of a machine to a free port here.
+func web(m qemu.Machine) qemu.Machine {
+	m.Forward = map[int]string{443: "127.0.0.1:0"}
+	return m
 }
 
 // say waits for the console to say something that matches.
@@ -90,33 +142,67 @@ func say(t *testing.T, guest *qemu.Guest, pattern string) []string {
 	return match
 }
 
-// state waits for the box's state line and returns its fields.
-func state(t *testing.T, guest *qemu.Guest, want string) map[string]string {
+// line is the box's line for automation. Empty fields are not in it.
+type line map[string]string
+
+// state waits for the box's line in a state, with all that it will say there:
+// who it is, and where its page is if it has a network.
+func state(t *testing.T, guest *qemu.Guest, want string, fields ...string) line {
 	t.Helper()
-	line := say(t, guest, `(?m)^gatehouse: (state=`+want+`\b[^\r\n]*)\r?\n`)[1]
-	fields := make(map[string]string)
-	for pair := range strings.FieldsSeq(line) {
-		if key, value, ok := strings.Cut(pair, "="); ok && value != "-" {
-			fields[key] = value
+	for {
+		text := say(t, guest, `(?m)^gatehouse: (state=`+want+`\b[^\r\n]*)\r?\n`)[1]
+		got := make(line)
+		for pair := range strings.FieldsSeq(text) {
+			if key, value, ok := strings.Cut(pair, "="); ok && value != "-" {
+				got[key] = value
+			}
+		}
+		if complete(got, append(fields, "name", "fingerprint")) {
+			return got
 		}
 	}
-	return fields
 }
 
-// get fetches a page of the box through a forwarded port. Who the box is, is
-// not the question here: its certificate is its own.
-func get(t *testing.T, guest *qemu.Guest, path string) (status int, body string) {
+func complete(got line, fields []string) bool {
+	for _, f := range fields {
+		if got[f] == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// same says whether two lines are of the same box: name and certificate.
+func same(t *testing.T, when string, got, want line) {
 	t.Helper()
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-	defer client.CloseIdleConnections()
-	resp, err := client.Get("https://" + guest.Addr(443) + path)
-	if err != nil {
+	for _, f := range []string{"name", "fingerprint"} {
+		if got[f] != want[f] {
+			t.Errorf("%s the box's %s is %s, was %s", when, f, got[f], want[f])
+		}
+	}
+}
+
+// block waits until the status block says something, however it is wrapped.
+func block(t *testing.T, guest *qemu.Guest, words string) {
+	t.Helper()
+	say(t, guest, strings.ReplaceAll(regexp.QuoteMeta(words), " ", `\s+`))
+}
+
+// off presses the power button and waits for an end in order.
+func off(t *testing.T, guest *qemu.Guest) {
+	t.Helper()
+	if err := guest.PowerButton(); err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
+	if err := guest.Wait(); err != nil {
+		t.Errorf("the box did not switch off in order: %v", err)
+	}
+}
+
+// choose types a choice of the menu on the serial console.
+func choose(t *testing.T, guest *qemu.Guest, text string) {
+	t.Helper()
+	if err := guest.Type(text + "\r"); err != nil {
 		t.Fatal(err)
 	}
-	return resp.StatusCode, string(text)
 }

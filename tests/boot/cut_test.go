@@ -1,0 +1,255 @@
+package boot
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume/gpt"
+)
+
+// A power cut at any moment of the first start, judged by our own reader: after
+// each request to the disk, and after each sector of those to the partition
+// table and the header, the box is the old one (blank) or the new one, never a
+// mixture. Three such disks are started, with the TPM of that time.
+func TestBOX2_PowerCutInTheFirstStart(t *testing.T) {
+	blank := newDisk(t)
+	box := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
+	copyDisk(t, blank, box.disk)
+	m := box.machine(t)
+	m.WriteLog = filepath.Join(t.TempDir(), "writes")
+	if err := os.WriteFile(m.WriteLog, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	chip := watchTPM(t, box.state, m.WriteLog)
+	guest := start(t, m)
+	box.line = state(t, guest, "unclaimed", "url", "code")
+	off(t, guest)
+	moments := chip()
+	log := readLog(t, m.WriteLog)
+
+	j := newJudge(t, blank)
+	for _, r := range log {
+		j.step(r)
+	}
+	t.Logf("%d requests, %d disks judged; data partition after request %d, header from %d to %d; %d states of the TPM",
+		len(log), j.judged, j.partitioned, j.header, j.committed, len(moments))
+	if !j.new || j.partitioned == 0 || j.header <= j.partitioned || j.committed < j.header || len(moments) < 2 {
+		t.Fatal("the log does not show a first start")
+	}
+
+	early := moments.before(log[j.header].logged)
+	cuts := []struct {
+		name   string
+		upTo   int // requests
+		torn   int // bytes of the next one
+		same   bool
+		moment moment
+	}{
+		{"in the middle of making the volume", (j.partitioned + j.header) / 2, 0, false, moments.before(log[(j.partitioned+j.header)/2].logged)},
+		{"in the middle of the header", j.header, len(log[j.header].data) / 2 / sector * sector, false, early},
+		{"after the header, before the TPM knows", j.committed + 1, 0, true, early},
+	}
+	for _, c := range cuts {
+		t.Run(c.name, func(t *testing.T) {
+			cut := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
+			copyDisk(t, blank, cut.disk)
+			cut.upTo(t, log[:c.upTo])
+			if c.torn > 0 {
+				cut.upTo(t, []request{{at: log[c.upTo].at, data: log[c.upTo].data[:c.torn]}})
+			}
+			c.moment.restore(t, box.state, cut.state)
+			guest := start(t, cut.machine(t))
+			got := state(t, guest, "unclaimed", "url", "code")
+			if c.same {
+				same(t, "after the cut", got, line{"name": box.line["name"], "fingerprint": got["fingerprint"]})
+			} else if got["name"] == box.line["name"] {
+				t.Errorf("cut off before the header, and the box is the one that was not made: %v", got)
+			}
+			visit(t, guest.Addr(443), nil).expect("unclaimed", got)
+			off(t, guest)
+		})
+	}
+}
+
+func (s stage) upTo(t *testing.T, log []request) {
+	t.Helper()
+	disk, err := os.OpenFile(s.disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	for _, r := range log {
+		r.replay(t, disk, len(r.data))
+	}
+}
+
+// judge replays a log and looks at the disk as the next start would.
+type judge struct {
+	t        *testing.T
+	disk     *os.File
+	old      gpt.Table
+	meta     part
+	tables   [2][2]int64 // where the two partition tables are, in bytes
+	requests int
+	judged   int
+	new      bool // the header is there
+
+	partitioned, header, committed int // requests after, in and by which
+}
+
+func newJudge(t *testing.T, blank string) *judge {
+	t.Helper()
+	copied := stage{disk: filepath.Join(t.TempDir(), "judged.img")}
+	copyDisk(t, blank, copied.disk)
+	j := &judge{t: t, meta: copied.partition(t, metaType), header: -1}
+	j.disk = j.meta.file
+	g := geometry(t, j.disk)
+	var err error
+	if j.old, _, err = gpt.Read(j.disk, g); err != nil {
+		t.Fatal(err)
+	}
+	end := int64(g.Sectors) * sector
+	j.tables = [2][2]int64{{0, 34 * sector}, {end - 33*sector, end}}
+	return j
+}
+
+func (j *judge) step(r request) {
+	j.t.Helper()
+	inMeta := r.touches(j.meta.at, j.meta.at+j.meta.size)
+	if inMeta && j.header < 0 {
+		j.header = j.requests
+	}
+	if inMeta || r.touches(j.tables[0][0], j.tables[0][1]) || r.touches(j.tables[1][0], j.tables[1][1]) {
+		for n := sector; n < len(r.data); n += sector {
+			r.replay(j.t, j.disk, n)
+			j.look("in")
+		}
+	}
+	r.replay(j.t, j.disk, len(r.data))
+	j.look("after")
+	j.requests++
+}
+
+// look is the verdict: the old box, or the new one.
+func (j *judge) look(when string) {
+	j.t.Helper()
+	j.judged++
+	table, _, err := gpt.Read(j.disk, geometry(j.t, j.disk))
+	if err != nil {
+		j.t.Fatalf("%s request %d no partition table can be read: %v", when, j.requests, err)
+	}
+	number, _, there := table.Find(dataType)
+	if there && j.partitioned == 0 {
+		j.partitioned = j.requests
+	}
+	rest := table.Entries
+	if there {
+		rest[number-1] = gpt.Partition{}
+	}
+	if rest != j.old.Entries {
+		j.t.Fatalf("%s request %d the partition table is neither the old nor the new one", when, j.requests)
+	}
+	if !there && j.partitioned > 0 {
+		j.t.Fatalf("%s request %d the data partition is gone again", when, j.requests)
+	}
+	seen, err := vault.Inspect(j.t.Context(), vault.Config{Meta: j.meta})
+	if err != nil || seen.Problem != nil {
+		j.t.Fatalf("%s request %d the header is neither blank nor whole: %v %v", when, j.requests, err, seen.Problem)
+	}
+	switch {
+	case seen.Blank && j.new:
+		j.t.Fatalf("%s request %d the header is gone again", when, j.requests)
+	case seen.Blank:
+		return
+	case !there:
+		j.t.Fatalf("%s request %d there is a header and no data partition", when, j.requests)
+	case seen.Mechanism != "tpm":
+		j.t.Fatalf("%s request %d the header says %s", when, j.requests, seen.Mechanism)
+	}
+	if !j.new {
+		j.new, j.committed = true, j.requests
+	}
+}
+
+// moment is the TPM at a time, told by how long the log of writes was.
+type moment struct {
+	logged int64
+	state  []byte
+}
+
+type momentsOf []moment
+
+// tpmState is the file that swtpm keeps everything in that survives a power
+// cut. It replaces it as a whole.
+const tpmState = "tpm2-00.permall"
+
+// watchTPM keeps every state of the TPM from now on, until it is called.
+func watchTPM(t *testing.T, state, log string) func() momentsOf {
+	t.Helper()
+	var all momentsOf
+	end, ended := make(chan struct{}), make(chan struct{})
+	file := filepath.Join(state, "tpm", tpmState)
+	look := func() {
+		// The log first: what it holds by then was written before this state.
+		info, err := os.Stat(log)
+		if err != nil {
+			return
+		}
+		now, err := os.ReadFile(file)
+		if err != nil || len(now) == 0 || len(all) > 0 && string(now) == string(all[len(all)-1].state) {
+			return // not there yet, or as before
+		}
+		all = append(all, moment{info.Size(), now})
+	}
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(5 * time.Millisecond):
+				look()
+			}
+		}
+	}()
+	stop := sync.OnceFunc(func() { close(end); <-ended })
+	t.Cleanup(stop)
+	return func() momentsOf { stop(); look(); return all }
+}
+
+// before is the TPM when the log was so long, or before there was one.
+func (all momentsOf) before(logged int64) (last moment) {
+	for _, m := range all {
+		if m.logged <= logged {
+			last = m
+		}
+	}
+	return last
+}
+
+// restore makes the state of the same machine with the TPM of the moment.
+func (m moment) restore(t *testing.T, from, to string) {
+	t.Helper()
+	id, err := os.ReadFile(filepath.Join(from, "machine-id"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(to, "machine-id"), id, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(to, "tpm"), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	if m.state == nil {
+		return // a TPM that was never used
+	}
+	if err := os.WriteFile(filepath.Join(to, "tpm", tpmState), m.state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
