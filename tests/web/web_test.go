@@ -1,39 +1,17 @@
-// Package web drives the console's pages in Chromium.
 package web
 
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/console/consoletest"
 )
 
-// install brings the two modules that package-lock.json pins.
-func install(t *testing.T) {
-	t.Helper()
-	if _, err := os.Stat("node_modules/.package-lock.json"); err == nil {
-		return
-	}
-	if out, err := exec.Command("npm", "ci", "--prefer-offline").CombinedOutput(); err != nil {
-		t.Fatalf("npm ci: %v\n%s", err, out)
-	}
-}
-
 func run(t *testing.T, script, url, code string) {
 	t.Helper()
-	install(t)
-	shots, err := filepath.Abs("../../build/screenshots")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("node", script)
-	cmd.Env = append(os.Environ(), "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_CODE="+code, "GATEHOUSE_WEB_SHOTS="+shots)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", script, err, out)
-	}
+	Drive(t, script, url, code, (*exec.Cmd).Start)
 }
 
 // TestUSE4_EveryPage claims a box and looks at every page: no policy

@@ -1,0 +1,54 @@
+// Package web drives the console's pages in Chromium.
+package web
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+// folder is where the scripts are, seen from any test.
+func folder(t testing.TB) string {
+	t.Helper()
+	_, file, _, ok := runtime.Caller(0)
+	if !ok {
+		t.Fatal("the folder of the scripts is not known: run the tests without -trimpath")
+	}
+	return filepath.Dir(file)
+}
+
+// install brings the two modules that package-lock.json pins.
+func install(t testing.TB, dir string) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(dir, "node_modules/.package-lock.json")); err == nil {
+		return
+	}
+	cmd := exec.Command("npm", "ci", "--prefer-offline")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("npm ci: %v\n%s", err, out)
+	}
+}
+
+// Drive runs one of the scripts against a box. Start starts the command, which
+// may be in another network namespace. Screenshots go to build/screenshots.
+func Drive(t testing.TB, script, url, code string, start func(*exec.Cmd) error) {
+	t.Helper()
+	dir := folder(t)
+	install(t, dir)
+	cmd := exec.CommandContext(t.Context(), "node", script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_CODE="+code,
+		"GATEHOUSE_WEB_SHOTS="+filepath.Join(dir, "../../build/screenshots"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := start(cmd); err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out.String())
+	}
+}
