@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,9 +140,12 @@ func TestClockBacksOff(t *testing.T) {
 
 func TestClockWaitsForALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		asked := time.Time{}
 		k := newClock(nil, func(context.Context, time.Time, int) error { return nil })
 		k.query = func(context.Context, netip.Addr) (time.Duration, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if asked.IsZero() {
 				asked = time.Now()
 			}
