@@ -129,13 +129,22 @@ func (b *box) serve(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		b.log.Error("the roles ended", "err", err)
+		b.ended(err)
 		fmt.Fprintf(os.Stderr, "gatehouse: the roles ended: %v\n", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, time.Minute)
+	}
+}
+
+// ended notes why the roles ended. Without its audit log the box may do
+// nothing, but must not be silent either: it is locked, and says why.
+func (b *box) ended(err error) {
+	b.log.Error("the roles ended", "err", err)
+	if errors.Is(err, errAuditLog) {
+		b.lock(err.Error() + ". Restart the box; if that does not help, choose 'Erase and start anew' at the console")
 	}
 }
 
@@ -236,12 +245,8 @@ func (b *box) roles() (*roles, error) {
 		b.log.Warn("naming the machine", "err", err)
 	}
 	r.also = func(m *monitor.Monitor) []task.Task {
-		tasks := []task.Task{b.panel(m), b.machine.PowerButton(b.pressed(m)),
+		return []task.Task{b.panel(m), b.machine.PowerButton(b.pressed(m)),
 			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) })}
-		if b.watchdog != nil {
-			tasks = append(tasks, b.watchdog)
-		}
-		return tasks
 	}
 	return r, nil
 }

@@ -61,6 +61,9 @@ type roles struct {
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
 }
 
+// errAuditLog means that nothing can be recorded, so nothing may happen.
+var errAuditLog = errors.New("the audit log of the box cannot be written")
+
 // run runs the roles until ctx ends, or until something fails that the box
 // cannot be without. It closes what it opens; the vault stays the caller's.
 func (r *roles) run(ctx context.Context) error {
@@ -70,7 +73,7 @@ func (r *roles) run(ctx context.Context) error {
 	if r.keys != nil {
 		writer, err := r.openAudit()
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errAuditLog, err)
 		}
 		defer func() {
 			// The context has ended by now: what is left is one signature.
@@ -87,7 +90,7 @@ func (r *roles) run(ctx context.Context) error {
 		r.monitor.Audit = writer
 		r.monitor.Vault = r.keys
 		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version}}); err != nil {
-			return fmt.Errorf("recording the start: %w", err)
+			return fmt.Errorf("%w: recording the start: %w", errAuditLog, err)
 		}
 	}
 	listener, err := r.openFiles()

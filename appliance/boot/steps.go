@@ -77,14 +77,33 @@ func (b *box) drivers(ctx context.Context) error {
 	return errors.Join(err, e)
 }
 
-func (b *box) openWatchdog(context.Context) (err error) {
+// openWatchdog arms the watchdog and has it kicked until the box is asked to
+// end, whether roles run or not: opening a large volume takes longer than it
+// waits, and so do the pauses between roles that fail. From the end on it
+// bounds the shutdown.
+func (b *box) openWatchdog(ctx context.Context) (err error) {
 	b.watchdog, err = b.machine.OpenWatchdog(watchdogTime, func() bool { return true })
 	if b.watchdog != nil {
+		go b.kick(ctx) // ends with ctx
 		if last := b.watchdog.LastReset(); last != "" {
 			b.log.Warn("the watchdog ended the last life", "cause", last)
 		}
 	}
 	return err
+}
+
+func (b *box) kick(ctx context.Context) {
+	for {
+		err := b.watchdog.Run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		b.log.Error("the watchdog was not kicked", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(watchdogTime / 6):
+		}
+	}
 }
 
 func (b *box) settings(context.Context) error {
