@@ -38,7 +38,7 @@ func TestWatchdogIsKickedFromItsStepOn(t *testing.T) {
 
 // A box that cannot open its audit log has to say so on its page and console,
 // where it can be erased: without roles and panel it would be silent.
-func TestAUD1_WithoutAuditLogTheBoxIsLockedAndNotSilent(t *testing.T) {
+func TestWithoutAuditLogTheBoxIsLockedAndNotSilent(t *testing.T) {
 	dir := t.TempDir()
 	meta, err := vault.OpenFile(filepath.Join(dir, "meta"))
 	if err != nil {
