@@ -197,6 +197,10 @@ func (m *Monitor) firewall(state control.State, filtered filterState) control.Fi
 	switch {
 	case !f.InKernel:
 		f.Sentence = "not in the kernel: this program may not filter here"
+	case m.cfg.Hosted && state == control.StateReady:
+		f.Sentence = fmt.Sprintf("ports %d and %d are open to all, no allowlist yet; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort)
+	case m.cfg.Hosted:
+		f.Sentence = fmt.Sprintf("ports %d and %d answer the host's own networks only; its other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort)
 	case state == control.StateReady:
 		f.Sentence = "80 and 443 only; no allowlist yet"
 	default:
