@@ -16,9 +16,10 @@ UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...
 
 .PHONY: run test check soak image bench fmt lock clean tools
 
-run: image ## build the image and boot it in QEMU with OVMF and a software TPM
+run: ## build the image and boot it in QEMU with OVMF and a software TPM
 	@sh .ci/need $(RUN_NEEDS)
-	$(BUILD)/gatehouse run
+	@$(MAKE) --no-print-directory image
+	@$(BUILD)/gatehouse run
 
 image: tools ## build the tool, the image and its forms under build/
 	@sh .ci/need $(BUILD_NEEDS)

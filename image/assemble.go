@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"gatehouse/firmware/slot"
 	"gatehouse/image/disk"
 	"gatehouse/image/uki"
 )
@@ -27,14 +28,8 @@ import (
 //   - rdinit=/init: say so, instead of falling back to a root disk.
 const CommandLine = "console=tty0 console=ttyS0,115200 consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
 
-// The files of the EFI system partition (docs/architecture.md).
-const (
-	espLoader     = "EFI/BOOT/BOOTX64.EFI"
-	espSlotA      = "EFI/Linux/gatehouse-a.efi"
-	espSlotB      = "EFI/Linux/gatehouse-b.efi"
-	espLoaderConf = "loader/loader.conf"
-	defaultSlot   = "gatehouse-a.efi"
-)
+// espLoader is where firmware looks for a loader without being told.
+const espLoader = "EFI/BOOT/BOOTX64.EFI"
 
 // unified writes the UKI of the kernel and initramfs just built.
 func (b Build) unified(p payload) error {
@@ -66,17 +61,13 @@ func (b Build) disks(p payload) error {
 	if err != nil {
 		return fmt.Errorf("reading the UKI: %w", err)
 	}
-	conf, err := disk.LoaderConf(defaultSlot)
-	if err != nil {
-		return err
-	}
 	sum := sha256.Sum256(whole)
 	err = b.write(Disk, func(f *os.File) error {
 		return disk.Write(f, []disk.File{
 			{Path: espLoader, Content: p.loader},
-			{Path: espSlotA, Content: whole, Reserve: disk.SlotSize},
-			{Path: espSlotB, Reserve: disk.SlotSize},
-			{Path: espLoaderConf, Content: conf},
+			{Path: slot.A.Path(), Content: whole, Reserve: disk.SlotSize},
+			{Path: slot.B.Path(), Reserve: disk.SlotSize},
+			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},
 		}, sum[:])
 	})
 	if err != nil {

@@ -2,7 +2,6 @@
 package disk
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -90,16 +89,6 @@ func derive(sum [sha256.Size]byte, name string) string {
 	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80
 	return id.String()
-}
-
-// LoaderConf is loader.conf(5), exactly one sector: the commit point of an
-// update names the default slot in one write that a disk does or does not do.
-func LoaderConf(slot string) ([]byte, error) {
-	text := fmt.Sprintf("default %s\ntimeout 0\neditor no\nauto-firmware no\n", slot)
-	if len(text) > sectorSize {
-		return nil, fmt.Errorf("loader.conf would be %d bytes long, more than one sector", len(text))
-	}
-	return append([]byte(text), bytes.Repeat([]byte("\n"), sectorSize-len(text))...), nil
 }
 
 // Meta finds META on a disk by its type, for tools on the host, and returns

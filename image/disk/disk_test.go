@@ -12,20 +12,17 @@ import (
 	"testing"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"gatehouse/firmware/slot"
 )
 
 // espFiles is what a box's partition holds, with small programs.
-func espFiles(t *testing.T) []File {
-	t.Helper()
-	conf, err := LoaderConf("gatehouse-a.efi")
-	if err != nil {
-		t.Fatal(err)
-	}
+func espFiles() []File {
 	return []File{
 		{Path: "EFI/BOOT/BOOTX64.EFI", Content: bytes.Repeat([]byte("loader"), 20000)},
 		{Path: "EFI/Linux/gatehouse-a.efi", Content: bytes.Repeat([]byte("UKI of slot A "), 90001), Reserve: SlotSize},
 		{Path: "EFI/Linux/gatehouse-b.efi", Reserve: SlotSize},
-		{Path: "loader/loader.conf", Content: conf},
+		{Path: "loader/loader.conf", Content: slot.Config(slot.A)},
 	}
 }
 
@@ -88,7 +85,7 @@ func partitionFile(t *testing.T, disk *os.File) string {
 
 // The judge is mtools, which shares no code with the writer.
 func TestBOX1_FilesReadBack(t *testing.T) {
-	files := espFiles(t)
+	files := espFiles()
 	esp := partitionFile(t, write(t, files))
 	for _, f := range files {
 		out, err := exec.Command("mtype", "-i", esp, "::"+f.Path).Output()
@@ -115,12 +112,12 @@ func TestBOX1_FileSystemIsSound(t *testing.T) {
 		}
 		return string(out)
 	}
-	plain := espFiles(t)
+	plain := espFiles()
 	plain[1].Content = nil // then length and clusters agree everywhere
 	if out := check(plain); strings.Count(out, "\n") != 2 || !strings.Contains(out, "files,") {
 		t.Errorf("fsck.fat complains:\n%s", out)
 	}
-	out := check(espFiles(t))
+	out := check(espFiles())
 	for _, bad := range []string{"FATs differ", "boot sector", "Orphaned", "shares clusters", "bad", "Duplicate", ".."} {
 		if strings.Contains(out, bad) {
 			t.Errorf("fsck.fat complains of %q:\n%s", bad, out)
@@ -146,7 +143,7 @@ func chain(t *testing.T, disk *os.File, first uint32) []uint32 {
 }
 
 func TestBOX1_SlotsAreOneRunOfTheirFullSize(t *testing.T) {
-	f := write(t, espFiles(t))
+	f := write(t, espFiles())
 	entries := make([]byte, 16<<20)
 	if _, err := f.ReadAt(entries, espStart); err != nil {
 		t.Fatal(err)
@@ -174,7 +171,7 @@ func TestBOX1_SlotsAreOneRunOfTheirFullSize(t *testing.T) {
 }
 
 func TestBOX1_DiskIsSparse(t *testing.T) {
-	f := write(t, espFiles(t))
+	f := write(t, espFiles())
 	out, err := exec.Command("du", "--block-size=1", f.Name()).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +183,7 @@ func TestBOX1_DiskIsSparse(t *testing.T) {
 }
 
 func TestPartitionTable(t *testing.T) {
-	f := write(t, espFiles(t))
+	f := write(t, espFiles())
 	table, err := gpt.Read(noSync{f}, sectorSize, sectorSize)
 	if err != nil {
 		t.Fatal(err)
@@ -249,24 +246,14 @@ func sumOf(t *testing.T, f *os.File) [32]byte {
 }
 
 func TestBOX1_DiskSameBytes(t *testing.T) {
-	first, second := sumOf(t, write(t, espFiles(t))), sumOf(t, write(t, espFiles(t)))
+	first, second := sumOf(t, write(t, espFiles())), sumOf(t, write(t, espFiles()))
 	if first != second {
 		t.Error("two disks of the same content differ")
 	}
 }
 
-func TestLoaderConf(t *testing.T) {
-	conf, err := LoaderConf("gatehouse-a.efi")
-	if err != nil || len(conf) != sectorSize || !bytes.HasPrefix(conf, []byte("default gatehouse-a.efi\n")) {
-		t.Errorf("loader.conf is %d bytes (%v): %q", len(conf), err, conf)
-	}
-	if _, err := LoaderConf(strings.Repeat("x", sectorSize)); err == nil {
-		t.Error("a loader.conf of two sectors was made")
-	}
-}
-
 func TestBOX1_Qcow2HoldsTheSameDisk(t *testing.T) {
-	f := write(t, espFiles(t))
+	f := write(t, espFiles())
 	out, err := os.Create(filepath.Join(t.TempDir(), "disk.qcow2"))
 	if err != nil {
 		t.Fatal(err)
