@@ -41,9 +41,16 @@ type Claimer struct {
 	claiming sync.Mutex
 
 	mu      sync.Mutex
-	tickets map[string]time.Time // when each ends
+	tickets map[string]ticket
 	tries   map[netip.Prefix]*tries
 	all     tries
+}
+
+// ticket is what a right code was traded for. It ends with its code, which the
+// salt names: a new one at the console voids both.
+type ticket struct {
+	ends time.Time
+	salt string
 }
 
 // Limits. The code has 60 bits, so they are not what keeps guessers out but
@@ -60,7 +67,7 @@ const (
 
 // NewClaimer makes a Claimer.
 func NewClaimer(c Config) *Claimer {
-	return &Claimer{c: c, deriving: make(chan struct{}, 1), tickets: make(map[string]time.Time), tries: make(map[netip.Prefix]*tries)}
+	return &Claimer{c: c, deriving: make(chan struct{}, 1), tickets: make(map[string]ticket), tries: make(map[netip.Prefix]*tries)}
 }
 
 // WhereTheCodeIs is said whenever a code is missing or wrong.
@@ -112,7 +119,7 @@ func (c *Claimer) Salt(ctx context.Context) ([]byte, error) {
 // Prove checks a client's proof for the channel with this binding and returns
 // the box's own proof and a ticket for one claim.
 func (c *Claimer) Prove(ctx context.Context, source netip.Prefix, binding, theirs []byte) (ours []byte, ticket string, err error) {
-	key, err := c.material(ctx, source)
+	key, salt, err := c.material(ctx, source)
 	if err != nil {
 		return nil, "", err
 	}
@@ -120,21 +127,21 @@ func (c *Claimer) Prove(ctx context.Context, source netip.Prefix, binding, their
 		return nil, "", refuse("The proof is not right: either the code was mistyped, or something stands between you and the box. %s", WhereTheCodeIs)
 	}
 	p := proof.ServerProof(key, binding)
-	return p[:], c.newTicket(), nil
+	return p[:], c.newTicket(salt[:]), nil
 }
 
-func (c *Claimer) material(ctx context.Context, source netip.Prefix) (key [32]byte, err error) {
+func (c *Claimer) material(ctx context.Context, source netip.Prefix) (key [32]byte, salt [proof.SaltSize]byte, err error) {
 	if err := c.brake(source); err != nil {
-		return key, err
+		return key, salt, err
 	}
 	m, err := c.c.Material(ctx)
 	if err != nil {
-		return key, fmt.Errorf("asking for the verifier of the claim code: %w", err)
+		return key, salt, fmt.Errorf("asking for the verifier of the claim code: %w", err)
 	}
-	if len(m.Key) != len(key) || len(m.Salt) != proof.SaltSize {
-		return key, errors.New("the verifier of the claim code has another size than this version knows")
+	if len(m.Key) != len(key) || len(m.Salt) != len(salt) {
+		return key, salt, errors.New("the verifier of the claim code has another size than this version knows")
 	}
-	return [32]byte(m.Key), nil
+	return [32]byte(m.Key), [proof.SaltSize]byte(m.Salt), nil
 }
 
 // CheckCode checks a code that was typed on the page and returns a ticket for
@@ -144,22 +151,18 @@ func (c *Claimer) CheckCode(ctx context.Context, source netip.Prefix, typed stri
 	if err != nil {
 		return "", refuse("That is not a claim code: it has 12 letters and digits, such as 7K2M-QX9D-4TBH. %s", WhereTheCodeIs)
 	}
-	key, err := c.material(ctx, source)
+	key, salt, err := c.material(ctx, source)
 	if err != nil {
 		return "", err
 	}
-	salt, err := c.Salt(ctx)
-	if err != nil {
-		return "", err
-	}
-	got, err := c.derive(ctx, code, [proof.SaltSize]byte(salt))
+	got, err := c.derive(ctx, code, salt)
 	if err != nil {
 		return "", err
 	}
 	if subtle.ConstantTimeCompare(got[:], key[:]) != 1 {
 		return "", refuse("The code is not right. %s", WhereTheCodeIs)
 	}
-	return c.newTicket(), nil
+	return c.newTicket(salt[:]), nil
 }
 
 func (c *Claimer) derive(ctx context.Context, code proof.Code, salt [proof.SaltSize]byte) (key [32]byte, err error) {
@@ -173,35 +176,35 @@ func (c *Claimer) derive(ctx context.Context, code proof.Code, salt [proof.SaltS
 	return proof.Derive(code, salt), nil
 }
 
-func (c *Claimer) newTicket() string {
+func (c *Claimer) newTicket(salt []byte) string {
 	b := make([]byte, 24)
 	rand.Read(b)
-	ticket := base64.RawURLEncoding.EncodeToString(b)
+	name := base64.RawURLEncoding.EncodeToString(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.c.Now()
-	for t, ends := range c.tickets {
-		if !now.Before(ends) {
-			delete(c.tickets, t)
+	for n, t := range c.tickets {
+		if !now.Before(t.ends) {
+			delete(c.tickets, n)
 		}
 	}
-	for t := range c.tickets { // whoever holds the code may have as many as they like, one after the other
+	for n := range c.tickets { // whoever holds the code may have as many as they like, one after the other
 		if len(c.tickets) < maxTickets {
 			break
 		}
-		delete(c.tickets, t)
+		delete(c.tickets, n)
 	}
-	c.tickets[ticket] = now.Add(ticketTime)
-	return ticket
+	c.tickets[name] = ticket{now.Add(ticketTime), string(salt)}
+	return name
 }
 
 // take uses a ticket up.
-func (c *Claimer) take(ticket string) bool {
+func (c *Claimer) take(name string) (t ticket, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ends, ok := c.tickets[ticket]
-	delete(c.tickets, ticket)
-	return ok && c.c.Now().Before(ends)
+	t, ok = c.tickets[name]
+	delete(c.tickets, name)
+	return t, ok && c.c.Now().Before(t.ends)
 }
 
 // ErrClaimed means that somebody else was first.
@@ -218,13 +221,17 @@ func (c *Claimer) Claim(ctx context.Context, ticket string, o account.Owner, fro
 	}
 	c.claiming.Lock()
 	defer c.claiming.Unlock()
-	if !c.take(ticket) {
+	t, ok := c.take(ticket)
+	if !ok {
 		return account.Person{}, refuse("The ticket is not valid, or was used before. Prove the code again. %s", WhereTheCodeIs)
 	}
 	// From here the browser's going away must not stop it half way.
 	ctx = context.WithoutCancel(ctx)
 	if claim, _, err := c.c.Accounts.Claim(ctx); err != nil || claim == account.Claimed {
 		return account.Person{}, errors.Join(err, ErrClaimed)
+	}
+	if salt, err := c.Salt(ctx); err != nil || string(salt) != t.salt {
+		return account.Person{}, errors.Join(err, refuse("The ticket is of an earlier claim code. Prove the new one. %s", WhereTheCodeIs))
 	}
 	p, err := c.c.Accounts.AddPendingOwner(ctx, o)
 	if err != nil {

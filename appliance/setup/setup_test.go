@@ -31,6 +31,7 @@ type world struct {
 	committed bool
 	refuse    error
 	opened    int
+	salt      []byte // of the code that holds
 }
 
 func newWorld(t *testing.T) *world {
@@ -48,10 +49,11 @@ func newWorld(t *testing.T) *world {
 	clock := func() time.Time { return w.now }
 	people := account.New(account.Config{DB: db, Wall: clock, Steady: clock})
 	key := proof.Derive(code, salt)
+	w.salt = salt[:]
 	w.Claimer = NewClaimer(Config{
 		Box: "gatehouse-7f3k", Accounts: people, Now: clock,
 		Material: func(context.Context) (control.ClaimMaterial, error) {
-			return control.ClaimMaterial{Salt: salt[:], Key: key[:]}, nil
+			return control.ClaimMaterial{Salt: w.salt, Key: key[:]}, nil
 		},
 		Commit: func(context.Context, control.ClaimCommit) error {
 			if w.refuse == nil {
@@ -157,10 +159,10 @@ func first(p [32]byte) []byte { return p[:] }
 
 func TestTicketsAreSingleUseAndEnd(t *testing.T) {
 	w := newWorld(t)
-	ticket := w.newTicket()
+	ticket := w.newTicket(salt[:])
 	w.now = w.now.Add(ticketTime)
 	refused(t, third(w.Claim(t.Context(), ticket, owner, "")))
-	ticket = w.newTicket()
+	ticket = w.newTicket(salt[:])
 	w.refuse = errors.New("the audit log cannot be written")
 	if _, err := w.Claim(t.Context(), ticket, owner, ""); err == nil || w.opened != 0 {
 		t.Fatal("a claim that was not committed succeeded")
@@ -171,7 +173,7 @@ func TestTicketsAreSingleUseAndEnd(t *testing.T) {
 	w.refuse = nil
 	refused(t, third(w.Claim(t.Context(), ticket, owner, "")))
 	for range 3 * maxTickets {
-		ticket = w.newTicket()
+		ticket = w.newTicket(salt[:])
 	}
 	if len(w.tickets) > maxTickets {
 		t.Errorf("%d tickets are kept", len(w.tickets))
@@ -182,12 +184,26 @@ func TestTicketsAreSingleUseAndEnd(t *testing.T) {
 	if p, err := w.Claim(t.Context(), ticket, owner, ""); err != nil || p.Email != owner.Email || w.opened != 1 {
 		t.Fatal(p, err, w.opened)
 	}
-	if _, err := w.Claim(t.Context(), w.newTicket(), owner, ""); !errors.Is(err, ErrClaimed) {
+	if _, err := w.Claim(t.Context(), w.newTicket(salt[:]), owner, ""); !errors.Is(err, ErrClaimed) {
 		t.Errorf("a second claim: %v", err)
 	}
 }
 
 func third(_ account.Person, err error) error { return err }
+
+// "The old code is void" is said at the console: so is what it was traded for.
+func TestANewCodeVoidsTheTicketsOfTheOldOne(t *testing.T) {
+	w := newWorld(t)
+	ticket, err := w.CheckCode(t.Context(), here, w.code.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.salt = bytes.Repeat([]byte{9}, proof.SaltSize)
+	refused(t, third(w.Claim(t.Context(), ticket, owner, "")))
+	if w.committed || w.claim(t) != account.Unclaimed {
+		t.Error("the old code made an owner")
+	}
+}
 
 func TestSettleFollowsTheCommitPoint(t *testing.T) {
 	for _, committed := range []bool{false, true} {
