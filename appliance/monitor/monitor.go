@@ -142,14 +142,19 @@ func (m *Monitor) newCode(preset *control.ClaimMaterial) error {
 // NewCode replaces the claim code, for a person at the console. It reaches the
 // page with its next question.
 func (m *Monitor) NewCode(ctx context.Context) error {
-	m.mu.Lock()
-	state := m.state
-	m.mu.Unlock()
-	if state != control.StateUnclaimed {
+	m.claiming.Lock() // a claim that is being committed makes the code worthless
+	defer m.claiming.Unlock()
+	if m.State() != control.StateUnclaimed {
 		return errors.New("this box has an owner: there is no claim code to renew")
 	}
 	if err := m.audit(ctx, control.Event{Actor: "console", Action: "new claim code"}); err != nil {
 		return err
+	}
+	// A code that was set when flashing would be back after a restart.
+	if m.cfg.Verifier != nil && m.cfg.ForgetVerifier != nil {
+		if err := m.cfg.ForgetVerifier(); err != nil {
+			return fmt.Errorf("removing the claim code that was set when flashing: %w", err)
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

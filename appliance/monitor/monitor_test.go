@@ -199,6 +199,24 @@ func TestAUD1_NoAuditNoAction(t *testing.T) {
 	}
 }
 
+// A code that was set when flashing must not be back after a restart, when the
+// console has said that it is void.
+func TestANewCodeForgetsTheFlashedOne(t *testing.T) {
+	forgotten, fail := 0, errors.New("the disk does not answer")
+	b := newBox(t, func(c *Config) {
+		c.Verifier = &control.ClaimMaterial{Salt: make([]byte, 16), Key: make([]byte, 32)}
+		c.ForgetVerifier = func() error { forgotten++; return fail }
+	})
+	b.ready(t, control.DatabaseUnclaimed)
+	if err := b.NewCode(t.Context()); err == nil || b.Code() != "" {
+		t.Errorf("a new code beside the flashed one: %v, %q", err, b.Code())
+	}
+	fail = nil
+	if err := b.NewCode(t.Context()); err != nil || b.Code() == "" || forgotten != 2 {
+		t.Errorf("%v, code %q, forgotten %d times", err, b.Code(), forgotten)
+	}
+}
+
 func TestKEY4_SubkeysOnlyForTheirRoles(t *testing.T) {
 	b := newBox(t, nil)
 	for _, purpose := range []string{control.PurposeConsoleFields, control.PurposeSelfSite, control.PurposeAgentSecrets, control.PurposeGatewayKey, control.PurposeSignInPepper, control.PurposeAuditSign, "volume", ""} {
