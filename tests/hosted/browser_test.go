@@ -12,7 +12,7 @@ import (
 func TestACC1_ClaimedInABrowser(t *testing.T) {
 	b := newBox(t)
 	s := b.start("unclaimed")
-	web.Drive(t, "pages.mjs", "https://127.0.0.1", s.code, func(c *exec.Cmd) (err error) {
+	web.OwnBox(t, "https://127.0.0.1", s.code, func(c *exec.Cmd) (err error) {
 		b.host.Do(t, c.Start)
 		return nil
 	})

@@ -24,7 +24,7 @@ export const expect = (ok, text) => { if (!ok) fail(text); };
 export async function open(options = {}) {
 	const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: quiet });
 	const context = await browser.newContext({ ignoreHTTPSErrors: true, acceptDownloads: true, ...options });
-	context.setDefaultTimeout(20000);
+	context.setDefaultTimeout(60000);
 	const page = await context.newPage();
 	page.on("console", (m) => {
 		if (m.type() === "error" && !/status of 4\d\d/.test(m.text())) fail(`console of ${page.url()}: ${m.text()}`);
@@ -60,8 +60,17 @@ export async function newCode(manual) {
 
 const tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 
+// whole is set where the other end is a whole running box and not the console
+// alone: what other processes tell must be on its pages then. They are looked
+// at once each; in both themes and all widths the console alone is.
+export const whole = process.env.GATEHOUSE_WEB_WHOLE === "1";
+
 // look takes a page in both themes and three widths, and judges each.
 export async function look(page, name) {
+	if (whole) {
+		await page.screenshot({ path: `${shots}/box-${name}.png`, fullPage: true });
+		return;
+	}
 	for (const scheme of ["light", "dark"]) {
 		await page.emulateMedia({ colorScheme: scheme });
 		for (const width of [360, 768, 1280]) {

@@ -1,6 +1,6 @@
 // Claims a box in Chromium and looks at every page.
 import { readFileSync } from "node:fs";
-import { at, code, end, expect, look, newCode, open, owner, url } from "./browser.mjs";
+import { at, code, end, expect, look, newCode, open, owner, url, whole } from "./browser.mjs";
 
 const { browser, page } = await open();
 
@@ -53,6 +53,11 @@ await page.fill("#zone", "Europe/Vienna");
 await page.click("button:has-text('Done')");
 at(page, "/");
 await page.waitForTimeout(500);
+if (whole) {
+	await page.waitForSelector("text=Reporting"); // the agent, live
+	const text = await page.textContent("main");
+	for (const word of ["Keys and trust", "Grade", "Exposure", "In the kernel", "Clock"]) expect(text.includes(word), `Status shows ${word}`);
+}
 await look(page, "09-status");
 const refreshed = page.waitForResponse((r) => r.url().endsWith("/status/live") && r.ok());
 await refreshed;

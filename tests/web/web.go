@@ -33,16 +33,22 @@ func install(t testing.TB, dir string) {
 	}
 }
 
-// Drive runs one of the scripts against a box. Start starts the command, which
-// may be in another network namespace. Screenshots go to build/screenshots.
-func Drive(t testing.TB, script, url, code string, start func(*exec.Cmd) error) {
+// OwnBox claims a whole running box in Chromium: code, password, clock, second
+// factor, recovery codes, Status with its agent, every page, signing in again.
+// Start starts the command, which may be in another network namespace.
+func OwnBox(t testing.TB, url, code string, start func(*exec.Cmd) error) {
+	t.Helper()
+	drive(t, "pages.mjs", start, "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_CODE="+code, "GATEHOUSE_WEB_WHOLE=1")
+}
+
+// drive runs one of the scripts. Screenshots go to build/screenshots.
+func drive(t testing.TB, script string, start func(*exec.Cmd) error, env ...string) {
 	t.Helper()
 	dir := folder(t)
 	install(t, dir)
 	cmd := exec.CommandContext(t.Context(), "node", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_CODE="+code,
-		"GATEHOUSE_WEB_SHOTS="+filepath.Join(dir, "../../build/screenshots"))
+	cmd.Env = append(append(os.Environ(), env...), "GATEHOUSE_WEB_SHOTS="+filepath.Join(dir, "../../build/screenshots"))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := start(cmd); err != nil {

@@ -11,7 +11,7 @@ import (
 
 func run(t *testing.T, script, url, code string) {
 	t.Helper()
-	Drive(t, script, url, code, (*exec.Cmd).Start)
+	drive(t, script, (*exec.Cmd).Start, "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_CODE="+code)
 }
 
 // TestUSE4_EveryPage claims a box and looks at every page: no policy
