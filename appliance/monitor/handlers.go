@@ -63,8 +63,50 @@ func (m *Monitor) appendEvent(ctx context.Context, from control.Role, e control.
 	// broken or taken over; its events carry its own name.
 	if from != control.Console {
 		e.Actor = string(from)
+		if err := m.mayRecord(from, e); err != nil {
+			return control.Appended{}, err
+		}
 	}
 	return m.cfg.Audit.Append(ctx, e)
+}
+
+// What a role besides the console may write to the audit log: it has little to
+// say, and one that was taken over must not fill the disk that the owner signs
+// in with. The console speaks for people, whose tries it counts itself.
+const (
+	eventBurst = 100
+	eventEach  = 10 * time.Second
+	eventSize  = 2 << 10 // bytes of text
+)
+
+// budget is a bucket of events that fills with time.
+type budget struct {
+	used int
+	last time.Time
+}
+
+func (m *Monitor) mayRecord(from control.Role, e control.Event) error {
+	size := len(e.Action) + len(e.Object) + len(e.From) + len(e.Outcome)
+	for k, v := range e.Detail {
+		size += len(k) + len(v)
+	}
+	if size > eventSize {
+		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("an event of %d bytes is more than %s has to say", size, from)}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Setting the clock gives nothing back: times of this process are compared
+	// by the clock that is never set.
+	now, b := m.cfg.Now(), m.budgets[from]
+	if back := int(now.Sub(b.last) / eventEach); back > 0 {
+		b.used, b.last = max(0, b.used-back), now
+	}
+	if b.used >= eventBurst {
+		return &control.Error{Code: control.CodeState, Text: fmt.Sprintf("%s has said too much of late", from)}
+	}
+	b.used++
+	m.budgets[from] = b
+	return nil
 }
 
 func (m *Monitor) key(_ context.Context, from control.Role, q control.KeyRequest) (control.Key, error) {
@@ -142,6 +184,11 @@ func (m *Monitor) clockSet(ctx context.Context, from control.Role, q control.Clo
 	if d := q.Time.Sub(now).Abs(); d > time.Second || from == control.Console {
 		e := control.Event{Actor: q.Actor, Action: "set clock", From: q.From, Object: q.Time.UTC().Format(time.RFC3339),
 			Detail: map[string]string{"source": q.Source, "step": q.Time.Sub(now).Round(time.Millisecond).String(), "servers": strconv.Itoa(q.Servers)}}
+		if from == control.Network {
+			if err := m.mayRecord(from, e); err != nil {
+				return control.Clock{}, err
+			}
+		}
 		if err := m.audit(ctx, e); err != nil {
 			return control.Clock{}, err
 		}

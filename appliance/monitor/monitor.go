@@ -93,12 +93,14 @@ type Monitor struct {
 	reason      string
 	owner       string
 	certificate control.Certificate
-	problem     string // of the database
-	code        string // of the claim, while there is one to show
-	material    control.ClaimMaterial
+	problem     string                // of the database
+	code        string                // of the claim, while there is one to show
+	material    control.ClaimMaterial // its key is made when first asked for
 	filtered    filterState
+	budgets     map[control.Role]budget // of events
 
 	claiming sync.Mutex // one claim at a time, from the first look to the commit
+	deriving sync.Mutex // one Derive at a time; it takes 32 MiB
 }
 
 type filterState struct {
@@ -111,7 +113,7 @@ type filterState struct {
 // New makes a monitor. The filter is in place when it returns: a role that is
 // started afterwards never meets an open box.
 func New(cfg Config) (*Monitor, error) {
-	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now()}
+	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget)}
 	if cfg.Locked != "" || cfg.Vault == nil {
 		m.state, m.reason = control.StateLocked, cfg.Locked
 	} else if err := m.newCode(cfg.Verifier); err != nil {
@@ -134,8 +136,7 @@ func (m *Monitor) newCode(preset *control.ClaimMaterial) error {
 	if _, err := io.ReadFull(m.cfg.Rand, salt[:]); err != nil {
 		return fmt.Errorf("making a claim code: %w", err)
 	}
-	key := proof.Derive(code, salt)
-	m.code, m.material = code.String(), control.ClaimMaterial{Salt: salt[:], Key: key[:]}
+	m.code, m.material = code.String(), control.ClaimMaterial{Salt: salt[:]}
 	return nil
 }
 

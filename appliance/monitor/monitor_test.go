@@ -243,6 +243,50 @@ func TestRolesSpeakForThemselves(t *testing.T) {
 	}
 }
 
+// A role that was taken over must not fill the disk, by events of its own or by
+// a clock that it sets back and forth.
+func TestRolesCannotFloodTheAuditLog(t *testing.T) {
+	now := built.Add(time.Hour)
+	b := newBox(t, func(c *Config) { c.Now = func() time.Time { return now } })
+	flood := func() (n int) {
+		for range 1000 {
+			if _, err := b.appendEvent(t.Context(), control.Gateway, control.Event{Actor: "x", Action: "sign-in"}); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	if n := flood(); n != eventBurst {
+		t.Errorf("%d events of one role at once", n)
+	}
+	if now = now.Add(time.Minute); flood() != 6 {
+		t.Error("a minute later it has not a few more")
+	}
+	if now = now.Add(-24 * time.Hour); flood() != 0 {
+		t.Error("a clock that was set back gives more")
+	}
+	if _, err := b.appendEvent(t.Context(), control.Agent, control.Event{Actor: "x", Action: "a", Detail: map[string]string{"k": strings.Repeat("x", eventSize)}}); err == nil {
+		t.Error("an event of any size")
+	}
+	if _, err := b.appendEvent(t.Context(), control.Agent, control.Event{Actor: "x", Action: "a"}); err != nil {
+		t.Errorf("another role is held up: %v", err)
+	}
+	set := 0
+	for i := range 1000 {
+		if _, err := b.clockSet(t.Context(), control.Network, control.ClockSet{Time: built.Add(time.Duration(i%2+2) * time.Hour), Servers: 3}); err == nil {
+			set++
+		}
+	}
+	if set != eventBurst {
+		t.Errorf("%d steps of the clock at once", set)
+	}
+	for range 2 * eventBurst {
+		if _, err := b.appendEvent(t.Context(), control.Console, control.Event{Actor: "ann@example.com", Action: "sign-in"}); err != nil {
+			t.Fatalf("people are held up: %v", err)
+		}
+	}
+}
+
 func TestBOX8_ClockRefusesBelowFloorAndFarAhead(t *testing.T) {
 	b := newBox(t, nil)
 	for _, bad := range []time.Time{built.Add(-time.Second), built.Add(11 * 365 * 24 * time.Hour)} {
