@@ -344,7 +344,10 @@ func (w *Writer) Append(ctx context.Context, e control.Event) (control.Appended,
 		return control.Appended{}, err
 	}
 	full := w.reserve()
-	if full != nil && (!errors.Is(full, ErrFull) || !w.c.Essential(e.Action)) {
+	// What was refused did not happen and needs no room: strangers who guess
+	// would use up the reserve that the owner's sign-in is kept for.
+	essential := w.c.Essential(e.Action) && e.Outcome != "refused"
+	if full != nil && (!errors.Is(full, ErrFull) || !essential) {
 		return control.Appended{}, full
 	}
 	if full == nil && w.due() {
