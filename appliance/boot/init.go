@@ -287,7 +287,8 @@ func (b *box) setSource(name, source string) {
 }
 
 func (b *box) links() []control.Link {
-	out := links(b.machine, "link-local", b.log)
+	// What nobody asked for by DHCP or gave, the kernel took from a router.
+	out := links(b.machine, "slaac", b.log)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range out {

@@ -86,6 +86,19 @@ func TestBOX9_EachStateHasItsBlock(t *testing.T) {
 	}
 }
 
+func TestBOX12_NothingIsSaidOfDHCPBeforeItFailed(t *testing.T) {
+	s := status()
+	s.State, s.URL = control.StateStarting, ""
+	s.Links[0].Source, s.Links[0].Addresses = "slaac", []netip.Prefix{netip.MustParsePrefix("fe80::5054:ff:fe01:203/64")}
+	if out := Render(s, Screen{}, Width); !strings.Contains(out, "no address yet: asking for one by DHCP") {
+		t.Errorf("the link is just up:\n%s", out)
+	}
+	s.Links[0].Addresses, s.URL = append(s.Links[0].Addresses, netip.MustParsePrefix("2001:db8::7/64")), "https://[2001:db8::7]/"
+	if out := Render(s, Screen{}, Width); !strings.Contains(out, s.URL) || strings.Contains(out, "DHCP") {
+		t.Errorf("an address came from a router:\n%s", out)
+	}
+}
+
 func TestBOX9_OwnerIsNotCutForAVersion(t *testing.T) {
 	s := status()
 	s.State, s.Owner, s.Development = control.StateReady, "ada@example.org", true

@@ -155,7 +155,11 @@ func (d *drawing) open(s control.Status) {
 	for _, l := range s.Links {
 		carrier = carrier || l.Carrier
 		if l.Carrier {
-			addresses += len(l.Addresses)
+			for _, a := range l.Addresses {
+				if !a.Addr().Is6() || !a.Addr().IsLinkLocalUnicast() { // nobody types those
+					addresses++
+				}
+			}
 			dhcp = dhcp || l.Source != "link-local" && l.Source != ""
 		}
 	}
