@@ -2,16 +2,18 @@
 package boot
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 
 	"gatehouse/image/qemu"
+	"gatehouse/tests/web"
 )
 
 // Without disk, so without anything to keep: the console must still come, say
 // what is wrong, and the page where there is an address.
 func TestBOX12_NoDiskIsSaid(t *testing.T) {
-	guest := start(t, web(direct(t)))
+	guest := start(t, reachable(direct(t)))
 	box := state(t, guest, "locked", "url")
 	block(t, guest, "this system was not started from a disk of its own")
 	visit(t, guest.Addr(443), nil).locked(box, "this system was not started from a disk of its own")
@@ -21,13 +23,13 @@ func TestBOX12_NoDiskIsSaid(t *testing.T) {
 // The whole way: firmware, loader, UKI, init, sealed data, address, page, the
 // claim, and a restart from which the box comes back by itself.
 func TestACC1_ImageIsClaimedAndComesBack(t *testing.T) {
-	guest := start(t, web(qemu.Machine{Disk: newDisk(t), State: t.TempDir(), Memory: 256}))
+	guest := start(t, reachable(qemu.Machine{Disk: newDisk(t), State: t.TempDir(), Memory: 256}))
 	box := state(t, guest, "unclaimed", "url", "code")
 	if !strings.HasPrefix(box["url"], "https://") {
 		t.Errorf("the address to open is %q", box["url"])
 	}
 	visit(t, guest.Addr(443), nil).expect("unclaimed", box)
-	claim(t, guest.Addr(443), box["code"])
+	web.OwnBox(t, "https://"+guest.Addr(443), box["code"], (*exec.Cmd).Start)
 	owned := state(t, guest, "ready", "url")
 	same(t, "after the claim", owned, box)
 	if owned["code"] != "" {
@@ -45,6 +47,8 @@ func TestACC1_ImageIsClaimedAndComesBack(t *testing.T) {
 	same(t, "after a restart", again, box)
 	p := visit(t, guest.Addr(443), nil)
 	p.expect("ready", again)
-	p.signIn()
+	if status, at, body := p.send("/sign-in", "email", email, "password", password); at != "/sign-in/code" {
+		t.Errorf("after the restart the password led to %d %s:\n%s", status, at, body)
+	}
 	off(t, guest)
 }

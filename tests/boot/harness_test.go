@@ -126,8 +126,8 @@ func direct(t *testing.T) qemu.Machine {
 	}
 }
 
-// web forwards the page of a machine to a free port here.
-func web(m qemu.Machine) qemu.Machine {
+// reachable forwards the page of a machine to a free port here.
+func reachable(m qemu.Machine) qemu.Machine {
 	m.Forward = map[int]string{443: "127.0.0.1:0"}
 	return m
 }

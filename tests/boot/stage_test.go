@@ -59,7 +59,7 @@ func lives(t *testing.T) (fresh, owned stage) {
 // machine is the one that the box lives in, started without firmware.
 func (s stage) machine(t *testing.T) qemu.Machine {
 	t.Helper()
-	m := web(direct(t))
+	m := reachable(direct(t))
 	m.Disk, m.State = s.disk, s.state
 	return m
 }
