@@ -2,18 +2,51 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime/debug"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/setup/proof"
 )
 
+// claimMaterial is asked for by the first visitor who wants to claim the box.
+// The code is stretched then and not at the start: most starts are those of a
+// box that has an owner, and the smallest one has neither the time nor 32 MiB
+// to give away.
 func (m *Monitor) claimMaterial(context.Context, control.Role, control.None) (control.ClaimMaterial, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state != control.StateUnclaimed {
-		return control.ClaimMaterial{}, errNotClaimable(m.state)
+	m.deriving.Lock()
+	defer m.deriving.Unlock()
+	for {
+		m.mu.Lock()
+		state, code, material := m.state, m.code, m.material
+		m.mu.Unlock()
+		if state != control.StateUnclaimed {
+			return control.ClaimMaterial{}, errNotClaimable(state)
+		}
+		if material.Key != nil {
+			return material, nil
+		}
+		key, err := derive(code, material.Salt)
+		if err != nil {
+			return control.ClaimMaterial{}, err
+		}
+		m.mu.Lock()
+		if m.code == code { // or it was renewed meanwhile, or the box claimed: look again
+			m.material.Key = key
+		}
+		m.mu.Unlock()
 	}
-	return m.material, nil
+}
+
+func derive(text string, salt []byte) ([]byte, error) {
+	code, err := proof.ParseCode(text)
+	if err != nil || len(salt) != proof.SaltSize {
+		return nil, errors.Join(errors.New("the claim code of this start cannot be used: restart the box for a new one"), err)
+	}
+	defer debug.FreeOSMemory() // 32 MiB of garbage on a box of 256
+	key := proof.Derive(code, [proof.SaltSize]byte(salt))
+	return key[:], nil
 }
 
 func errNotClaimable(s control.State) error {
