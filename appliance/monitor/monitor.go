@@ -101,7 +101,6 @@ type Monitor struct {
 
 	claiming sync.Mutex // one claim at a time, from the first look to the commit
 	deriving sync.Mutex // one Derive at a time; it takes 32 MiB
-	deriving sync.Mutex // one Derive at a time; it takes 32 MiB
 }
 
 type filterState struct {
