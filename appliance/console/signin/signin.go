@@ -5,6 +5,9 @@ import (
 	"embed"
 	"errors"
 	"net/url"
+	"strconv"
+	"sync"
+	"time"
 
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
@@ -16,11 +19,14 @@ import (
 var files embed.FS
 
 // Pages are the routes of signing in and out.
-type Pages struct{ password, code, confirm shell.Page }
+type Pages struct {
+	password, code, confirm shell.Page
+	wrong                   wrong
+}
 
 // New makes the pages.
 func New() *Pages {
-	return &Pages{shell.Parse(files, "password.html"), shell.Parse(files, "code.html"), shell.Parse(files, "confirm.html")}
+	return &Pages{password: shell.Parse(files, "password.html"), code: shell.Parse(files, "code.html"), confirm: shell.Parse(files, "confirm.html")}
 }
 
 // Routes are this package's rows of the table.
@@ -47,7 +53,7 @@ func (p *Pages) checkPassword(v *shell.Visit) error {
 	f := form{v.R.PostFormValue("email"), v.Next("")}
 	person, err := v.Box.Accounts.CheckPassword(v.Ctx(), f.Email, v.R.PostFormValue("password"), v.R.PostFormValue("recovery"), v.Origin)
 	if err != nil {
-		return v.ShowAgain(p.password, f, refused(v, actor(f.Email), err))
+		return v.ShowAgain(p.password, f, p.refused(v, actor(f.Email), err))
 	}
 	stage, next := account.StageCode, "/sign-in/code"
 	if !person.Factor {
@@ -67,14 +73,54 @@ func (p *Pages) checkPassword(v *shell.Visit) error {
 	return nil
 }
 
+// How many wrong sign-ins are recorded one by one: so many at once, then one
+// each half minute, 1 MB a day.
+const (
+	wrongBurst = 200
+	wrongEach  = 30 * time.Second
+)
+
+// wrong counts the wrong sign-ins that are recorded, and those that are not.
+type wrong struct {
+	mu     sync.Mutex
+	used   int
+	last   time.Time
+	missed int
+}
+
+func (w *wrong) take(now time.Time) (missed int, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if back := int(now.Sub(w.last) / wrongEach); back > 0 {
+		w.used, w.last = max(0, w.used-back), now
+	}
+	if w.used >= wrongBurst {
+		w.missed++
+		return 0, false
+	}
+	w.used++
+	missed, w.missed = w.missed, 0
+	return missed, true
+}
+
 // refused records a wrong secret. Tries that were only held back are not
-// recorded: a stranger could fill the log with them.
-func refused(v *shell.Visit, who string, err error) error {
+// recorded, and in a flood the wrong ones are only counted: strangers who try
+// one address after the other would fill the disk.
+func (p *Pages) refused(v *shell.Visit, who string, err error) error {
 	var r *account.Refusal
-	if errors.As(err, &r) && r.Wrong {
-		if failed := v.RecordAs(who, "sign-in", "", "refused", nil); failed != nil {
-			return failed
-		}
+	if !errors.As(err, &r) || !r.Wrong {
+		return err
+	}
+	missed, ok := p.wrong.take(v.Box.Wall())
+	if !ok {
+		return err
+	}
+	var detail map[string]string
+	if missed > 0 {
+		detail = map[string]string{"others since the entry before": strconv.Itoa(missed)}
+	}
+	if failed := v.RecordAs(who, "sign-in", "", "refused", detail); failed != nil {
+		return failed
 	}
 	return err
 }
@@ -93,7 +139,7 @@ func (p *Pages) showCode(v *shell.Visit) error { return v.Show(p.code, form{Next
 func (p *Pages) checkCode(v *shell.Visit) error {
 	proof, err := v.Box.Accounts.CheckCode(v.Ctx(), v.Person(), v.R.PostFormValue("code"), v.Origin)
 	if err != nil {
-		err = refused(v, v.Person().Email, err)
+		err = p.refused(v, v.Person().Email, err)
 		left, countErr := v.Box.Accounts.CountTry(v.Ctx(), v.Session)
 		if countErr != nil {
 			return countErr
@@ -129,7 +175,7 @@ func (p *Pages) checkConfirm(v *shell.Visit) error {
 		_, err = v.Box.Accounts.CheckCode(v.Ctx(), v.Person(), v.R.PostFormValue("code"), v.Origin)
 	}
 	if err != nil {
-		return v.ShowAgain(p.confirm, f, refused(v, f.Email, err))
+		return v.ShowAgain(p.confirm, f, p.refused(v, f.Email, err))
 	}
 	if err := v.Record("reauthenticate", "", nil); err != nil {
 		return err
