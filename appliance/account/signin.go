@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"gatehouse/appliance/account/onetime"
+	"gatehouse/appliance/account/password"
 )
 
 // wrongPassword does not say which of the two it was.
@@ -53,6 +54,9 @@ func (a *Accounts) CheckPassword(ctx context.Context, email, pw, recovery string
 		return Person{}, err
 	}
 	ok, err := a.hasher.Check(ctx, pw, r.hash, known)
+	if errors.Is(err, password.ErrBusy) {
+		return Person{}, refuse("Too many people are signing in at once. Try again in a moment; browsers you used before are not held up by this.")
+	}
 	if err != nil {
 		return Person{}, fmt.Errorf("checking a password: %w", err)
 	}

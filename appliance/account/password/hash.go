@@ -38,7 +38,9 @@ type Hasher struct {
 }
 
 // MaxWaiting is how many strangers may wait for their turn; more are sent away.
-const MaxWaiting = 256
+// Each holds a request of the 64 that the console handles at once: the others
+// are for those who are signed in or known.
+const MaxWaiting = 32
 
 // NewHasher makes a Hasher.
 func NewHasher() *Hasher {

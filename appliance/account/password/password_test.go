@@ -98,6 +98,10 @@ func TestTwoHashesOfOnePasswordDiffer(t *testing.T) {
 
 func TestACC6_TwoHundredAtOnceStayBounded(t *testing.T) {
 	h := NewHasher()
+	n := 200
+	if testing.Short() {
+		n = 24 // unbounded, these would be 456 MiB
+	}
 	var before, now runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -117,9 +121,14 @@ func TestACC6_TwoHundredAtOnceStayBounded(t *testing.T) {
 		}
 	}()
 	var wg sync.WaitGroup
-	for i := range 200 {
+	for i := range n {
 		wg.Go(func() {
-			if _, err := h.Check(t.Context(), "guess", "", i%20 == 0); err != nil {
+			_, err := h.Check(t.Context(), "guess", "", i%20 == 0)
+			for errors.Is(err, ErrBusy) { // as people do, when they are told to
+				time.Sleep(20 * time.Millisecond)
+				_, err = h.Check(t.Context(), "guess", "", i%20 == 0)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		})
