@@ -11,6 +11,15 @@ import (
 	"gatehouse/tpm/tpmtest"
 )
 
+// step is how far apart the places are at which something fails: every one
+// of them, and a fixed few in the short tests.
+func step(short int) int {
+	if testing.Short() {
+		return short
+	}
+	return 1
+}
+
 func soak(t *testing.T, few, many int) int {
 	t.Helper()
 	if os.Getenv("GATEHOUSE_SOAK") == "1" {
@@ -62,7 +71,7 @@ func TestKEY2_FailingTPMIsNoWayToWeakerKeys(t *testing.T) {
 		"gone": func([]byte) ([]byte, error) { return nil, errors.New("no such device") },
 	}
 	for name, f := range spoil {
-		for at := 0; ; at++ {
+		for at := 0; ; at += step(3) {
 			s.PowerCut(t)
 			fault := &tpmtest.Fault{To: s.Transport(), After: func(n int, _, resp []byte) ([]byte, error) {
 				if n == at || (name == "gone" && n > at) {
@@ -91,7 +100,7 @@ func TestKEY2_FailingTPMIsNoWayToWeakerKeys(t *testing.T) {
 }
 
 func TestKEY2_FailingTPMAtFirstStartMakesNoWeakerKey(t *testing.T) {
-	for at := 0; ; at++ {
+	for at := 0; ; at += step(7) {
 		s := tpmtest.Start(t)
 		fault := &tpmtest.Fault{To: s.Transport(), Before: func(n int, _ []byte) ([]byte, error) {
 			if n >= at {
