@@ -215,11 +215,33 @@ func applied(prefix string) func(told) bool {
 	}
 }
 
-// TestLeaseClockAndCable runs the role behind the closed filter: a hostile offer
+// TestOnACable runs the role on cables of its own, in real time: most of it is
+// waiting, so all at once. The short tests take the first, which has the most.
+func TestOnACable(t *testing.T) {
+	cables := []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"lease, clock and cable", leaseClockAndCable},
+		{"refused renewal", refusedRenewal},
+		{"alone", aloneOnTheCable},
+		{"managed IPv6", managedIPv6},
+	}
+	if testing.Short() {
+		cables = cables[:1]
+	}
+	for _, c := range cables {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.run(t)
+		})
+	}
+}
+
+// leaseClockAndCable runs the role behind the closed filter: a hostile offer
 // is passed over, the lease is renewed, two honest clocks and a third outvote a
 // liar, and the address goes with the cable.
-func TestLeaseClockAndCable(t *testing.T) {
-	t.Parallel()
+func leaseClockAndCable(t *testing.T) {
 	b := newBed(t)
 	const off = 3 * time.Hour
 	b.serve(lanConfig{Lease: 20 * time.Second, Clocks: map[string]time.Duration{
@@ -251,10 +273,9 @@ func TestLeaseClockAndCable(t *testing.T) {
 	until(t, b.told, "a lease after the cable came back", applied("192.0.2.77/24"))
 }
 
-// TestRefusedRenewal shows that an address the server takes back is given up,
+// refusedRenewal shows that an address the server takes back is given up,
 // and asked for anew.
-func TestRefusedRenewal(t *testing.T) {
-	t.Parallel()
+func refusedRenewal(t *testing.T) {
 	b := newBed(t)
 	b.serve(lanConfig{Lease: 20 * time.Second, NakFrom: 1})
 	b.box.Up(t, "eth0")
@@ -263,10 +284,9 @@ func TestRefusedRenewal(t *testing.T) {
 	until(t, b.told, "a new lease", applied("192.0.2.77/24"))
 }
 
-// TestAloneOnTheCable shows the fallback without a server, and that a server
+// aloneOnTheCable shows the fallback without a server, and that a server
 // that comes later is found.
-func TestAloneOnTheCable(t *testing.T) {
-	t.Parallel()
+func aloneOnTheCable(t *testing.T) {
 	b := newBed(t)
 	b.box.Up(t, "eth0")
 	x := until(t, b.told, "a link-local address", applied("169.254."))
@@ -277,10 +297,9 @@ func TestAloneOnTheCable(t *testing.T) {
 	until(t, b.told, "a lease", applied("192.0.2.77/24"))
 }
 
-// TestManagedIPv6 shows that a router's M flag leads to an address by DHCPv6,
+// managedIPv6 shows that a router's M flag leads to an address by DHCPv6,
 // which is renewed.
-func TestManagedIPv6(t *testing.T) {
-	t.Parallel()
+func managedIPv6(t *testing.T) {
 	b := newBed(t)
 	b.serve(lanConfig{Lease: time.Minute, Managed: true})
 	b.box.Up(t, "eth0")
