@@ -104,7 +104,7 @@ func helperInit(arg string) int {
 	go func() { done <- r.Run(ctx) }()
 	code, out, err := r.Command(ctx, "/bin/sh", "-c", orphanScript, "sh", arg)
 	want, _ := strconv.ParseUint(arg, 10, 64)
-	for end := time.Now().Add(20 * time.Second); r.Orphans() < want && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Minute); r.Orphans() < want && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	cancel()

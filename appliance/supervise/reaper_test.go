@@ -20,6 +20,14 @@ import (
 // is left to the reaper.
 const orphanScript = `i=0; while [ $i -lt $1 ]; do (: &); i=$((i+1)); done; echo made $i`
 
+// orphans is how many the tests make.
+func orphans() uint64 {
+	if testing.Short() {
+		return 1000
+	}
+	return 10000
+}
+
 // zombies lists our children that have ended and were not reaped.
 func zombies(t *testing.T) []string {
 	t.Helper()
@@ -44,11 +52,12 @@ func zombies(t *testing.T) []string {
 func TestBOX12_TenThousandOrphansLeaveNoZombie(t *testing.T) {
 	b := start(t, Config{Specs: []Spec{plain(control.Gateway, "sleep"), plain(control.Agent, "sleep")}}, nil)
 	pids := []int{b.ready(control.Gateway, 1), b.ready(control.Agent, 1)}
-	code, out, err := b.config.Reaper.Command(t.Context(), "/bin/sh", "-c", orphanScript, "sh", "10000")
-	if code != 0 || out != "made 10000" || err != nil {
+	n := orphans()
+	code, out, err := b.config.Reaper.Command(t.Context(), "/bin/sh", "-c", orphanScript, "sh", fmt.Sprint(n))
+	if code != 0 || out != fmt.Sprint("made ", n) || err != nil {
 		t.Fatalf("Command = %d, %q, %v", code, out, err)
 	}
-	b.wait("all orphans are reaped", func() bool { return b.config.Reaper.Orphans() >= 10000 })
+	b.wait("all orphans are reaped", func() bool { return b.config.Reaper.Orphans() >= n })
 	b.wait("no zombie is left", func() bool { return len(zombies(t)) == 0 })
 	for i, name := range []control.Role{control.Gateway, control.Agent} {
 		if st := b.status(name); st.PID != pids[i] || st.Restarts != 0 || st.State != stateRunning {
@@ -64,10 +73,10 @@ func TestBOX12_TenThousandOrphansLeaveNoZombie(t *testing.T) {
 func TestBOX12_OrphansOfPID1(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"gatehoused"}
-	cmd.Env = []string{"HELPER=init:10000"}
+	cmd.Env = []string{fmt.Sprint("HELPER=init:", orphans())}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	out, err := cmd.CombinedOutput()
-	const want = `code 0 out "made 10000" err <nil> orphans 10000 left no child processes` + "\n"
+	want := fmt.Sprintf("code 0 out \"made %[1]d\" err <nil> orphans %[1]d left no child processes\n", orphans())
 	if err != nil || string(out) != want {
 		t.Errorf("got %q, %v\nwant %q", out, err, want)
 	}

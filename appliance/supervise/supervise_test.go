@@ -103,7 +103,7 @@ func start(t *testing.T, c Config, change func(*Supervisor)) *bed {
 // wait waits until ok, for at most a generous while.
 func (b *bed) wait(what string, ok func() bool) {
 	b.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			b.t.Fatalf("gave up waiting until %s; status %+v", what, b.Status())
 		}
