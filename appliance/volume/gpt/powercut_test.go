@@ -101,6 +101,10 @@ func cuts(t *testing.T, start *memory, g Geometry, old, want Table, do func(Devi
 		t.Fatal(err)
 	}
 	random := rand.New(rand.NewPCG(1, 2))
+	places, subsets := []int{0, 1, 16, 20, 92, 255, 256, 511}, 60
+	if testing.Short() {
+		places, subsets = []int{0, 20, 255}, 8
+	}
 	judged := 0
 	for end := 0; end <= len(rec.log); end++ {
 		durable, open := pending(rec.log[:end])
@@ -112,7 +116,7 @@ func cuts(t *testing.T, start *memory, g Geometry, old, want Table, do func(Devi
 		}
 		// In order, every sector torn at several places.
 		for n := 0; n <= len(open); n++ {
-			for _, torn := range []int{0, 1, 16, 20, 92, 255, 256, 511} {
+			for _, torn := range places {
 				m := base.clone()
 				for _, s := range open[:n] {
 					put(t, m, s.at, s.data)
@@ -127,7 +131,7 @@ func cuts(t *testing.T, start *memory, g Geometry, old, want Table, do func(Devi
 			}
 		}
 		// Out of order.
-		for range 60 {
+		for range subsets {
 			m := base.clone()
 			for _, s := range open {
 				switch random.IntN(6) {
