@@ -88,6 +88,8 @@ func TestAUD2_EveryChangeIsFound(t *testing.T) {
 	count := 1000
 	if os.Getenv("GATEHOUSE_SOAK") != "" {
 		count = 10000
+	} else if testing.Short() {
+		count = 200
 	}
 	seed := uint64(testStart.Unix())
 	random := mathrand.New(mathrand.NewPCG(seed, 1))
