@@ -8,6 +8,7 @@ import (
 	"errors"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -299,6 +300,10 @@ func TestRetryResendsTheSameBytes(t *testing.T) {
 	if got, err := x.unseal(dev); err != nil || !bytes.Equal(got, x.secret) || busy == 0 {
 		t.Errorf("Unseal = %x, %v after %d refusals", got, err, busy)
 	}
+	synctest.Test(t, testAlwaysBusy)
+}
+
+func testAlwaysBusy(t *testing.T) {
 	always := tpm.New(&tpmtest.Fault{Before: func(int, []byte) ([]byte, error) { return tpmtest.Code(0x922), nil }})
 	if err := always.Shutdown(false); err == nil {
 		t.Error("a TPM that is always busy worked")
