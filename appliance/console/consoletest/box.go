@@ -149,7 +149,7 @@ func (b *Box) Boot() {
 		env.Files[control.FileGateway].Close()
 	}
 	br := b.Browser()
-	for range 500 { // it serves once it knows its state
+	for range 6000 { // it serves once it knows its state
 		if resp, err := br.Get(b.URL + "/api/v1/status"); err == nil {
 			resp.Body.Close()
 			return
@@ -160,7 +160,7 @@ func (b *Box) Boot() {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	b.t.Fatal("the console did not serve within 5 s")
+	b.t.Fatal("the console did not serve within a minute")
 }
 
 // lockedWriter keeps the console's log.
