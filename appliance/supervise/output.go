@@ -16,9 +16,13 @@ import (
 
 const (
 	lineLimit     = 4 << 10 // bytes; a longer line is cut into several
-	linesPerBurst = 1000    // in one second; what is beyond is counted, not kept
-	reportLines   = 200
-	reportsKept   = 20
+	linesPerBurst = 1000    // at once, as a role that ends in a panic writes them
+	// linesPerSecond is what it may go on with. Strangers cause lines: more of
+	// them would push what a person looks for out of the log within minutes,
+	// and write gigabytes a day to flash. What is beyond is counted, not kept.
+	linesPerSecond = 20
+	reportLines    = 200
+	reportsKept    = 20
 )
 
 // listen takes the output of an incarnation line by line until its end, and
@@ -31,9 +35,13 @@ func (s *Supervisor) listen(name control.Role, out *os.File, c *child) (last fun
 	}()
 	return func() []string {
 		<-c.done
-		if err := out.SetReadDeadline(time.Now().Add(time.Second)); err != nil && !errors.Is(err, os.ErrClosed) {
-			s.config.Log.Warn("role output has no deadline", "role", name, "err", err)
+		select {
+		case last := <-lines:
+			return last
+		case <-time.After(time.Second):
 		}
+		// Closed in the meantime is as good as a deadline that has passed.
+		_ = out.SetReadDeadline(time.Now())
 		return <-lines
 	}
 }
@@ -42,9 +50,10 @@ func (s *Supervisor) listen(name control.Role, out *os.File, c *child) (last fun
 // floods is read on, because one that blocks on its log would look frozen.
 func (s *Supervisor) lines(name control.Role, r io.Reader) (last []string) {
 	var (
-		in      = bufio.NewReaderSize(r, lineLimit)
-		window  time.Time
-		n, lost int
+		in     = bufio.NewReaderSize(r, lineLimit)
+		window = s.config.Now()
+		left   = linesPerBurst
+		lost   int
 	)
 	for {
 		b, _, err := in.ReadLine()
@@ -60,21 +69,27 @@ func (s *Supervisor) lines(name control.Role, r io.Reader) (last []string) {
 		}
 		last = append(last, line)
 		if now := s.config.Now(); now.Sub(window) >= time.Second {
+			left = min(linesPerBurst, left+int(min(now.Sub(window), time.Hour)/time.Second)*linesPerSecond)
 			if lost > 0 {
-				s.config.Output(name, fmt.Sprintf("%d lines dropped: more than %d in a second", lost, linesPerBurst))
+				s.config.Output(name, dropped(lost))
 			}
-			window, n, lost = now, 0, 0
+			window, lost = now, 0
 		}
-		if n++; n > linesPerBurst {
+		if left == 0 {
 			lost++
 			continue
 		}
+		left--
 		s.config.Output(name, line)
 	}
 	if lost > 0 {
-		s.config.Output(name, fmt.Sprintf("%d lines dropped: more than %d in a second", lost, linesPerBurst))
+		s.config.Output(name, dropped(lost))
 	}
 	return last[max(0, len(last)-reportLines):]
+}
+
+func dropped(lines int) string {
+	return fmt.Sprintf("%d lines dropped: more than %d a second", lines, linesPerSecond)
 }
 
 // report writes a crash report and removes the oldest beyond the number kept.
