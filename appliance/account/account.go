@@ -50,12 +50,18 @@ type Config struct {
 	Steady func() time.Time
 }
 
+// hasher is a password.Hasher.
+type hasher interface {
+	Make(ctx context.Context, pw string) (string, error)
+	Check(ctx context.Context, pw, hash string, known bool) (bool, error)
+}
+
 // Accounts are the people of the box.
 type Accounts struct {
 	db     *store.DB
 	wall   func() time.Time
 	steady func() time.Time
-	hasher *password.Hasher
+	hasher hasher
 	brakes *brakes
 }
 
