@@ -49,8 +49,15 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		return err
 	}
 	defer sender.Close()
-	status, err := control.OpStatus.Call(ctx, c, control.None{})
+	ask := func(ctx context.Context) (control.Status, error) {
+		return control.OpStatus.Call(ctx, c, control.None{})
+	}
+	status, err := ask(ctx)
 	if err != nil {
+		return err
+	}
+	d := &door{ask: ask}
+	if err := d.look(ctx); err != nil {
 		return err
 	}
 	web, err := inherited[*net.TCPListener](env, control.FileHTTPS)
@@ -64,8 +71,9 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	g := newGateway(sender, log)
 	p := newPage(status.Name, web.Addr())
 	tasks := []task.Task{
-		task.Func("port 443", func(ctx context.Context) error { return g.serve(ctx, web, g.web) }),
-		task.Func("port 80", func(ctx context.Context) error { return p.serve(ctx, plain, log) }),
+		task.Func("port 443", func(ctx context.Context) error { return g.serve(ctx, guarded{web, d}, g.web) }),
+		task.Func("port 80", func(ctx context.Context) error { return p.serve(ctx, guarded{plain, d}, log) }),
+		d.watch(),
 	}
 	if !env.Locked { // locked, there is no agent
 		local, err := inherited[*net.UnixListener](env, control.FileAgent)
