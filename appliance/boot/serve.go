@@ -190,6 +190,9 @@ func hostedVault(ctx context.Context, cfg config.Config, form config.Form, log *
 	if err != nil {
 		return nil, "", err
 	}
+	if m := keys.Trust().Mechanism; len(passphrase) > 0 && m != "passphrase" {
+		log.Warn("the passphrase is not used: the keys were sealed otherwise at the first start, and that is never changed silently", "variable", cfg.KeyVariable, "sealed by", m)
+	}
 	return keys, "", nil
 }
 
