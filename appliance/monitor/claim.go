@@ -97,9 +97,17 @@ func (m *Monitor) forgetVerifier() {
 
 // disagreement is said when NV and database tell different stories.
 const (
-	restoredData = "this box has an owner, but its data is from before that: it was put back from a copy, or emptied. Put the newest data back, or choose 'Erase and start anew' at the console"
-	clearedTPM   = "its data has an owner, but the machine does not remember one: the TPM was cleared, or the data comes from elsewhere. Choose 'Erase and start anew' at the console, or put the data back into its own machine"
+	restoredData = "this box has an owner, but its data is from before that: it was put back from a copy, or emptied. Put the newest data back, or %s"
+	clearedTPM   = "its data has an owner, but the machine does not remember one: the TPM was cleared, or the data comes from elsewhere. Put the data back into its own machine, or %s"
 )
+
+// anew is how a person gives up what is there and begins again.
+func (m *Monitor) anew() string {
+	if m.cfg.Hosted {
+		return "stop this program and remove its state folder: everything in it is lost then"
+	}
+	return "choose 'Erase and start anew' at the console: everything on the box is lost then"
+}
 
 // consoleReady follows the table of docs/architecture.md, States and the claim.
 func (m *Monitor) consoleReady(ctx context.Context, _ control.Role, q control.ConsoleReady) (control.ConsoleState, error) {
@@ -123,6 +131,9 @@ func (m *Monitor) consoleReady(ctx context.Context, _ control.Role, q control.Co
 	state, reason, err = judge(claimed, q.Database)
 	if err != nil {
 		return control.ConsoleState{}, err
+	}
+	if reason != "" {
+		reason = fmt.Sprintf(reason, m.anew())
 	}
 	if state == control.StateReady {
 		m.mu.Lock()
