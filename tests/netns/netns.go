@@ -137,6 +137,10 @@ func (h *Host) Tap(t testing.TB, name string) *os.File {
 	})
 	file := os.NewFile(uintptr(fd), name)
 	t.Cleanup(func() { file.Close() })
+	// An emulated machine is slow to read: what waits for it is kept, not dropped.
+	if err := h.nl.LinkSetTxQLen(h.link(t, name), 1<<17); err != nil {
+		t.Fatalf("%s: queue of %s: %v", h.Name, name, err)
+	}
 	return file
 }
 

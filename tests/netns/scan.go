@@ -141,6 +141,9 @@ func answer(p []byte, target netip.Addr) (string, uint16) {
 			return "", 0
 		}
 		proto, body = p[6], p[40:]
+		if proto == 0 && len(body) >= 8 { // hop-by-hop options, RFC 8200, 4.3
+			proto, body = body[0], body[min(len(body), 8*(int(body[1])+1)):]
+		}
 	default:
 		return "", 0
 	}
@@ -168,8 +171,8 @@ func answer(p []byte, target netip.Addr) (string, uint16) {
 		}
 	case unix.IPPROTO_ICMPV6:
 		switch {
-		case body[0] >= 133 && body[0] <= 137:
-			return "", 0 // neighbour discovery, a named exception
+		case body[0] >= 133 && body[0] <= 137, body[0] == 143:
+			return "", 0 // neighbour discovery and multicast membership, named exceptions
 		case body[0] == 1 && len(body) >= 8+40+4:
 			return "unreachable", binary.BigEndian.Uint16(body[8+40+2:])
 		}
@@ -182,7 +185,9 @@ type Scan struct {
 	Link, From, To string
 	Proto          string // tcp or udp
 	Source         uint16 // port; a fresh one continues no old connection
-	Slow           bool   // the target is an emulated machine
+	// Settled returns when the target has had all that was sent. Without it that
+	// is at once; an emulated machine may have a queue in front of it.
+	Settled func() `json:"-"`
 }
 
 // Found is, per kind of answer, the ports that gave it, sorted.
@@ -250,10 +255,13 @@ func (s *scanner) scan(ask Scan) (Found, error) {
 			return nil, fmt.Errorf("port %d: %w", port, err)
 		}
 		if port%64 == 0 { // the queue of a virtual cable holds a thousand
-			time.Sleep(ask.pause())
+			time.Sleep(50 * time.Microsecond)
 		}
 	}
-	for quiet := time.Duration(0); quiet < ask.quiet(); {
+	if ask.Settled != nil {
+		ask.Settled()
+	}
+	for quiet := time.Duration(0); quiet < 400*time.Millisecond; {
 		time.Sleep(100 * time.Millisecond)
 		mu.Lock()
 		quiet = time.Since(last)
@@ -267,22 +275,6 @@ func (s *scanner) scan(ask Scan) (Found, error) {
 		out[kind] = slices.Compact(ports)
 	}
 	return out, nil
-}
-
-// pause is between each 64 packets. An emulated machine takes some thousand a
-// second, and answers late.
-func (s Scan) pause() time.Duration {
-	if s.Slow {
-		return 8 * time.Millisecond
-	}
-	return 50 * time.Microsecond
-}
-
-func (s Scan) quiet() time.Duration {
-	if s.Slow {
-		return 4 * time.Second
-	}
-	return 400 * time.Millisecond
 }
 
 // An Answer is a packet that came back to a Knocker.
