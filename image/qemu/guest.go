@@ -90,8 +90,9 @@ func (g *Guest) startTPM(ctx context.Context, m Machine) error {
 		return fmt.Errorf("starting the software TPM: %w", err)
 	}
 	socket := filepath.Join(g.sockets, socketTPM)
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir=.",
 		"--ctrl", "type=unixio,path="+socket, "--terminate")
+	cmd.Dir = state // swtpm has no way to write a comma of a path
 	var complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &complaint, &complaint
 	if g.tpm, err = startProcess(cmd, &complaint); err != nil {
