@@ -32,8 +32,12 @@ const (
 	Agent   Role = "agent"
 )
 
-// MaxMessage is the longest message on the wire, in bytes.
-const MaxMessage = 1 << 20
+// MaxMessage is the longest message on the wire, in bytes: an answer. A
+// question has at most maxQuestion, twice the longest line of the audit log.
+const (
+	MaxMessage  = 1 << 20
+	maxQuestion = 128 << 10
+)
 
 // Error is a refusal in words: what was asked, why not, what to do.
 type Error struct {
@@ -70,8 +74,8 @@ func writeMessage(w io.Writer, e envelope) error {
 	return err
 }
 
-func readMessage(r io.Reader) (envelope, error) {
-	b, err := frame(r)
+func readMessage(r io.Reader, limit uint32) (envelope, error) {
+	b, err := frame(r, limit)
 	if err != nil {
 		return envelope{}, err
 	}
@@ -116,7 +120,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 func (c *Client) read() {
 	for {
-		e, err := readMessage(c.conn)
+		e, err := readMessage(c.conn, MaxMessage)
 		c.mu.Lock()
 		if err != nil {
 			c.err = fmt.Errorf("the control socket is gone: %w", err)

@@ -18,11 +18,12 @@ import (
 )
 
 // What one caller can hold. The numbers bound the memory of the privileged
-// process: roles × connections × (requests + 1) × MaxMessage at the very worst.
+// process: roles × connections × (requests + 1) × maxQuestion at the very worst.
 const (
 	requestsPerConnection = 32
 	connectionsPerRole    = 4
 	stall                 = 10 * time.Second // to finish a message once begun, either way
+	linesPerSecond        = 5                // of the log about one role, or about strangers
 )
 
 type operation struct {
@@ -40,12 +41,19 @@ type Server struct {
 
 	mu   sync.Mutex
 	open map[Role]int
+	said map[Role]said // "" is no role
+}
+
+// said is how many lines of the log there were about a caller, and since when.
+type said struct {
+	since time.Time
+	lines int
 }
 
 // NewServer makes a Server that knows its callers by identify: the role of the
 // process pid, if it is one that was started and runs under that uid.
 func NewServer(log *slog.Logger, identify func(pid int, uid uint32) (Role, bool)) *Server {
-	return &Server{log: log, identify: identify, ops: make(map[string]operation), stall: stall, open: make(map[Role]int)}
+	return &Server{log: log, identify: identify, ops: make(map[string]operation), stall: stall, open: make(map[Role]int), said: make(map[Role]said)}
 }
 
 // Handle sets the handler of op, before Serve. Its context ends with the
@@ -136,6 +144,22 @@ func (s *Server) caller(conn net.Conn) (cred unix.Ucred, err error) {
 	return *got, nil
 }
 
+// warn writes a line about a caller, unless there were some a moment ago: one
+// that asks what it may not, over and over, must not turn the log over.
+func (s *Server) warn(about Role, text string, args ...any) {
+	s.mu.Lock()
+	now, n := time.Now(), s.said[about]
+	if now.Sub(n.since) >= time.Second {
+		n = said{since: now}
+	}
+	n.lines++
+	s.said[about] = n
+	s.mu.Unlock()
+	if n.lines <= linesPerSecond {
+		s.log.Warn(text, args...)
+	}
+}
+
 func (s *Server) enter(r Role) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,16 +181,16 @@ func (s *Server) connection(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	cred, err := s.caller(conn)
 	if err != nil {
-		s.log.Warn("control socket: the caller is unknown, refused", "err", err)
+		s.warn("", "control socket: the caller is unknown, refused", "err", err)
 		return
 	}
 	role, ok := s.identify(int(cred.Pid), cred.Uid)
 	if !ok {
-		s.log.Warn("control socket: the caller is no role, refused", "pid", cred.Pid, "uid", cred.Uid)
+		s.warn("", "control socket: the caller is no role, refused", "pid", cred.Pid, "uid", cred.Uid)
 		return
 	}
 	if !s.enter(role) {
-		s.log.Warn("control socket: too many connections, refused", "role", role, "limit", connectionsPerRole)
+		s.warn(role, "control socket: too many connections, refused", "role", role, "limit", connectionsPerRole)
 		return
 	}
 	defer s.leave(role)
@@ -186,7 +210,7 @@ func (s *Server) connection(ctx context.Context, conn net.Conn) {
 		e, err := s.read(conn)
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, io.EOF) {
-				s.log.Warn("control socket: connection ended", "role", role, "err", err)
+				s.warn(role, "control socket: connection ended", "role", role, "err", err)
 			}
 			return
 		}
@@ -220,7 +244,7 @@ func (s *Server) read(conn net.Conn) (envelope, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
 		return envelope{}, err
 	}
-	return readMessage(io.MultiReader(bytes.NewReader(first[:]), conn))
+	return readMessage(io.MultiReader(bytes.NewReader(first[:]), conn), maxQuestion)
 }
 
 func (s *Server) write(conn net.Conn, e envelope) error {
@@ -252,7 +276,7 @@ func (s *Server) answer(ctx context.Context, role Role, cred unix.Ucred, e envel
 		return refuse(CodeDenied, "%s: the %s that opened this connection has ended", e.Op, role)
 	}
 	if !op.mayAsk(role) {
-		s.log.Warn("control socket: refused", "op", e.Op, "role", role)
+		s.warn(role, "control socket: refused", "op", e.Op, "role", role)
 		return refuse(CodeDenied, "%s may not ask %s", role, e.Op)
 	}
 	resp, err := op.serve(ctx, role, e.Body)
@@ -279,14 +303,14 @@ const answerOverhead = 128
 
 // frame reads one length and that many bytes. The buffer grows with what
 // arrives, so that a length alone takes no memory.
-func frame(r io.Reader) ([]byte, error) {
+func frame(r io.Reader, limit uint32) ([]byte, error) {
 	var n [4]byte
 	if _, err := io.ReadFull(r, n[:]); err != nil {
 		return nil, err
 	}
 	size := binary.BigEndian.Uint32(n[:])
-	if size > MaxMessage {
-		return nil, fmt.Errorf("message of %d bytes is over the limit of %d", size, MaxMessage)
+	if size > limit {
+		return nil, fmt.Errorf("message of %d bytes is over the limit of %d", size, limit)
 	}
 	var b bytes.Buffer
 	if got, err := io.CopyN(&b, r, int64(size)); err != nil {

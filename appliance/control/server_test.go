@@ -326,7 +326,7 @@ func TestMalformedMessages(t *testing.T) {
 		if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		b, err := frame(conn)
+		b, err := frame(conn, MaxMessage)
 		switch {
 		case test.want == "" && !errors.Is(err, io.EOF):
 			t.Errorf("%s: %q, %v, want the end of the connection", test.name, b, err)
@@ -340,10 +340,10 @@ func TestMalformedMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer huge.Close()
-	if _, err := huge.Write(binary.BigEndian.AppendUint32(nil, MaxMessage+1)); err != nil {
+	if _, err := huge.Write(binary.BigEndian.AppendUint32(nil, maxQuestion+1)); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := frame(huge); !errors.Is(err, io.EOF) {
+	if b, err := frame(huge, MaxMessage); !errors.Is(err, io.EOF) {
 		t.Errorf("oversize: %q, %v, want the end of the connection", b, err)
 	}
 }
@@ -489,7 +489,7 @@ func FuzzReadMessage(f *testing.F) {
 	f.Add(binary.BigEndian.AppendUint32(nil, MaxMessage+1))
 	f.Add([]byte{0, 0, 0, 9, '{'})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := readMessage(bytes.NewReader(b))
+		e, err := readMessage(bytes.NewReader(b), MaxMessage)
 		if err != nil {
 			return
 		}
@@ -498,7 +498,7 @@ func FuzzReadMessage(f *testing.F) {
 		if err := writeMessage(&again, e); err != nil {
 			return // escaping can make it longer than the limit
 		}
-		e2, err := readMessage(&again)
+		e2, err := readMessage(&again, MaxMessage)
 		if err != nil {
 			t.Fatalf("our own message: %v", err)
 		}
