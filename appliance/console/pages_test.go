@@ -169,6 +169,31 @@ func TestClockPage(t *testing.T) {
 	}
 }
 
+func TestAPersonsWordMakesTheClockTrusted(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	count := func() (n int) {
+		for _, e := range b.Events() {
+			if e.Event.Action == "set clock" {
+				n++
+			}
+		}
+		return n
+	}
+	before := count()
+	br.Send("/welcome/clock", "action", "keep")
+	if count() != before {
+		t.Error("a clock that time servers agree on was set again by hand")
+	}
+	b.DoubtClock()
+	if p := br.Open("/"); !strings.Contains(p.Body, "not confirmed") {
+		t.Error("Status does not say that nobody confirmed the clock")
+	}
+	br.Send("/welcome/clock", "action", "keep")
+	if p := br.Open("/"); count() != before+1 || strings.Contains(p.Body, "not confirmed") {
+		t.Errorf("after the owner's word the clock was set %d times, and Status still doubts it", count()-before)
+	}
+}
+
 func TestDetailsAreWhatThePageShows(t *testing.T) {
 	_, br := consoletest.Owned(t, Run)
 	p := br.Open("/api/v1/details")

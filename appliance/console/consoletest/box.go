@@ -255,6 +255,13 @@ func (b *Box) Powered() []control.Power {
 // Lock makes the next Boot one without the keys.
 func (b *Box) Lock(locked bool) { b.locked = locked }
 
+// DoubtClock makes the clock one that nobody has confirmed, until it is set.
+func (b *Box) DoubtClock() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clock = control.Clock{Source: "rtc"}
+}
+
 // SetClaimed sets the fact in the TPM, as a test of disagreement needs it.
 func (b *Box) SetClaimed(claimed bool) {
 	b.mu.Lock()

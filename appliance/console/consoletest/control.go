@@ -39,6 +39,11 @@ func (b *Box) handle(s *control.Server) {
 			return control.Clock{}, refused(control.CodeInvalid, "the time is before this software was built")
 		}
 		_, err := b.append(ctx, control.Event{Actor: q.Actor, Action: "set clock", From: q.From})
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if err == nil {
+			b.clock = control.Clock{Trusted: true, Source: q.Source}
+		}
 		return b.clock, err
 	})
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, q control.Power) (control.None, error) {

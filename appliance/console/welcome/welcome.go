@@ -74,8 +74,15 @@ func (p *Pages) useClock(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	if typed := v.R.PostFormValue("time"); v.R.PostFormValue("action") == "set" {
-		t, err := parseTime(typed)
+	action := v.R.PostFormValue("action")
+	// "It is right" makes a clock trusted that no time server confirmed: the
+	// person has looked. A trusted one, or a host's, is left alone.
+	confirm := action == "keep" && !d.Clock.Trusted && !d.Hosted && right.May(v.Person().Role, right.Configure)
+	if action == "set" || confirm {
+		t, err := d.Now, error(nil)
+		if !confirm {
+			t, err = parseTime(v.R.PostFormValue("time"))
+		}
 		if err == nil && !right.May(v.Person().Role, right.Configure) {
 			err = shell.Refuse("Your role has no right to set the clock.")
 		}
