@@ -204,23 +204,15 @@ func (m *Modules) Coldplug(ctx context.Context, enough func() bool) error {
 // round looks at all devices once and says whether one was new. Modules that
 // the kernel refuses are only logged: several often fit one device.
 func (m *Modules) round() (news bool, err error) {
-	root := m.host.path("/sys/devices")
-	if _, err := os.Stat(root); err != nil {
-		return false, fmt.Errorf("looking for devices (is /sys mounted?): %w", err)
-	}
+	devices, err := m.host.devices()
 	var names []string
-	// Devices come and go while the tree is walked; a folder that is gone is
-	// no error.
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() != "modalias" {
-			return nil
-		}
-		data, err := os.ReadFile(path)
+	for _, dir := range devices {
+		// Devices come and go meanwhile; one that is gone is no error.
+		data, err := os.ReadFile(filepath.Join(dir, "modalias"))
 		if device := string(bytes.TrimSpace(data)); err == nil && m.newDevice(device) {
 			names = append(names, m.index.Match(device)...)
 		}
-		return nil
-	})
+	}
 	slices.Sort(names)
 	names = slices.Compact(names)
 	names = slices.DeleteFunc(names, m.wasTried)
@@ -228,6 +220,32 @@ func (m *Modules) round() (news bool, err error) {
 		m.host.log.Warn("modules of devices were not loaded", "error", err)
 	}
 	return len(names) > 0, err
+}
+
+// devices are the folders of sysfs that may have a modalias: those of every
+// bus, the two classes whose devices are on none, and the processor. All of
+// /sys/devices has thirty times as many files, and the kernel keeps what it
+// makes for each that is looked at.
+func (h *Host) devices() ([]string, error) {
+	buses, err := os.ReadDir(h.path("/sys/bus"))
+	if err != nil {
+		return nil, fmt.Errorf("looking for devices (is /sys mounted?): %w", err)
+	}
+	folders := []string{"/sys/class/dmi", "/sys/class/input"}
+	for _, b := range buses {
+		folders = append(folders, filepath.Join("/sys/bus", b.Name(), "devices"))
+	}
+	found := []string{h.path("/sys/devices/system/cpu")}
+	for _, folder := range folders {
+		entries, err := os.ReadDir(h.path(folder))
+		if err != nil {
+			continue // a bus or class that this kernel has not
+		}
+		for _, e := range entries {
+			found = append(found, h.path(filepath.Join(folder, e.Name())))
+		}
+	}
+	return found, nil
 }
 
 func (m *Modules) newDevice(device string) bool {

@@ -17,13 +17,14 @@ const lib = "lib/modules/6.1.0/"
 
 func moduleTree(t *testing.T) *tree {
 	return newTree(t, map[string]string{
-		"proc/sys/kernel/osrelease":  "6.1.0\n",
-		lib + "modules.dep":          "k/virtio.ko:\nk/virtio_net.ko: k/virtio.ko\nk/virtio_pci.ko: k/virtio.ko\nk/broken.ko:\nk/nft.ko: k/crc.ko\nk/crc.ko:\nk/other.ko:\n",
-		lib + "modules.alias":        "alias pci:v1AF4* virtio_pci\nalias virtio:d1* virtio_net\nalias pci:v1AF4* broken\nalias crc32c other\n",
-		lib + "modules.softdep":      "softdep nft pre: crc32c\n",
-		"sys/devices/pci/modalias":   "pci:v1AF4d1\n",
-		"sys/devices/x/y/modalias":   "acpi:PNP0C0A:\n",
-		"sys/devices/empty/modalias": "\n",
+		"proc/sys/kernel/osrelease":                 "6.1.0\n",
+		lib + "modules.dep":                         "k/virtio.ko:\nk/virtio_net.ko: k/virtio.ko\nk/virtio_pci.ko: k/virtio.ko\nk/broken.ko:\nk/nft.ko: k/crc.ko\nk/crc.ko:\nk/other.ko:\n",
+		lib + "modules.alias":                       "alias pci:v1AF4* virtio_pci\nalias virtio:d1* virtio_net\nalias pci:v1AF4* broken\nalias crc32c other\n",
+		lib + "modules.softdep":                     "softdep nft pre: crc32c\n",
+		"sys/bus/pci/devices/0000:00:01.0/modalias": "pci:v1AF4d1\n",
+		"sys/bus/acpi/devices/PNP0C0A:00/modalias":  "acpi:PNP0C0A:\n",
+		"sys/bus/acpi/devices/none/path":            "",
+		"sys/bus/platform/devices/empty/modalias":   "\n",
 	})
 }
 
@@ -45,7 +46,7 @@ func TestOpenModulesRefuses(t *testing.T) {
 	if _, err := x.OpenModules(); err == nil || !strings.Contains(err.Error(), "modules.dep line 1") {
 		t.Errorf("a broken index: %v", err)
 	}
-	m := open(t, newTree(t, map[string]string{"proc/sys/kernel/osrelease": "6.1.0", "sys/devices/pci/modalias": "pci:x"}))
+	m := open(t, newTree(t, map[string]string{"proc/sys/kernel/osrelease": "6.1.0", "sys/bus/pci/devices/1/modalias": "pci:x"}))
 	if err := errors.Join(m.Load("ext4"), m.Coldplug(t.Context(), nil)); err != nil {
 		t.Errorf("an image without modules: %v", err)
 	}
@@ -104,7 +105,7 @@ func TestColdplug(t *testing.T) {
 	x.calls.LoadModule = func(path string) error {
 		err := load(path)
 		if strings.HasSuffix(path, "virtio_pci.ko") {
-			x.write("sys/devices/pci/virtio0/modalias", "virtio:d1v1\n")
+			x.write("sys/bus/virtio/devices/virtio0/modalias", "virtio:d1v1\n")
 		}
 		return err
 	}
@@ -114,6 +115,25 @@ func TestColdplug(t *testing.T) {
 	}
 	slices.Sort(x.did)
 	x.expect("load broken", "load virtio", "load virtio_net", "load virtio_pci")
+}
+
+// Not every device is on a bus: the processor, the board and what a driver
+// says of keys and buttons have their modalias elsewhere.
+func TestColdplugOffTheBuses(t *testing.T) {
+	x := newTree(t, map[string]string{
+		"proc/sys/kernel/osrelease":       "6.1.0\n",
+		lib + "modules.dep":               "k/aesni.ko:\nk/evdev.ko:\nk/board.ko:\n",
+		lib + "modules.alias":             "alias cpu:*feature:*0099* aesni\nalias input:b* evdev\nalias dmi:*svnAcme:* board\n",
+		"sys/bus/pci/drivers/x":           "",
+		"sys/devices/system/cpu/modalias": "cpu:type:x86,ven0000fam0006mod0001:feature:,0000,0099\n",
+		"sys/class/dmi/id/modalias":       "dmi:bvnX:svnAcme:pnBox:\n",
+		"sys/class/input/input0/modalias": "input:b0019v0000p0001e0000-e0,1,k74,ramlsfw\n",
+	})
+	if err := open(t, x).Coldplug(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	slices.Sort(x.did)
+	x.expect("load aesni", "load board", "load evdev")
 }
 
 func TestColdplugWaits(t *testing.T) {
@@ -128,7 +148,7 @@ func TestColdplugWaits(t *testing.T) {
 	if err := m.Coldplug(ctx, func() bool { return false }); err != nil || ctx.Err() == nil {
 		t.Errorf("a disk that never comes: %v", err)
 	}
-	if err := os.RemoveAll(x.path("sys/devices")); err != nil {
+	if err := os.RemoveAll(x.path("sys/bus")); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Coldplug(t.Context(), nil); !errors.Is(err, fs.ErrNotExist) {
