@@ -33,6 +33,9 @@ type applied struct {
 	gateways  []netip.Addr
 }
 
+// mostLeft bounds what calls that failed can leave to be taken away.
+const mostLeft = 32
+
 // Links lists the network interfaces, by index.
 func (h *Host) Links() ([]Link, error) {
 	list, err := netlink.LinkList()
@@ -123,6 +126,18 @@ func (h *Host) Apply(want control.NetworkApply) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	old := h.ours[want.Interface]
+	if len(old.addresses) > mostLeft { // calls that fail one after the other: mend before more is set
+		if err := removeAddresses(link, old.addresses, nil); err != nil {
+			return err
+		}
+		old.addresses = nil
+	}
+	if len(old.gateways) > mostLeft {
+		if err := removeGateways(link, old.gateways, nil); err != nil {
+			return err
+		}
+		old.gateways = nil
+	}
 	// Remembered before the first change: a call that fails half-way is mended
 	// by the next one, which takes away all that this one may have set.
 	h.ours[want.Interface] = applied{
@@ -158,8 +173,13 @@ func applyAddresses(link netlink.Link, old []netip.Prefix, want control.NetworkA
 			return fmt.Errorf("adding %s to %s: %w", p, name, err)
 		}
 	}
+	return removeAddresses(link, old, want.Addresses)
+}
+
+func removeAddresses(link netlink.Link, old, want []netip.Prefix) error {
+	name := link.Attrs().Name
 	for _, p := range old {
-		if slices.Contains(want.Addresses, p) {
+		if slices.Contains(want, p) {
 			continue
 		}
 		if err := netlink.AddrDel(link, address(p)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -178,6 +198,11 @@ func applyGateways(link netlink.Link, old, want []netip.Addr) error {
 			return fmt.Errorf("setting the default route of %s to %s: %w", name, gw, err)
 		}
 	}
+	return removeGateways(link, old, want)
+}
+
+func removeGateways(link netlink.Link, old, want []netip.Addr) error {
+	name := link.Attrs().Name
 	for _, gw := range old {
 		if slices.Contains(want, gw) {
 			continue

@@ -237,3 +237,25 @@ func TestApplyTouchesItsOwnAlone(t *testing.T) {
 		t.Errorf("addresses %v", got)
 	}
 }
+
+// A network role that was taken over must not make PID 1 remember without end
+// what calls that fail half-way may have set.
+func TestFailedCallsAreMendedNotPiledUp(t *testing.T) {
+	h := isolate(t) // eth0 stays down: an address can be set, a route cannot
+	for i := range 200 {
+		a := netip.AddrFrom4([4]byte{10, byte(i), 0, 2})
+		err := h.Apply(control.NetworkApply{Interface: "eth0", Addresses: []netip.Prefix{netip.PrefixFrom(a, 24)}, Gateways: []netip.Addr{a.Next()}})
+		if err == nil {
+			t.Fatal("a route over a link that is down")
+		}
+	}
+	if ours := h.ours["eth0"]; len(ours.addresses) > 64 || len(ours.gateways) > 64 {
+		t.Errorf("%d addresses and %d gateways are remembered", len(ours.addresses), len(ours.gateways))
+	}
+	if n := len(v4(link(t, h, "eth0"))); n > 64 {
+		t.Errorf("%d addresses are set", n)
+	}
+	if err := h.Apply(control.NetworkApply{Interface: "eth0"}); err != nil || len(v4(link(t, h, "eth0"))) != 0 {
+		t.Errorf("after nothing: %v, %v", v4(link(t, h, "eth0")), err)
+	}
+}
