@@ -207,7 +207,8 @@ func (b *box) openData(ctx context.Context) error {
 		b.log.Warn(b.problem, "err", err)
 	}
 	b.keepLogs()
-	return nil
+	_, err := b.machine.FreePrograms()
+	return err
 }
 
 func (b *box) mountData(ctx context.Context) error {

@@ -174,3 +174,22 @@ func TestFreeModules(t *testing.T) {
 		t.Error("they are still there")
 	}
 }
+
+func TestFreePrograms(t *testing.T) {
+	x := newTree(t, map[string]string{"sbin/mke2fs": strings.Repeat("x", 1000), "lib/x86_64-linux-gnu/libc.so.6": "12345", "bin/gatehoused": "the program that runs"})
+	x.fail["ram"] = errors.New("on a disk")
+	if _, err := x.FreePrograms(); err == nil || !strings.Contains(err.Error(), "not ours") {
+		t.Errorf("a system on a disk: %v", err)
+	}
+	x.read("sbin/mke2fs")
+	delete(x.fail, "ram")
+	if n, err := x.FreePrograms(); n != 1005 || err != nil {
+		t.Errorf("FreePrograms = %d, %v", n, err)
+	}
+	for _, gone := range []string{"sbin", "lib"} {
+		if _, err := os.Stat(x.path(gone)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there", gone)
+		}
+	}
+	x.read("bin/gatehoused")
+}
