@@ -1,10 +1,14 @@
 package boot
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,7 +39,9 @@ func TestBOX2_PowerCutInTheFirstStart(t *testing.T) {
 
 	j := newJudge(t, blank)
 	for _, r := range log {
-		j.step(r)
+		if err := j.step(t, r); err != nil {
+			t.Fatalf("a power cut at request %d: %v", j.requests, err)
+		}
 	}
 	t.Logf("%d requests, %d disks judged; data partition after request %d, header from %d to %d; %d states of the TPM",
 		len(log), j.judged, j.partitioned, j.header, j.committed, len(moments))
@@ -94,8 +100,8 @@ func (s stage) upTo(t *testing.T, log []request) {
 
 // judge replays a log and looks at the disk as the next start would.
 type judge struct {
-	t        *testing.T
 	disk     *os.File
+	geometry gpt.Geometry
 	old      gpt.Table
 	meta     part
 	tables   [2][2]int64 // where the two partition tables are, in bytes
@@ -110,73 +116,107 @@ func newJudge(t *testing.T, blank string) *judge {
 	t.Helper()
 	copied := stage{disk: filepath.Join(t.TempDir(), "judged.img")}
 	copyDisk(t, blank, copied.disk)
-	j := &judge{t: t, meta: copied.partition(t, metaType), header: -1}
+	j := &judge{meta: copied.partition(t, metaType), header: -1}
 	j.disk = j.meta.file
-	g := geometry(t, j.disk)
+	j.geometry = geometry(t, j.disk)
 	var err error
-	if j.old, _, err = gpt.Read(j.disk, g); err != nil {
+	if j.old, _, err = gpt.Read(j.disk, j.geometry); err != nil {
 		t.Fatal(err)
 	}
-	end := int64(g.Sectors) * sector
+	end := int64(j.geometry.Sectors) * sector
 	j.tables = [2][2]int64{{0, 34 * sector}, {end - 33*sector, end}}
 	return j
 }
 
-func (j *judge) step(r request) {
-	j.t.Helper()
+// step carries out a request and judges the disk after it; of one that goes to
+// a table or to META, after each of its sectors.
+func (j *judge) step(t *testing.T, r request) error {
+	t.Helper()
 	inMeta := r.touches(j.meta.at, j.meta.at+j.meta.size)
 	if inMeta && j.header < 0 {
 		j.header = j.requests
 	}
 	if inMeta || r.touches(j.tables[0][0], j.tables[0][1]) || r.touches(j.tables[1][0], j.tables[1][1]) {
 		for n := sector; n < len(r.data); n += sector {
-			r.replay(j.t, j.disk, n)
-			j.look("in")
+			r.replay(t, j.disk, n)
+			if err := j.look(t.Context()); err != nil {
+				return fmt.Errorf("after %d of %d bytes: %w", n, len(r.data), err)
+			}
 		}
 	}
-	r.replay(j.t, j.disk, len(r.data))
-	j.look("after")
+	r.replay(t, j.disk, len(r.data))
+	if err := j.look(t.Context()); err != nil {
+		return err
+	}
 	j.requests++
+	return nil
 }
 
-// look is the verdict: the old box, or the new one.
-func (j *judge) look(when string) {
-	j.t.Helper()
+// look is the verdict: the old box or the new one, or an error.
+func (j *judge) look(ctx context.Context) error {
 	j.judged++
-	table, _, err := gpt.Read(j.disk, geometry(j.t, j.disk))
+	table, _, err := gpt.Read(j.disk, j.geometry)
 	if err != nil {
-		j.t.Fatalf("%s request %d no partition table can be read: %v", when, j.requests, err)
+		return err
 	}
 	number, _, there := table.Find(dataType)
 	if there && j.partitioned == 0 {
 		j.partitioned = j.requests
 	}
-	rest := table.Entries
 	if there {
-		rest[number-1] = gpt.Partition{}
+		table.Entries[number-1] = gpt.Partition{}
 	}
-	if rest != j.old.Entries {
-		j.t.Fatalf("%s request %d the partition table is neither the old nor the new one", when, j.requests)
+	if table.Entries != j.old.Entries {
+		return errors.New("the partition table is neither the old nor the new one")
 	}
 	if !there && j.partitioned > 0 {
-		j.t.Fatalf("%s request %d the data partition is gone again", when, j.requests)
+		return errors.New("the data partition is gone again")
 	}
-	seen, err := vault.Inspect(j.t.Context(), vault.Config{Meta: j.meta})
-	if err != nil || seen.Problem != nil {
-		j.t.Fatalf("%s request %d the header is neither blank nor whole: %v %v", when, j.requests, err, seen.Problem)
-	}
+	seen, err := vault.Inspect(ctx, vault.Config{Meta: j.meta})
 	switch {
+	case err != nil:
+		return err
+	case seen.Problem != nil:
+		return fmt.Errorf("the header is neither blank nor whole: %w", seen.Problem)
 	case seen.Blank && j.new:
-		j.t.Fatalf("%s request %d the header is gone again", when, j.requests)
+		return errors.New("the header is gone again")
 	case seen.Blank:
-		return
+		return nil
 	case !there:
-		j.t.Fatalf("%s request %d there is a header and no data partition", when, j.requests)
+		return errors.New("there is a header and no data partition")
 	case seen.Mechanism != "tpm":
-		j.t.Fatalf("%s request %d the header says %s", when, j.requests, seen.Mechanism)
+		return fmt.Errorf("the header says %s", seen.Mechanism)
 	}
 	if !j.new {
 		j.new, j.committed = true, j.requests
+	}
+	return nil
+}
+
+// The judge itself, on disks that no first start may leave.
+func TestJudgeRefusesMixtures(t *testing.T) {
+	blank := newDisk(t)
+	forged := newJudge(t, blank)
+	forge(t, forged.meta, "5a17c0de-0000-0000-0000-000000000001")
+	header := make([]byte, 8192)
+	if _, err := forged.meta.ReadAt(header, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		bad  func(j *judge) request
+		want string
+	}{
+		{"a header before its volume", func(j *judge) request { return request{at: j.meta.at, data: header} }, "no data partition"},
+		{"noise in the second header", func(j *judge) request {
+			return request{at: j.meta.at + 64<<10, data: bytes.Repeat([]byte{7}, 512)}
+		}, "neither blank nor whole"},
+		{"no tables", func(j *judge) request { return request{data: make([]byte, 34*sector)} }, "partition table"},
+	} {
+		j := newJudge(t, blank)
+		if err := j.step(t, c.bad(j)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: the verdict is %v, want one about %q", c.name, err, c.want)
+		}
 	}
 }
 
