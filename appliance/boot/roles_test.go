@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"gatehouse/appliance/vault"
 )
@@ -64,4 +65,21 @@ func TestSocketsAreTakenOver(t *testing.T) {
 		t.Fatalf("the socket of an earlier life is in the way: %v", err)
 	}
 	second.Close()
+}
+
+// The roles of a program that was killed hold its ports for a moment.
+func TestPortsOfAnEarlierLifeAreWaitedFor(t *testing.T) {
+	earlier, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { earlier.Close() })
+	l, err := listenSoon(earlier.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if _, err := listenSoon("192.0.2.1:443"); err == nil {
+		t.Error("it listens on an address of somebody else")
+	}
 }

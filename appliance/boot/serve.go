@@ -196,13 +196,26 @@ func hostedVault(ctx context.Context, cfg config.Config, form config.Form, log *
 	return keys, "", nil
 }
 
+// listenSoon listens, and waits some seconds for an address that is in use:
+// after a program that was killed its roles hold the sockets until they notice.
+func listenSoon(address string) (net.Listener, error) {
+	for range 50 {
+		l, err := net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return l, err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return net.Listen("tcp", address)
+}
+
 func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vault.Vault, lines *journal.Journal, log *slog.Logger) (*roles, error) {
 	r := &roles{release: release, log: log, journal: lines, keys: keys, reaper: supervise.NewReaper(log)}
 	var err error
-	if r.https, err = net.Listen("tcp", cfg.HTTPS.String()); err != nil {
+	if r.https, err = listenSoon(cfg.HTTPS.String()); err != nil {
 		return nil, fmt.Errorf("listening for the console: %w (choose another port with --https)", err)
 	}
-	if r.http, err = net.Listen("tcp", cfg.HTTP.String()); err != nil {
+	if r.http, err = listenSoon(cfg.HTTP.String()); err != nil {
 		return nil, fmt.Errorf("listening for the plain page: %w (choose another port with --http)", err)
 	}
 	run := filepath.Join(cfg.State, "run")
