@@ -6,9 +6,9 @@ export CGO_ENABLED ?= 0
 # command-or-file=package, looked up before anything is installed
 BUILD_NEEDS := git=git dpkg=dpkg
 RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
-CHECK_NEEDS := git=git swtpm=swtpm swtpm_ioctl=swtpm-tools gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables
-TEST_NEEDS := $(RUN_NEEDS) $(CHECK_NEEDS) qemu-img=qemu-utils \
-	mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm fsck.fat=dosfstools mcopy=mtools \
+CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables \
+	qemu-img=qemu-utils fsck.fat=dosfstools mtype=mtools
+TEST_NEEDS := $(CHECK_NEEDS) mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm \
 	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
 
 # what needs no machine of its own; the rest lies under tests/
@@ -30,16 +30,19 @@ tools: ## build the operator's tool, and the box's program for a host
 	$(GO) build -trimpath -o $(BUILD)/gatehouse ./cmd/gatehouse
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BUILD)/gatehoused ./cmd/gatehoused
 
-check: ## format, vet, staticcheck, architecture, unit tests with the race detector
+# The race detector waits a second at the end of each process, for races that
+# come late; a tenth is enough, and there are hundreds of processes.
+check: ## format, vet, staticcheck, architecture, short unit tests with the race detector
 	@sh .ci/need $(CHECK_NEEDS)
 	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 5m $(UNIT)
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 5m $(UNIT)
 
 test: ## every test, on the real thing
 	@sh .ci/need $(TEST_NEEDS)
 	$(MAKE) check
+	$(GO) test -count=1 -timeout 10m $(UNIT)
 	$(MAKE) image
 	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/hosted/... ./tests/web/... ./tests/boot/...
 
