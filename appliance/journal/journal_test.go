@@ -304,10 +304,14 @@ func TestManyWriters(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- j.Run(ctx) }()
+	lines := 200
+	if testing.Short() {
+		lines = 50
+	}
 	var wg sync.WaitGroup
 	for w := range 8 {
 		wg.Go(func() {
-			for i := range 200 {
+			for i := range lines {
 				j.Append(control.Role(fmt.Sprint("w", w)), fmt.Sprint(i))
 				j.Read(control.LogQuery{Limit: 5})
 			}
@@ -326,8 +330,8 @@ func TestManyWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	for w := range 8 {
-		if n := len(texts(again, control.Role(fmt.Sprint("w", w)), 1000)); n != 200 {
-			t.Errorf("writer %d: %d of 200 lines on disk", w, n)
+		if n := len(texts(again, control.Role(fmt.Sprint("w", w)), 1000)); n != lines {
+			t.Errorf("writer %d: %d of %d lines on disk", w, n, lines)
 		}
 	}
 }

@@ -251,7 +251,7 @@ func TestEnsureDataRefuses(t *testing.T) {
 func TestBOX6_OtherDisksAreNeverWritten(t *testing.T) {
 	m := newMachine(t)
 	path := filepath.Join(m.root, "dev/sdb")
-	other, err := diskfs.Create(path, 200<<20, diskfs.SectorSize512)
+	other, err := diskfs.Create(path, 64<<20, diskfs.SectorSize512)
 	if err != nil {
 		t.Fatal(err)
 	}
