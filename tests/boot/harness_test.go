@@ -194,6 +194,11 @@ func off(t *testing.T, guest *qemu.Guest) {
 	if err := guest.PowerButton(); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-guest.Ended():
+	case <-time.After(patience):
+		t.Fatalf("the box did not switch off within %v of the power button", patience)
+	}
 	if err := guest.Wait(); err != nil {
 		t.Errorf("the box did not switch off in order: %v", err)
 	}
