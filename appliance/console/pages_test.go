@@ -1,11 +1,16 @@
 package console
 
 import (
+	"encoding/base32"
 	"encoding/json"
+	"html"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"gatehouse/appliance/account/onetime"
 	"gatehouse/appliance/console/consoletest"
 )
 
@@ -247,5 +252,39 @@ func TestTextFromOutsideIsEscaped(t *testing.T) {
 	}
 	if p := br.Open("/setup?ticket=%22%3E%3Cimg+src%3Dx%3E"); strings.Contains(p.Body, "<img src=x") {
 		t.Error("the ticket is not escaped")
+	}
+}
+
+// TestReplacedFactorEndsOtherSessions: whoever got in with the old factor is out.
+func TestReplacedFactorEndsOtherSessions(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	other := b.Browser()
+	other.Send("/sign-in", "email", "ada@example.org", "password", consoletest.Password)
+	if p := other.Send("/sign-in/code", "code", br.Codes[0]); p.Path != "/" {
+		t.Fatalf("the second browser is at %d %s", p.Status, p.Path)
+	}
+	secret := regexp.MustCompile(`secret=([A-Z2-7]{32})`)
+	m := secret.FindStringSubmatch(html.UnescapeString(br.Send("/account/factor", "action", "anew").Body))
+	if m == nil {
+		t.Fatal("no new secret is shown")
+	}
+	raw, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := br.Send("/account/factor", "code", "000000"); p.Path == "/account" {
+		t.Fatal("a wrong code replaced the factor")
+	}
+	if p := other.Open("/account"); p.Path != "/account" {
+		t.Errorf("a try that failed ended the other session: %s", p.Path)
+	}
+	if p := br.Send("/account/factor", "code", onetime.Code(raw, onetime.Step(time.Now()))); p.Path != "/account" {
+		t.Fatalf("replacing led to %d %s", p.Status, p.Path)
+	}
+	if p := other.Open("/account"); p.Path != "/sign-in" {
+		t.Errorf("the other session is still at %s", p.Path)
+	}
+	if p := br.Open("/account"); p.Path != "/account" {
+		t.Errorf("the one who replaced it is at %s", p.Path)
 	}
 }

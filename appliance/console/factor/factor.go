@@ -136,6 +136,10 @@ func (p *Pages) replace(v *shell.Visit) error {
 	if err != nil {
 		return p.appAgain(v, err)
 	}
+	// Whoever got in with the old one is out.
+	if err := v.Box.Accounts.EndOthers(v.Ctx(), v.Person(), v.Session.ID, v.Origin.Device); err != nil {
+		return err
+	}
 	v.Redirect("/account?done=factor")
 	return nil
 }
