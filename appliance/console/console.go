@@ -254,7 +254,7 @@ func serve(ctx context.Context, l net.Listener, c tls.Certificate, h http.Handle
 		TLSConfig:         cert.ServerConfig(c, "h2", "http/1.1"),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second, // of a form; a visitor who is slower holds a place of all others
-		WriteTimeout:      60 * time.Second,
+		WriteTimeout:      20 * time.Second, // a client that does not take its answer gives its place back
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 32, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10},

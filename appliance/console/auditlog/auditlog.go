@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strconv"
 	"time"
@@ -17,6 +18,9 @@ import (
 
 //go:embed *.html
 var files embed.FS
+
+// exportTime is how long the whole log may take to be taken.
+const exportTime = 30 * time.Minute
 
 // pageSize is how many rows a page has.
 const pageSize = 50
@@ -119,6 +123,10 @@ func (p *Pages) verify(v *shell.Visit) error {
 
 func (p *Pages) export(v *shell.Visit) error {
 	if err := v.Record("export", "audit log", nil); err != nil {
+		return err
+	}
+	// Two years of a busy box over a slow line take longer than a page may.
+	if err := http.NewResponseController(v.W).SetWriteDeadline(time.Now().Add(exportTime)); err != nil {
 		return err
 	}
 	h := v.W.Header()
