@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 )
 
@@ -26,6 +27,18 @@ func (n named) String() string                { return n.name }
 // Func makes a Task of a function.
 func Func(name string, run func(context.Context) error) Task { return named{name, run} }
 
+// guarded makes an error of a panic: in PID 1 a panic would end the machine,
+// where an error ends and renews the tasks. A goroutine that a task starts by
+// itself is beyond its reach.
+func guarded(ctx context.Context, t Task) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return t.Run(ctx)
+}
+
 // Run runs all tasks and waits for every one of them. The first that returns,
 // with or without an error, ends the context of the others: a role lives as a
 // whole or not at all, so that its supervisor sees half-dead ones. The result
@@ -41,7 +54,7 @@ func Run(ctx context.Context, tasks ...Task) error {
 	for _, t := range tasks {
 		wg.Go(func() {
 			defer cancel()
-			err := t.Run(ctx)
+			err := guarded(ctx, t)
 			if err == nil || (ctx.Err() != nil && errors.Is(err, ctx.Err())) {
 				return
 			}

@@ -21,6 +21,20 @@ func TestRunEndsAllWhenOneFails(t *testing.T) {
 	}
 }
 
+func TestPanicIsAnError(t *testing.T) {
+	var nobody *struct{ n int }
+	ended := false
+	err := Run(t.Context(),
+		Func("broken", func(context.Context) error { nobody.n++; return nil }),
+		Func("good", func(ctx context.Context) error { <-ctx.Done(); ended = true; return ctx.Err() }))
+	if err == nil || !strings.Contains(err.Error(), "broken: panic") || !strings.Contains(err.Error(), "task_test.go") {
+		t.Errorf("Run = %v, want the panic with its place", err)
+	}
+	if !ended {
+		t.Error("the other task was not ended")
+	}
+}
+
 func TestRunEndOfContextIsNoError(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
