@@ -70,6 +70,11 @@ func (r *roles) run(ctx context.Context) error {
 	if r.files == nil {
 		r.files = map[string]*os.File{}
 	}
+	defer func() {
+		for _, f := range r.files {
+			f.Close()
+		}
+	}()
 	if r.keys != nil {
 		writer, err := r.openAudit()
 		if err != nil {

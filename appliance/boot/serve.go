@@ -48,6 +48,12 @@ func Serve(release Release, args []string) int {
 		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
 		return 2
 	}
+	// The passphrase came in the environment, which a process of the same uid
+	// could read in /proc; and keys are in this memory.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "gatehoused serve: keeping other processes out of its memory:", err)
+		return 1
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, release, sources, cfg); err != nil && !errors.Is(err, context.Canceled) {
