@@ -68,7 +68,7 @@ func New(t testing.TB, files map[string]string) *Machine {
 		"proc/cmdline":              "quiet\n",
 		"proc/meminfo":              "MemTotal: 262144 kB\nMemAvailable: 196608 kB\n",
 		"proc/sys/kernel/osrelease": "6.1.0-test\n",
-		"sys/devices/.keep":         "",
+		"sys/bus/.keep":             "",
 		"sys/class/block/.keep":     "",
 		"dev/.keep":                 "",
 	} {
