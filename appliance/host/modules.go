@@ -100,10 +100,11 @@ func (m *Modules) Load(names ...string) error {
 	return m.loadAll(present)
 }
 
-// loadAll loads several modules at once.
+// loadAll loads several modules at once, and one more than there are
+// processors: drivers of disk controllers wait for their ports without work.
 func (m *Modules) loadAll(names []string) error {
 	var group errgroup.Group
-	group.SetLimit(min(runtime.NumCPU(), 4))
+	group.SetLimit(min(runtime.NumCPU()+1, 4))
 	errs := make([]error, len(names))
 	for i, name := range names {
 		group.Go(func() error {
