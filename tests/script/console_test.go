@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -131,5 +132,47 @@ func read(t *testing.T) func(*http.Response, error) string {
 			t.Fatalf("%s: %d, %v\n%s", r.Request.URL, r.StatusCode, err, b)
 		}
 		return string(b)
+	}
+}
+
+// What the page Status shows, by the tool: refusals first.
+func TestKEY3_StatusShowsWhatThePageShows(t *testing.T) {
+	b, br := consoletest.Owned(t, console.Run)
+	c := newTool(t, br.Codes[0])
+	words := b.Ready().Certificate.Words
+	signed := []string{"status", b.URL, "--proof", words, "--email", "ada@example.org", "--password", "file:password", "--code", "file:code"}
+	for _, bad := range []struct {
+		args []string
+		exit int
+	}{
+		{[]string{"status", b.URL, "--proof", words, "--email", "ada@example.org"}, 2},
+		{[]string{"status", b.URL, "--proof", words, "--password", "file:password"}, 2},
+		{[]string{"status", b.URL, "--proof", words, "--email", "ada@example.org", "--password", "secret", "--code", "file:code"}, 2},
+		{[]string{"status", b.URL, "--proof", words, "--email", "eve@example.org", "--password", "file:password", "--code", "file:code"}, 3},
+		{[]string{"status", b.URL, "--proof", words, "--email", "ada@example.org", "--password", "file:password", "--code", "file:password"}, 3},
+		{append([]string{"status", b.URL, "--proof", "amber canyon violin drift pencil north"}, signed[4:]...), 7},
+	} {
+		cmd := c.command(bad.args...)
+		if out, _ := cmd.Output(); cmd.ProcessState.ExitCode() != bad.exit {
+			t.Errorf("%v: exit %d, want %d\n%s", bad.args, cmd.ProcessState.ExitCode(), bad.exit, out)
+		}
+	}
+	out, err := c.command(signed...).Output()
+	if err != nil || !strings.Contains(string(out), "grade B") || !strings.Contains(string(out), "Firewall") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(c.home, "code"), []byte(br.Codes[1]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err = c.command(append(signed, "--json")...).Output()
+	var d struct {
+		Name  string
+		Trust struct{ Mechanism, Grade string }
+	}
+	if err := errors.Join(err, json.Unmarshal(out, &d)); err != nil || d.Name != consoletest.Name || d.Trust.Grade != "B" {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if p := br.Open("/account"); strings.Count(p.Body, "/account/end\"") > 1 {
+		t.Error("the tool left a session open")
 	}
 }
