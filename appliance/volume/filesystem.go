@@ -99,7 +99,7 @@ func format(ctx context.Context, run Runner, dev string) error {
 	return nil
 }
 
-// formatArguments are all explicit: the image has no mke2fs.conf.
+// formatArguments are all explicit: nothing is left to an mke2fs.conf.
 func formatArguments(dev string) []string {
 	return []string{
 		"-q", "-F", "-t", "ext4", "-L", "gatehouse-data",
