@@ -29,6 +29,7 @@ type State struct {
 	OnLink []netip.Prefix // our own addresses with their prefix lengths, unmasked, as the kernel has them
 	Ports  Ports          // on a box without a word: 80 and 443
 	Form   Form
+	Lists  Lists // who judges while ready
 }
 
 // The names of the counters, as faces show them.
@@ -113,7 +114,8 @@ func Rules(s State) RuleSet {
 	return boxRules(s)
 }
 
-func (p Ports) list() []uint16 {
+// List is each port once.
+func (p Ports) List() []uint16 {
 	var ports []uint16
 	for _, n := range []uint16{p.HTTP, p.HTTPS} {
 		if n != 0 && !slices.Contains(ports, n) {
@@ -125,20 +127,34 @@ func (p Ports) list() []uint16 {
 
 // web judges sources of packets to the web ports; refused is the counter of
 // what it drops. It always ends with a verdict for every packet: what lets all
-// in is said, never the absence of a rule.
-func web(s State, name, onLink, open, refused string) Chain {
+// in is said, never the absence of a rule. Only the first look counts who came
+// in, or hosted it would count twice.
+func web(s State, name string, first bool, refused string) Chain {
 	c := Chain{Name: name}
+	counter := func(name string) string {
+		if !first {
+			return ""
+		}
+		return name
+	}
+	reason := ReasonStarting
 	switch s.Phase {
 	case control.StateReady:
-		c.Rules = append(c.Rules, Rule{Counter: open, Verdict: Accept})
-	case control.StateUnclaimed, control.StateLocked:
-		for _, p := range OnLink(s.OnLink) {
-			c.Rules = append(c.Rules, Rule{Source: p, Counter: onLink, Verdict: Accept})
+		if s.Lists.Off {
+			c.Rules = append(c.Rules, Rule{Counter: counter(WebOpen), Verdict: Accept})
+			return c
 		}
-		c.Rules = append(c.Rules, Rule{Counter: refused, Verdict: Drop})
-	default:
-		c.Rules = append(c.Rules, Rule{Counter: refused, Verdict: Drop})
+		reason = ReasonNoList
+		c.Rules = append(c.Rules, s.Lists.rules(first)...)
+	case control.StateUnclaimed, control.StateLocked:
+		reason = ReasonOffLink
+		for _, p := range OnLink(s.OnLink) {
+			c.Rules = append(c.Rules, Rule{Source: p, Counter: counter(WebOnLink), Verdict: Accept})
+		}
 	}
+	c.Rules = append(c.Rules,
+		Rule{Rate: sampleRate, Burst: sampleRate, Sample: reason},
+		Rule{Counter: refused, Verdict: Drop})
 	return c
 }
 
@@ -146,7 +162,7 @@ func web(s State, name, onLink, open, refused string) Chain {
 func raw(s State, to string) Chain {
 	c := Chain{Name: "raw", Hook: Prerouting, Priority: PriorityRaw}
 	c.Rules = append(c.Rules, Rule{Interface: "lo", Verdict: Accept})
-	for _, port := range s.Ports.list() {
+	for _, port := range s.Ports.List() {
 		c.Rules = append(c.Rules, Rule{Proto: TCP, Port: port, Verdict: Goto, Target: to})
 	}
 	return c
@@ -154,12 +170,12 @@ func raw(s State, to string) Chain {
 
 func boxRules(s State) RuleSet {
 	r := raw(s, "web")
-	for _, port := range s.Ports.list() {
+	for _, port := range s.Ports.List() {
 		r.Rules = append(r.Rules, Rule{Proto: UDP, Port: port, Counter: WebUDP, Verdict: Drop})
 	}
 	return RuleSet{Chains: []Chain{
 		r,
-		web(s, "web", WebOnLink, WebOpen, WebRefused),
+		web(s, "web", true, WebRefused),
 		input(s),
 		{Name: "forward", Hook: Forward, Drop: true, Rules: []Rule{{Counter: ForwardDropped, Verdict: Drop}}},
 		{Name: "output", Hook: Output, Rules: []Rule{{Counter: Sent}}},
@@ -205,7 +221,7 @@ func input(s State) Chain {
 	)
 	switch s.Phase {
 	case control.StateReady, control.StateUnclaimed, control.StateLocked:
-		for _, port := range s.Ports.list() {
+		for _, port := range s.Ports.List() {
 			add(Rule{Proto: TCP, Port: port, Conn: New, Counter: WebNew, Verdict: Accept})
 		}
 	}
@@ -221,9 +237,9 @@ func hostedRules(s State) RuleSet {
 	late := Chain{Name: "late", Hook: Input, Priority: PriorityRaw, Rules: raw(s, "web_late").Rules}
 	return RuleSet{Chains: []Chain{
 		raw(s, "web"),
-		web(s, "web", WebOnLink, WebOpen, WebRefused),
+		web(s, "web", true, WebRefused),
 		late,
-		web(s, "web_late", "", "", WebLate),
+		web(s, "web_late", false, WebLate),
 	}}
 }
 

@@ -28,9 +28,14 @@ func goldenStates() map[string]State {
 	onLink := prefixes("192.0.2.5/24", "2001:db8:1::5/64", "fe80::5/64")
 	m := make(map[string]State)
 	for _, phase := range []control.State{control.StateStarting, control.StateUnclaimed, control.StateLocked, control.StateReady} {
-		m["box-"+string(phase)] = State{Phase: phase, OnLink: onLink}
-		m["hosted-"+string(phase)] = State{Phase: phase, OnLink: onLink, Form: Hosted, Ports: Ports{HTTP: 8080, HTTPS: 8443}}
+		m["box-"+string(phase)] = State{Phase: phase, OnLink: onLink, Lists: Lists{Off: true}}
+		m["hosted-"+string(phase)] = State{Phase: phase, OnLink: onLink, Form: Hosted, Ports: Ports{HTTP: 8080, HTTPS: 8443}, Lists: Lists{Off: true}}
 	}
+	lists := Lists{Generation: 17, Names: []string{"office", "branch-2"}}
+	m["box-lists"] = State{Phase: control.StateReady, OnLink: onLink, Lists: lists}
+	lists.Generation = 18
+	m["hosted-lists"] = State{Phase: control.StateReady, OnLink: onLink, Form: Hosted, Ports: Ports{HTTP: 8080, HTTPS: 8443}, Lists: lists}
+	m["box-nobody"] = State{Phase: control.StateReady, OnLink: onLink}
 	return m
 }
 
@@ -124,7 +129,7 @@ func TestHostedJudgesOnlyOurPorts(t *testing.T) {
 					t.Errorf("ports %v: %q judges what is not ours", ports, r)
 				}
 			}
-			if want := len(ports.list()); n != want {
+			if want := len(ports.List()); n != want {
 				t.Errorf("ports %v: %d rules in %s, want %d", ports, n, c.Name, want)
 			}
 		}

@@ -7,6 +7,7 @@ package netfilter
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -82,6 +83,7 @@ const (
 type Rule struct {
 	Interface  string       // name of the incoming interface; by name, since indexes change
 	Source     netip.Prefix // source address
+	Set        SetName      // that has the source address
 	HopLimit   uint8        // exactly; IPv6 unless Proto is IGMP
 	Proto      Proto
 	Type       uint8 // ICMP or ICMPv6 type
@@ -90,6 +92,7 @@ type Rule struct {
 	Conn       Conn   // any of these states
 	Rate       uint64 // at most so many a second; Burst as many again at once
 	Burst      uint32
+	Sample     Reason // hand a copy of the packet's head to who listens (nflog), with the reason
 	Counter    string // named counter of the table
 	Verdict    Verdict
 	Target     string // of Goto
@@ -115,12 +118,40 @@ func (s RuleSet) Counters() []string {
 	return names
 }
 
-// String writes the rules in the syntax of nft, loadable by `nft -f`.
+// Sets lists the sets that rules ask, in the order of their first use. They
+// have to be there, filled, before the rules are loaded.
+func (s RuleSet) Sets() []SetName {
+	var names []SetName
+	for _, c := range s.Chains {
+		for _, r := range c.Rules {
+			if r.Set != (SetName{}) && !slices.Contains(names, r.Set) {
+				names = append(names, r.Set)
+			}
+		}
+	}
+	return names
+}
+
+// Unsampled is the rule set without the rules that only sample, for a kernel
+// that cannot: it refuses the same packets.
+func (s RuleSet) Unsampled() RuleSet {
+	out := RuleSet{Chains: slices.Clone(s.Chains)}
+	for i, c := range out.Chains {
+		out.Chains[i].Rules = slices.DeleteFunc(slices.Clone(c.Rules), func(r Rule) bool { return r.Sample != "" && r.Verdict == None })
+	}
+	return out
+}
+
+// String writes the rules in the syntax of nft, loadable by `nft -f`; the sets
+// are there without their elements.
 func (s RuleSet) String() string {
 	var b strings.Builder
 	b.WriteString("table inet " + Table + " {\n")
 	for _, name := range s.Counters() {
 		b.WriteString("\tcounter " + name + " {\n\t}\n\n")
+	}
+	for _, n := range s.Sets() {
+		b.WriteString("\tset " + n.String() + " {\n\t\ttype " + n.keyType() + "\n\t\tflags interval\n\t}\n\n")
 	}
 	for i, c := range s.Chains {
 		if i > 0 {
@@ -166,6 +197,9 @@ func (r Rule) String() string {
 	if r.Source.IsValid() {
 		add(family(r.Source.Addr()), "saddr", prefixText(r.Source))
 	}
+	if r.Set != (SetName{}) {
+		add(r.Set.family(), "saddr", "@"+r.Set.String())
+	}
 	if r.HopLimit != 0 {
 		if r.Proto == IGMP {
 			add("ip ttl")
@@ -180,6 +214,9 @@ func (r Rule) String() string {
 	}
 	if r.Rate != 0 {
 		add("limit rate", strconv.FormatUint(r.Rate, 10)+"/second", "burst", strconv.FormatUint(uint64(r.Burst), 10), "packets")
+	}
+	if r.Sample != "" {
+		add("log prefix", strconv.Quote(r.Sample.Prefix()), "group", strconv.Itoa(SampleGroup), "snaplen", strconv.Itoa(SampleLength))
 	}
 	if r.Counter != "" {
 		add("counter name", strconv.Quote(r.Counter))
@@ -232,6 +269,20 @@ func family(a netip.Addr) string {
 		return "ip"
 	}
 	return "ip6"
+}
+
+func (n SetName) family() string {
+	if n.V6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+func (n SetName) keyType() string {
+	if n.V6 {
+		return "ipv6_addr"
+	}
+	return "ipv4_addr"
 }
 
 func prefixText(p netip.Prefix) string {

@@ -214,7 +214,7 @@ func listenUnix(path string) (net.Listener, error) {
 // kernelFilter puts the rules of a state into the kernel.
 func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(control.State, []netip.Prefix) error {
 	return func(s control.State, addresses []netip.Prefix) error {
-		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form}))
+		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form, Lists: netfilter.Lists{Off: true}}))
 	}
 }
 

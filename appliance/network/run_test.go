@@ -70,7 +70,7 @@ type told struct {
 // initPart does what the privileged process does for the role: it closes the
 // box, answers the control socket, and sets addresses and routes.
 func initPart(args []string, w io.Writer) error {
-	if err := nft.Apply(netfilter.Rules(netfilter.State{Phase: control.StateReady})); err != nil {
+	if err := nft.Apply(netfilter.Rules(netfilter.State{Phase: control.StateReady, Lists: netfilter.Lists{Off: true}})); err != nil {
 		return err
 	}
 	s := control.NewServer(slog.New(slog.DiscardHandler), func(_ int, uid uint32) (control.Role, bool) { return control.Network, uid == roleUID })

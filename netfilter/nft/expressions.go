@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"gatehouse/netfilter"
 )
@@ -34,6 +35,9 @@ func expressions(r netfilter.Rule) []expr.Any {
 	if r.Source.IsValid() {
 		e = append(e, source(r.Source)...)
 	}
+	if r.Set != (netfilter.SetName{}) {
+		e = append(e, member(r.Set)...)
+	}
 	if r.HopLimit != 0 {
 		if r.Proto == netfilter.IGMP {
 			e = append(e, network(net.IPv4len)...)
@@ -55,6 +59,9 @@ func expressions(r netfilter.Rule) []expr.Any {
 	}
 	if r.Rate != 0 {
 		e = append(e, &expr.Limit{Type: expr.LimitTypePkts, Rate: r.Rate, Unit: expr.LimitTimeSecond, Burst: r.Burst})
+	}
+	if r.Sample != "" {
+		e = append(e, sample(r.Sample))
 	}
 	if r.Counter != "" {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: r.Counter})
@@ -128,4 +135,19 @@ func payload(base expr.PayloadBase, offset, length uint32) expr.Any {
 
 func equal(b []byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: b}
+}
+
+// member looks the source address up in a set.
+func member(n netfilter.SetName) []expr.Any {
+	length, offset := net.IPv4len, uint32(ip4Source)
+	if n.V6 {
+		length, offset = net.IPv6len, ip6Source
+	}
+	return append(network(length), payload(expr.PayloadBaseNetworkHeader, offset, uint32(length)),
+		&expr.Lookup{SourceRegister: register, SetName: n.String()})
+}
+
+func sample(r netfilter.Reason) expr.Any {
+	return &expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN,
+		Group: netfilter.SampleGroup, Snaplen: netfilter.SampleLength, Data: []byte(r.Prefix())}
 }

@@ -1,4 +1,4 @@
-// Package nft is the one door to the kernel's packet filter: it loads a rule set in one transaction and reads it back.
+// Package nft is the one door to the kernel's packet filter: it fills sets, loads a rule set in one transaction and reads both back.
 package nft
 
 import (
@@ -34,13 +34,32 @@ const (
 // transaction makes apply one at a time in this process; PID 1 is the only writer.
 var transaction sync.Mutex
 
-// Apply makes the table's content that of the rule set, in one transaction:
-// each packet is judged by the old rules or by the new ones, never by none. It
-// reads the table back and fails when it is not what was asked. Applied twice
-// it changes nothing; counters that stay keep their counts.
+// Apply makes the table's chains, rules and counters those of the rule set, in
+// one transaction: each packet is judged by the old rules or by the new ones,
+// never by none. It reads the table back and fails when it is not what was
+// asked. Applied twice it changes nothing; counters that stay keep their counts.
+//
+// The sets that the rules ask have to be filled before (Fill). Sets that the
+// old rules asked and the new ones do not are deleted afterwards. Where the
+// kernel cannot sample, the rules are loaded without samples.
 func Apply(rs netfilter.RuleSet) error {
 	transaction.Lock()
 	defer transaction.Unlock()
+	return apply(rs)
+}
+
+func apply(rs netfilter.RuleSet) error {
+	err := load(rs)
+	if plain := rs.Unsampled(); errors.Is(err, syscall.ENOENT) && !slices.EqualFunc(plain.Chains, rs.Chains, sameLength) {
+		// No nft_log, or no nfnetlink_log behind it: who is refused counts, not who looks on.
+		return load(plain)
+	}
+	return err
+}
+
+func sameLength(a, b netfilter.Chain) bool { return len(a.Rules) == len(b.Rules) }
+
+func load(rs netfilter.RuleSet) error {
 	conn, err := open()
 	if err != nil {
 		return err
@@ -49,6 +68,11 @@ func Apply(rs netfilter.RuleSet) error {
 	old, err := readTable(conn)
 	if err != nil {
 		return fmt.Errorf("reading the present packet filter: %w", sentinel(err))
+	}
+	for _, n := range rs.Sets() {
+		if !slices.Contains(old.sets, n.String()) {
+			return fmt.Errorf("loading the packet filter: %w", missing{n})
+		}
 	}
 	batch(conn, rs, old)
 	loadErr := conn.Flush()
@@ -59,6 +83,15 @@ func Apply(rs netfilter.RuleSet) error {
 	// socket of that error may still hold late answers, so a new one reads.
 	if err := verify(rs); err != nil {
 		return fmt.Errorf("the packet filter read back is not what was loaded: %w", errors.Join(err, loadErr))
+	}
+	// A power cut before this line leaves sets that no rule asks; so does a
+	// failure here. The next Fill deletes them.
+	unused := slices.DeleteFunc(old.used, func(name string) bool {
+		n, ours := netfilter.ParseSetName(name)
+		return ours && slices.Contains(rs.Sets(), n)
+	})
+	if err := deleteSets(unused); err != nil {
+		return fmt.Errorf("the rules are loaded, but what they no longer ask stays until the next change: %w", err)
 	}
 	return nil
 }
@@ -155,6 +188,8 @@ type content struct {
 	there    bool
 	chains   []*nftables.Chain
 	counters []string
+	sets     []string
+	used     []string // sets that rules ask
 }
 
 func readTable(conn *nftables.Conn) (content, error) {
@@ -182,21 +217,50 @@ func readTable(conn *nftables.Conn) (content, error) {
 			c.counters = append(c.counters, n.Name)
 		}
 	}
-	return c, nil
+	sets, err := conn.GetSets(table())
+	if err != nil {
+		return c, err
+	}
+	for _, s := range sets {
+		c.sets = append(c.sets, s.Name)
+	}
+	if len(c.sets) > 0 {
+		c.used, err = usedSets(conn, c)
+	}
+	return c, err
 }
 
-// batch queues the transaction. When the chains that are there have the hooks
-// that are wanted, only rules change and counters live on; else the table is
-// replaced as a whole, in the same transaction.
+// usedSets are the sets that rules ask, in the order of the rules.
+func usedSets(conn *nftables.Conn, c content) ([]string, error) {
+	var used []string
+	for _, ch := range c.chains {
+		rules, err := conn.GetRules(table(), ch)
+		if err != nil {
+			return nil, fmt.Errorf("reading the rules of chain %s: %w", ch.Name, err)
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if l, ok := e.(*expr.Lookup); ok && slices.Contains(c.sets, l.SetName) && !slices.Contains(used, l.SetName) {
+					used = append(used, l.SetName)
+				}
+			}
+		}
+	}
+	return used, nil
+}
+
+// batch queues the transaction. Counters and sets live on; so do the chains
+// that are there, if they have the hooks that are wanted, else they are made
+// anew in the same transaction.
 func batch(conn *nftables.Conn, rs netfilter.RuleSet, old content) {
 	t := conn.AddTable(table())
-	if old.there && !sameChains(rs, old.chains) {
-		conn.DelTable(t)
-		t = conn.AddTable(table())
-		old = content{}
-	}
 	if old.there {
 		conn.FlushTable(t)
+		if !sameChains(rs, old.chains) {
+			for _, c := range old.chains {
+				conn.DelChain(c)
+			}
+		}
 	}
 	for _, name := range rs.Counters() {
 		if !slices.Contains(old.counters, name) {
@@ -274,6 +338,11 @@ func verify(rs netfilter.RuleSet) error {
 	slices.Sort(have.counters)
 	if !slices.Equal(want, have.counters) {
 		return fmt.Errorf("counters %q, want %q", have.counters, want)
+	}
+	for _, n := range rs.Sets() {
+		if !slices.Contains(have.sets, n.String()) {
+			return missing{n}
+		}
 	}
 	for i, c := range rs.Chains {
 		if err := chainProblem(c, have.chains[i]); err != nil {

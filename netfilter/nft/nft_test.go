@@ -15,6 +15,7 @@ import (
 
 	"gatehouse/appliance/control"
 	"gatehouse/netfilter"
+	"gatehouse/netfilter/allowlist"
 	"gatehouse/netfilter/nft"
 	"gatehouse/tests/netns"
 )
@@ -57,9 +58,14 @@ func states() map[string]netfilter.State {
 	onLink := []netip.Prefix{netip.MustParsePrefix("192.0.2.5/24"), netip.MustParsePrefix("2001:db8:1::5/64"), netip.MustParsePrefix("fe80::5/64")}
 	m := make(map[string]netfilter.State)
 	for _, phase := range []control.State{control.StateStarting, control.StateUnclaimed, control.StateLocked, control.StateReady} {
-		m["box-"+string(phase)] = netfilter.State{Phase: phase, OnLink: onLink}
-		m["hosted-"+string(phase)] = netfilter.State{Phase: phase, OnLink: onLink, Form: netfilter.Hosted, Ports: netfilter.Ports{HTTP: 8080, HTTPS: 8443}}
+		m["box-"+string(phase)] = netfilter.State{Phase: phase, OnLink: onLink, Lists: netfilter.Lists{Off: true}}
+		m["hosted-"+string(phase)] = netfilter.State{Phase: phase, OnLink: onLink, Form: netfilter.Hosted, Ports: netfilter.Ports{HTTP: 8080, HTTPS: 8443}, Lists: netfilter.Lists{Off: true}}
 	}
+	lists := netfilter.Lists{Generation: 17, Names: []string{"office", "branch-2"}}
+	m["box-lists"] = netfilter.State{Phase: control.StateReady, OnLink: onLink, Lists: lists}
+	lists.Generation = 18
+	m["hosted-lists"] = netfilter.State{Phase: control.StateReady, OnLink: onLink, Form: netfilter.Hosted, Ports: netfilter.Ports{HTTP: 8080, HTTPS: 8443}, Lists: lists}
+	m["box-nobody"] = netfilter.State{Phase: control.StateReady, OnLink: onLink}
 	return m
 }
 
@@ -74,18 +80,32 @@ func TestKernelHoldsTheGoldenRules(t *testing.T) {
 		}
 		fresh := netns.New(t, "fresh")
 		for _, h := range []*netns.Host{fresh, h} {
+			h.Do(t, func() error { return nft.Fill(some(netfilter.Rules(s).Sets())) })
 			for range 2 {
 				h.Do(t, func() error { return nft.Apply(netfilter.Rules(s)) })
-				got := h.Command(t, "nft", "--stateless", "list", "ruleset")
+				got := h.Command(t, "nft", "--stateless", "--terse", "list", "ruleset")
 				if canonical(got) != canonical(string(want)) {
 					t.Fatalf("%s in the kernel is\n%s", name, got)
 				}
 			}
 		}
-		if got := fresh.Command(t, "nft", "--stateless", "list", "ruleset"); got != string(want) {
+		if got := fresh.Command(t, "nft", "--stateless", "--terse", "list", "ruleset"); got != string(want) {
 			t.Errorf("%s in a fresh kernel is not byte for byte the golden text:\n%s", name, got)
 		}
 	}
+}
+
+// some fills sets with a range each, up to the last address there is.
+func some(names []netfilter.SetName) []netfilter.Set {
+	var sets []netfilter.Set
+	for _, n := range names {
+		r := allowlist.Range{First: netip.MustParseAddr("203.0.113.0"), Last: netip.MustParseAddr("255.255.255.255")}
+		if n.V6 {
+			r = allowlist.Range{First: netip.MustParseAddr("2001:db8::"), Last: netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")}
+		}
+		sets = append(sets, netfilter.Set{SetName: n, Ranges: []allowlist.Range{r}})
+	}
+	return sets
 }
 
 // canonical leaves out in which order counters were made, which is history and

@@ -17,8 +17,8 @@ func TestReadBackFindsChanges(t *testing.T) {
 	for tamper, says := range map[string]string{
 		"flush chain inet gatehouse forward":    "chain forward has 0 rules, want 1",
 		"add rule inet gatehouse output accept": "chain output has 2 rules, want 1",
-		"flush chain inet gatehouse forward; add rule inet gatehouse forward counter name forward_dropped accept":                                                                      "rule 1 of chain forward",
-		"flush chain inet gatehouse web; add rule inet gatehouse web ip saddr 192.0.0.0/16 counter name web_on_link accept; add rule inet gatehouse web counter name web_refused drop": "rule 1 of chain web",
+		"flush chain inet gatehouse forward; add rule inet gatehouse forward counter name forward_dropped accept": "rule 1 of chain forward",
+		"flush chain inet gatehouse web; add rule inet gatehouse web ip saddr 192.0.0.0/16 counter name web_on_link accept; add rule inet gatehouse web limit rate 20/second log prefix \"gatehouse:off-link\" group 80 snaplen 64; add rule inet gatehouse web counter name web_refused drop": "rule 1 of chain web",
 		"add chain inet gatehouse input { policy accept; }":              "another policy",
 		"add chain inet gatehouse more":                                  "6 chains, want 5",
 		"add counter inet gatehouse more":                                "counters",

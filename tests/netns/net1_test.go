@@ -60,6 +60,9 @@ func (l lab) listen(t *testing.T) {
 func (l lab) apply(t *testing.T, s netfilter.State) netfilter.RuleSet {
 	t.Helper()
 	s.OnLink = l.box.Addresses(t, "eth0")
+	if len(s.Lists.Names) == 0 {
+		s.Lists.Off = true
+	}
 	rs := netfilter.Rules(s)
 	l.box.Do(t, func() error { return nft.Apply(rs) })
 	return rs
