@@ -24,7 +24,8 @@ import (
 // last resort: OpenWatchdog takes it only if there is no other.
 func Needed() []string {
 	return []string{
-		"nf_tables", "nft_ct", "nft_limit", "nft_objref", "nf_conntrack",
+		"nf_tables", "nft_ct", "nft_limit", "nft_objref", "nft_log", "nfnetlink_log",
+		"nf_conntrack", "nf_conntrack_netlink",
 		"dm_mod", "dm_crypt", "xts", "ext4",
 		"vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
 		"efivarfs", "efi_pstore",
