@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"gatehouse/netfilter"
 )
 
+const forgetAttempts = 5
+
 // Forget deletes the connection-tracking entries of TCP connections to our
 // ports whose source is not to be kept, and returns how many. Packets of such a
 // source are dropped already, by the rules; what is left would only hold memory
@@ -18,8 +21,17 @@ import (
 func Forget(ports netfilter.Ports, keep func(netip.Addr) bool) (int, error) {
 	n := 0
 	for _, family := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		deleted, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, cut{ports, keep})
-		n += int(deleted)
+		var err error
+		for range forgetAttempts {
+			var deleted uint
+			deleted, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, cut{ports, keep})
+			n += int(deleted)
+			// The kernel's table changed while it was read: what it skipped may be
+			// just what has to go.
+			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+				break
+			}
+		}
 		if err != nil {
 			return n, fmt.Errorf("forgetting the connections of sources that are not let in any more: %w", sentinel(err))
 		}
