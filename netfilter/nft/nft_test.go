@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	netns.Main(m, map[string]func([]string, io.Writer) error{"unprivileged": unprivileged})
+	netns.Main(m, map[string]func([]string, io.Writer) error{"unprivileged": unprivileged, "knock": knock, "hold": hold, "timed": timed})
 }
 
 // unprivileged gives up its rights and tries all three.

@@ -29,15 +29,18 @@ const (
 // packets that rules sample. Each Read gives a datagram for
 // netfilter.DecodeSamples and takes 64 KiB at most. The file can be inherited by
 // a process without rights; the samples end when it is closed everywhere. There
-// is one reader for each network namespace: a second one is refused with EBUSY.
+// is one reader for each network namespace: a second one is refused with EPERM.
 func OpenSamples() (*os.File, error) {
 	w, err := dial()
 	if err != nil {
 		return nil, fmt.Errorf("listening for samples of dropped packets: %w", err)
 	}
 	mode := binary.BigEndian.AppendUint32(nil, netfilter.SampleLength)
-	err = errors.Join(
-		w.configure(logCommand, []byte{commandBind}),
+	if err = w.configure(logCommand, []byte{commandBind}); errors.Is(err, unix.EPERM) {
+		w.close()
+		return nil, fmt.Errorf("listening for samples of dropped packets: no CAP_NET_ADMIN, or another program has nflog group %d: %w", netfilter.SampleGroup, err)
+	}
+	err = errors.Join(err,
 		w.configure(logMode, append(mode, copyPacket, 0)),
 		w.configure(logQueue, binary.BigEndian.AppendUint32(nil, 1)), // each at once
 		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sampleBuffer),
@@ -56,12 +59,12 @@ func (w *wire) configure(kind uint16, value []byte) error {
 	b := w.header(nil, logConfig, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.AF_UNSPEC, netfilter.SampleGroup)
 	asked := w.seq
 	if err := w.send(end(attribute(b, kind, value), 0)); err != nil {
-		return sentinel(err)
+		return err
 	}
 	return w.messages(func(m message) (bool, error) {
 		if m.kind != unix.NLMSG_ERROR || m.seq != asked {
 			return true, nil
 		}
-		return false, sentinel(m.failure())
+		return false, m.failure()
 	})
 }
