@@ -1,6 +1,7 @@
 package netfilter
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,11 @@ type Lists struct {
 	Off        bool     // the lists judge nobody: all may come in
 	Generation uint64   // of the sets that hold the ranges
 	Names      []string // enabled lists, in the order in which counters tell a hit
+}
+
+// Equal says whether the rules for both are the same.
+func (l Lists) Equal(o Lists) bool {
+	return l.Off == o.Off && l.Generation == o.Generation && slices.Equal(l.Names, o.Names)
 }
 
 // A SetName names the set that holds one list's ranges of one family. Each

@@ -212,6 +212,9 @@ func (b *box) shutdown() {
 func (b *box) roles() (*roles, error) {
 	r := &roles{release: b.release, log: b.log, journal: b.journal, keys: b.keys, reaper: b.reaper}
 	r.paths = supervise.Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: dataPath}
+	if b.keys != nil {
+		listPaths(&r.paths)
+	}
 	r.options = supervise.Options{Privileged: true, Locked: b.keys == nil, Version: b.release.Version}
 	if err := b.listen(r); err != nil {
 		return nil, err

@@ -58,6 +58,8 @@ type roles struct {
 	https   net.Listener // port 443
 	files   map[string]*os.File
 	monitor monitor.Config
+	form    netfilter.Form
+	ports   netfilter.Ports
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
 }
 
@@ -114,6 +116,11 @@ func (r *roles) run(ctx context.Context) error {
 	c.Roles, c.Alive = supervisor.Status, supervisor.Alive
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
+	if r.keys != nil {
+		if c.Lists, err = r.lists(); err != nil {
+			return err
+		}
+	}
 	mon, err := monitor.New(c)
 	if err != nil {
 		return err
@@ -212,9 +219,9 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 // kernelFilter puts the rules of a state into the kernel.
-func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(control.State, []netip.Prefix) error {
-	return func(s control.State, addresses []netip.Prefix) error {
-		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form, Lists: netfilter.Lists{Off: true}}))
+func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(control.State, []netip.Prefix, netfilter.Lists) error {
+	return func(s control.State, addresses []netip.Prefix, l netfilter.Lists) error {
+		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form, Lists: l}))
 	}
 }
 

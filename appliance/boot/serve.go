@@ -226,6 +226,9 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 	}
 	run := filepath.Join(cfg.State, "run")
 	r.paths = supervise.Paths{Control: filepath.Join(run, "control.sock"), GatewaySocket: filepath.Join(run, "gateway.sock"), Data: cfg.State}
+	if keys != nil {
+		listPaths(&r.paths)
+	}
 	r.options = supervise.Options{
 		Hosted: string(form), Privileged: os.Geteuid() == 0, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
 		Locked: keys == nil, Version: release.Version,
@@ -242,8 +245,9 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 		},
 	}
 	// A first, closed rule set says whether we may filter here at all.
-	filter := kernelFilter(netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port()})
-	if err := filter(control.StateStarting, nil); err != nil {
+	r.form, r.ports = netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port()}
+	filter := kernelFilter(r.form, r.ports)
+	if err := filter(control.StateStarting, nil, netfilter.Lists{}); err != nil {
 		log.Warn("addresses are not filtered in the kernel", "err", err)
 	} else {
 		r.monitor.Filter, r.monitor.Counters = filter, counters

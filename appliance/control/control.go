@@ -30,6 +30,7 @@ const (
 	Gateway Role = "gateway"
 	Console Role = "console"
 	Agent   Role = "agent"
+	Filter  Role = "filter" // runs only while allowlists change
 )
 
 // MaxMessage is the longest message on the wire, in bytes: an answer. A

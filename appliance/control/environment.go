@@ -10,14 +10,15 @@ import (
 // Environment is what the supervisor hands a role: paths in variables and open
 // files by name. The role has nothing else.
 type Environment struct {
-	Control string              // path of the control socket
-	State   string              // the role's own folder on the data volume; "" if it has none (locked)
-	Gateway string              // agent: path of the gateway's local socket
-	Audit   string              // folder of the audit log, readable by the console alone
-	Locked  bool                // the small form: nothing of the data volume is there
-	Hosted  bool                // GATEHOUSE_HOSTED: not on our own image
-	Version string              // of the program
-	Files   map[string]*os.File // https, http, console, gateway, agent
+	Control   string              // path of the control socket
+	State     string              // the role's own folder on the data volume; "" if it has none (locked)
+	Gateway   string              // agent: path of the gateway's local socket
+	Admission string              // gateway, console: file that says who may come in; "" if nothing does
+	Audit     string              // folder of the audit log, readable by the console alone
+	Locked    bool                // the small form: nothing of the data volume is there
+	Hosted    bool                // GATEHOUSE_HOSTED: not on our own image
+	Version   string              // of the program
+	Files     map[string]*os.File // https, http, console, gateway, agent
 }
 
 // The names of inherited files.
@@ -31,27 +32,29 @@ const (
 
 // The variables that carry an Environment.
 const (
-	EnvControl = "GATEHOUSE_CONTROL"
-	EnvState   = "GATEHOUSE_STATE"
-	EnvAudit   = "GATEHOUSE_AUDIT"
-	EnvLocked  = "GATEHOUSE_LOCKED"
-	EnvHosted  = "GATEHOUSE_HOSTED"
-	EnvVersion = "GATEHOUSE_VERSION"
-	EnvFiles   = "GATEHOUSE_FILES"          // https=3,http=4
-	EnvGateway = "GATEHOUSE_GATEWAY_SOCKET" // agent: path of the gateway's local socket
+	EnvControl   = "GATEHOUSE_CONTROL"
+	EnvState     = "GATEHOUSE_STATE"
+	EnvAudit     = "GATEHOUSE_AUDIT"
+	EnvAdmission = "GATEHOUSE_ADMISSION"
+	EnvLocked    = "GATEHOUSE_LOCKED"
+	EnvHosted    = "GATEHOUSE_HOSTED"
+	EnvVersion   = "GATEHOUSE_VERSION"
+	EnvFiles     = "GATEHOUSE_FILES"          // https=3,http=4
+	EnvGateway   = "GATEHOUSE_GATEWAY_SOCKET" // agent: path of the gateway's local socket
 )
 
 // Inherit reads the Environment of this process.
 func Inherit() (Environment, error) {
 	e := Environment{
-		Control: os.Getenv(EnvControl),
-		State:   os.Getenv(EnvState),
-		Gateway: os.Getenv(EnvGateway),
-		Audit:   os.Getenv(EnvAudit),
-		Locked:  os.Getenv(EnvLocked) == "1",
-		Hosted:  os.Getenv(EnvHosted) != "",
-		Version: os.Getenv(EnvVersion),
-		Files:   make(map[string]*os.File),
+		Control:   os.Getenv(EnvControl),
+		State:     os.Getenv(EnvState),
+		Gateway:   os.Getenv(EnvGateway),
+		Audit:     os.Getenv(EnvAudit),
+		Admission: os.Getenv(EnvAdmission),
+		Locked:    os.Getenv(EnvLocked) == "1",
+		Hosted:    os.Getenv(EnvHosted) != "",
+		Version:   os.Getenv(EnvVersion),
+		Files:     make(map[string]*os.File),
 	}
 	if e.Control == "" {
 		return e, fmt.Errorf("%s is not set: roles are started by the supervisor, not by hand", EnvControl)

@@ -42,6 +42,7 @@ func (m *Monitor) Register(s *control.Server) {
 	control.Handle(s, control.OpConsoleReady, m.consoleReady)
 	control.Handle(s, control.OpNetworkApply, m.networkApply)
 	control.Handle(s, control.OpClockSet, m.clockSet)
+	m.registerLists(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})
@@ -244,14 +245,10 @@ func (m *Monitor) firewall(state control.State, filtered filterState) control.Fi
 	switch {
 	case !f.InKernel:
 		f.Sentence = "not in the kernel: this program may not filter here"
-	case m.cfg.Hosted && state == control.StateReady:
-		f.Sentence = fmt.Sprintf("ports %d and %d are open to all, no allowlist yet; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort)
 	case m.cfg.Hosted:
-		f.Sentence = fmt.Sprintf("ports %d and %d answer the host's own networks only; its other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort)
-	case state == control.StateReady:
-		f.Sentence = "80 and 443 only; no allowlist yet"
+		f.Sentence = fmt.Sprintf("ports %d and %d: %s; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort, m.listsSentence())
 	default:
-		f.Sentence = "80 and 443 only, and only from the box's own networks"
+		f.Sentence = "80 and 443 only; " + m.listsSentence()
 	}
 	if f.InKernel && m.cfg.Counters != nil {
 		counters, err := m.cfg.Counters()

@@ -10,14 +10,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
+	"gatehouse/netfilter"
 )
 
 // Vault is the opened data key, as far as the monitor needs it.
@@ -73,8 +78,14 @@ type Config struct {
 	Roles    func() []control.RoleStatus
 	Alive    func(control.Role)
 	Log      func(control.LogQuery) []control.LogLine
-	Filter   func(control.State, []netip.Prefix) error // into the kernel; nil: not in the kernel
+	Filter   func(control.State, []netip.Prefix, netfilter.Lists) error // into the kernel; nil: not in the kernel
 	Counters func() ([]control.Counter, error)
+	Lists    *Lists // nil: there are none, and nobody is judged by them
+
+	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
+	// Boottime is CLOCK_BOOTTIME in ns; nil: the kernel's.
+	KeepWithin time.Duration
+	Boottime   func() int64
 
 	Machine Machine
 	Clock   *Clock
@@ -98,6 +109,11 @@ type Monitor struct {
 	material    control.ClaimMaterial // its key is made when first asked for
 	filtered    filterState
 	budgets     map[control.Role]budget // of events
+	lists       judged
+	trials      map[string]*trial // by what they are about
+
+	changing  sync.Mutex // one change of lists or network at a time
+	filtering sync.Mutex // one writer of the kernel's rules at a time
 
 	claiming sync.Mutex // one claim at a time, from the first look to the commit
 	deriving sync.Mutex // one Derive at a time; it takes 32 MiB
@@ -106,6 +122,7 @@ type Monitor struct {
 type filterState struct {
 	state     control.State
 	addresses []netip.Prefix
+	lists     netfilter.Lists
 	err       error
 	done      bool
 }
@@ -113,7 +130,7 @@ type filterState struct {
 // New makes a monitor. The filter is in place when it returns: a role that is
 // started afterwards never meets an open box.
 func New(cfg Config) (*Monitor, error) {
-	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget)}
+	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget), trials: make(map[string]*trial)}
 	if cfg.Locked != "" || cfg.Vault == nil {
 		m.state, m.reason = control.StateLocked, cfg.Locked
 	} else if err := m.newCode(cfg.Verifier); err != nil {
@@ -180,6 +197,9 @@ func (m *Monitor) State() control.State {
 }
 
 func (m *Monitor) setState(s control.State, reason string) {
+	if s == control.StateReady {
+		m.loadLists(context.Background())
+	}
 	m.mu.Lock()
 	m.state, m.reason = s, reason
 	if s == control.StateReady {
@@ -188,6 +208,16 @@ func (m *Monitor) setState(s control.State, reason string) {
 	m.mu.Unlock()
 	m.cfg.Logger.Info("state", "state", s, "reason", reason)
 	m.Refilter()
+	m.mu.Lock()
+	gone := errors.Is(m.filtered.err, fs.ErrNotExist)
+	m.lists.loaded = m.lists.loaded && !gone
+	m.mu.Unlock()
+	if gone {
+		// Rules of the state before came between the filling and this: their
+		// loading removed the sets, since they asked none.
+		m.loadLists(context.Background())
+		m.Refilter()
+	}
 }
 
 // Refilter puts the rules of the present state and links into the kernel, if
@@ -196,19 +226,39 @@ func (m *Monitor) Refilter() {
 	if m.cfg.Filter == nil {
 		return
 	}
+	m.filtering.Lock()
+	defer m.filtering.Unlock()
 	addresses := m.addresses()
+	lists, closed := m.inForce()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.filtered.done && m.filtered.state == m.state && slices.Equal(m.filtered.addresses, addresses) {
+	state, last := m.state, m.filtered
+	m.mu.Unlock()
+	if state == control.StateReady && closed {
+		state = control.StateLocked // the rules of it: the box's own networks
+	}
+	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) {
 		return
 	}
-	err := m.cfg.Filter(m.state, addresses)
+	err := m.cfg.Filter(state, addresses, lists)
 	if err != nil {
 		// The rules before stay in force: they were never wider than the
 		// state they were made for, and default drop came before any link.
 		m.cfg.Logger.Error("the filter was not changed", "err", err)
 	}
-	m.filtered = filterState{m.state, addresses, err, err == nil}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.filtered = filterState{state, addresses, lists, err, err == nil}
+}
+
+func (m *Monitor) boottime() int64 {
+	if m.cfg.Boottime != nil {
+		return m.cfg.Boottime()
+	}
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return math.MaxInt64 // no connection is younger: nothing can be kept
+	}
+	return t.Nano()
 }
 
 // addresses are those of every link, with their prefix lengths; netfilter

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/netfilter"
 )
 
 var built = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -82,7 +83,7 @@ func newBox(t *testing.T, change func(*Config)) *box {
 		Name: "gatehouse-test", HTTPSPort: 443, Vault: b.vault, Audit: b.audit,
 		Roles: func() []control.RoleStatus { return nil }, Alive: func(control.Role) {},
 		Log: func(control.LogQuery) []control.LogLine { return nil },
-		Filter: func(s control.State, _ []netip.Prefix) error {
+		Filter: func(s control.State, _ []netip.Prefix, _ netfilter.Lists) error {
 			b.states = append(b.states, s)
 			return nil
 		},
@@ -336,7 +337,7 @@ func TestNET1_FilterFollowsStateAndAddresses(t *testing.T) {
 	fail := errors.New("no")
 	b := newBox(t, func(c *Config) {
 		c.Machine.Links = func() []control.Link { return []control.Link{{Addresses: addresses}} }
-		c.Filter = func(_ control.State, a []netip.Prefix) error {
+		c.Filter = func(_ control.State, a []netip.Prefix, _ netfilter.Lists) error {
 			seen = append(seen, slices.Clone(a))
 			return fail
 		}

@@ -189,6 +189,13 @@ const commandOutput = 64 << 10
 // ends the program is killed and err says so. Its environment is empty but for
 // a PATH, its input is empty.
 func (r *Reaper) Command(ctx context.Context, path string, args ...string) (code int, output string, err error) {
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	return r.run(ctx, path, append([]string{path}, args...), &syscall.ProcAttr{Env: env, Sys: &syscall.SysProcAttr{Setsid: true}}, nil)
+}
+
+// run is Command for a child with attributes of its own; its files are not
+// among them.
+func (r *Reaper) run(ctx context.Context, path string, argv []string, attr *syscall.ProcAttr, keep map[uintptr]bool) (code int, output string, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return 0, "", fmt.Errorf("running %s: %w", path, err)
@@ -200,13 +207,9 @@ func (r *Reaper) Command(ctx context.Context, path string, args ...string) (code
 	}
 	defer out.Close()
 	defer in.Close()
+	attr.Files = []uintptr{null.Fd(), in.Fd(), in.Fd()}
 	var c *child
-	err = r.start(path, append([]string{path}, args...), &syscall.ProcAttr{
-		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
-		Files: []uintptr{null.Fd(), in.Fd(), in.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	}, nil, func(k *child) { c = k })
-	if err != nil {
+	if err = r.start(path, argv, attr, keep, func(k *child) { c = k }); err != nil {
 		return 0, "", err
 	}
 	in.Close()

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 )
 
 // capabilities are those that a row may name.
-var capabilities = map[string]uintptr{"CAP_NET_RAW": unix.CAP_NET_RAW}
+var capabilities = map[string]uintptr{"CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN}
 
 // spawn starts an incarnation. last waits for the end of its output and gives
 // the newest lines.
@@ -82,17 +83,45 @@ func (s *Supervisor) attributes(spec Spec, in *os.File) (attr *syscall.ProcAttr,
 	if len(names) > 0 {
 		env = append(env, control.EnvFiles+"="+strings.Join(names, ","))
 	}
-	sys := &syscall.SysProcAttr{Setsid: true}
-	if spec.SetUID {
+	sys, keep := spec.credentials()
+	return &syscall.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys}, keep, func() { null.Close() }, nil
+}
+
+// credentials are who the child is, and the capabilities that it keeps.
+func (s Spec) credentials() (sys *syscall.SysProcAttr, keep map[uintptr]bool) {
+	sys = &syscall.SysProcAttr{Setsid: true}
+	if s.SetUID {
 		// No groups besides: Groups empty and not NoSetGroups drops root's.
-		sys.Credential = &syscall.Credential{Uid: spec.UID, Gid: spec.GID}
+		sys.Credential = &syscall.Credential{Uid: s.UID, Gid: s.GID}
 		keep = make(map[uintptr]bool)
-		for _, name := range spec.Caps {
+		for _, name := range s.Caps {
 			keep[capabilities[name]] = true
 			sys.AmbientCaps = append(sys.AmbientCaps, capabilities[name])
 		}
 	}
-	return &syscall.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys}, keep, func() { null.Close() }, nil
+	return sys, keep
+}
+
+// Once runs a role that ends by itself, confined by its row as the others are,
+// with one argument besides its name. It gives what the role wrote, the end of
+// it if that is long; exit codes other than 0 are errors.
+func (r *Reaper) Once(ctx context.Context, spec Spec, argument string) (string, error) {
+	for _, f := range spec.Folders {
+		if err := f.prepare(); err != nil {
+			return "", fmt.Errorf("preparing %s: %w", spec.Role, err)
+		}
+	}
+	confine, err := spec.Confine.encode()
+	if err != nil {
+		return "", err
+	}
+	sys, keep := spec.credentials()
+	env := append(spec.Env[:len(spec.Env):len(spec.Env)], envConfine+"="+confine)
+	code, output, err := r.run(ctx, spec.program, []string{"gatehoused", string(spec.Role), argument}, &syscall.ProcAttr{Dir: "/", Env: env, Sys: sys}, keep)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%s ended with %d: %s", spec.Role, code, output)
+	}
+	return output, err
 }
 
 // prepare makes the folder, or puts its owner and mode right. What stands

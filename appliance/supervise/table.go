@@ -16,6 +16,7 @@ const (
 	uidGateway = 60902
 	uidConsole = 60903
 	uidAgent   = 60904
+	uidFilter  = 60905
 )
 
 // Paths is where things are; docs/architecture.md has both sets.
@@ -24,6 +25,8 @@ type Paths struct {
 	Control       string // the control socket
 	GatewaySocket string // where the agent finds the gateway
 	Data          string // the data volume, or the state folder
+	Lists         string // files of the allowlists; "" while locked
+	Admission     string // what the filter role tells gateway and console
 }
 
 // Options is what makes one table differ from another.
@@ -117,6 +120,32 @@ func Table(p Paths, o Options) []Spec {
 	return specs
 }
 
+// Filter is the row of the role that runs while allowlists change, and is not
+// kept running: it reads their files and cannot change them, holds the one
+// capability of the packet filter, and writes who may come in for the others.
+func Filter(p Paths, o Options) Spec {
+	s := Spec{
+		Role: control.Filter, UID: uidFilter, Caps: []string{"CAP_NET_ADMIN"}, OOMScore: 600,
+		Confine: Confinement{
+			Read:     []string{p.Lists, "/proc/self", "/proc/sys/net", "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"},
+			Limits:   limits(256, o),
+			Families: []string{"AF_NETLINK"},
+		},
+	}
+	s.program = p.Program
+	if s.program == "" {
+		s.program = "/proc/self/exe"
+	}
+	s.GID, s.SetUID = s.UID, o.Privileged
+	if !o.Privileged {
+		s.UID, s.GID, s.Caps = o.UID, o.GID, nil
+	}
+	s.Confine.Role = s.Role
+	s.Confine.Write = []string{filepath.Dir(p.Admission)}
+	s.Folders = []Folder{{filepath.Dir(p.Admission), s.UID, s.GID, 0o755}}
+	return s
+}
+
 // fill adds what all roles have alike.
 func (s *Spec) fill(p Paths, o Options) {
 	s.program = p.Program
@@ -137,6 +166,13 @@ func (s *Spec) fill(p Paths, o Options) {
 		// Where /etc/resolv.conf leads with systemd-resolved, resolvconf, NetworkManager.
 		s.Confine.Read = append(s.Confine.Read, "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
 	}
+	if p.Admission != "" && (s.Role == control.Gateway || s.Role == control.Console) {
+		s.Env = append(s.Env, control.EnvAdmission+"="+p.Admission)
+		// The folder is there before the role, or Landlock would never let it in.
+		folder := Filter(p, o).Folders[0]
+		s.Folders = append(s.Folders, folder)
+		s.Confine.Read = append(s.Confine.Read, folder.Path)
+	}
 	if s.Role == control.Agent {
 		s.Env = append(s.Env, control.EnvGateway+"="+p.GatewaySocket)
 	}
@@ -146,7 +182,7 @@ func (s *Spec) fill(p Paths, o Options) {
 	}
 	state := filepath.Join(p.Data, string(s.Role))
 	s.Env = append(s.Env, control.EnvState+"="+state)
-	s.Folders = []Folder{{state, s.UID, s.GID, 0o700}}
+	s.Folders = append(s.Folders, Folder{state, s.UID, s.GID, 0o700})
 	s.Confine.Write = []string{state}
 	if s.Role == control.Console {
 		audit := filepath.Join(p.Data, "audit")

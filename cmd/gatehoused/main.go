@@ -2,7 +2,7 @@
 //
 //	gatehoused init      PID 1 of our own image (also by being PID 1)
 //	gatehoused serve     the same, hosted: on a NAS system, server or container
-//	gatehoused network|gateway|console|agent
+//	gatehoused network|gateway|console|agent|filter
 //	                     a role, started by the two above and by nobody else
 package main
 
@@ -20,6 +20,7 @@ import (
 	"gatehouse/appliance/boot"
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/filter"
 	"gatehouse/appliance/gateway"
 	"gatehouse/appliance/network"
 	"gatehouse/appliance/supervise"
@@ -37,7 +38,7 @@ const usage = `gatehoused is the program of a Gatehouse box.
   gatehoused serve [--config FILE] [--state DIR] …   run hosted, see gatehoused serve --help
   gatehoused version
 
-init, network, gateway, console and agent are started by the box itself.
+init, network, gateway, console, agent and filter are started by the box itself.
 `
 
 func main() { os.Exit(run(os.Args)) }
@@ -68,6 +69,9 @@ func run(args []string) int {
 		fmt.Print(usage)
 		return 0
 	}
+	if control.Role(word) == control.Filter && len(rest) == 1 {
+		return once(rest[0])
+	}
 	if body, ok := roles[control.Role(word)]; ok {
 		return role(control.Role(word), body)
 	}
@@ -83,6 +87,19 @@ var roles = map[control.Role]body{
 	control.Gateway: gateway.Run,
 	control.Console: console.Run,
 	control.Agent:   agent.Run,
+}
+
+// once runs the role that ends by itself.
+func once(order string) int {
+	sentence, err := supervise.Confine(control.Filter)
+	if err == nil {
+		err = filter.Run(order, os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gatehoused filter:", err, sentence)
+		return 125
+	}
+	return 0
 }
 
 // role runs one role to its end. Nothing of it runs before it is confined.

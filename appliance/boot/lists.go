@@ -1,0 +1,51 @@
+package boot
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"gatehouse/appliance/lists"
+	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/supervise"
+)
+
+// listPaths says where the files of the allowlists are, and the file by which
+// gateway and console learn who may come in.
+func listPaths(p *supervise.Paths) {
+	p.Lists = filepath.Join(p.Data, "lists")
+	p.Admission = filepath.Join(filepath.Dir(p.Control), "lists", "admission")
+}
+
+// lists opens the folder and says how the filter role is run.
+func (r *roles) lists() (*monitor.Lists, error) {
+	folder, err := lists.Open(r.paths.Lists)
+	if err != nil {
+		return nil, err
+	}
+	spec := supervise.Filter(r.paths, r.options)
+	return &monitor.Lists{Folder: folder, Filter: func(ctx context.Context, o lists.Order) (lists.Answer, error) {
+		o.Admission, o.Form, o.Ports = r.paths.Admission, r.form, r.ports
+		order, err := json.Marshal(o)
+		if err != nil {
+			return lists.Answer{}, fmt.Errorf("asking the filter: %w", err)
+		}
+		output, err := r.reaper.Once(ctx, spec, string(order))
+		if err != nil {
+			return lists.Answer{}, err
+		}
+		return answerOf(output)
+	}}, nil
+}
+
+// answerOf reads the last line; what comes before it went to the log.
+func answerOf(output string) (lists.Answer, error) {
+	var a lists.Answer
+	line := output[strings.LastIndexByte(output, '\n')+1:]
+	if err := json.Unmarshal([]byte(line), &a); err != nil {
+		return a, fmt.Errorf("the filter answered what is no answer: %w", err)
+	}
+	return a, nil
+}
