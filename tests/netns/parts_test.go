@@ -19,6 +19,7 @@ func TestMain(m *testing.M) {
 		"scan":   func(args []string, w io.Writer) error { return scanPart(args, w) },
 		"knock":  knock,
 		"fetch":  fetch,
+		"fill":   fillPart,
 	})
 }
 
