@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/account"
+	"gatehouse/appliance/admission"
 	"gatehouse/appliance/audit"
 	"gatehouse/appliance/cert"
 	"gatehouse/appliance/console/shell"
@@ -29,6 +31,7 @@ import (
 	"gatehouse/appliance/setup"
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
+	"gatehouse/appliance/task"
 )
 
 // databaseFile is the database in the role's folder.
@@ -70,7 +73,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		return err
 	}
 	s := &console{env: env, control: c, log: log, names: hostNames(status), steady: steadyClock()}
-	s.box = &shell.Box{Name: status.Name, Wall: time.Now, Log: log, Status: s.status, Audit: s.audit}
+	lists := admission.Open(env.Admission, log)
+	lists.OnChange(func() {
+		if n := listener.Cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }); n > 0 {
+			log.Info("connections of sources that no list admits any more were closed", "connections", n)
+		}
+	})
+	s.box = &shell.Box{Name: status.Name, Wall: time.Now, Scopes: lists.Scopes, Log: log, Status: s.status, Audit: s.audit}
 	certificate, err := s.open(ctx)
 	if err != nil {
 		return err
@@ -78,7 +87,9 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	if s.db != nil {
 		defer s.db.Close()
 	}
-	return serve(ctx, listener, certificate, s, log)
+	return task.Run(ctx, lists, task.Func("web", func(ctx context.Context) error {
+		return serve(ctx, listener, certificate, s, log)
+	}))
 }
 
 // steadyClock is the wall clock of now that goes on by the monotonic one, so

@@ -16,6 +16,7 @@ import (
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
+	"gatehouse/netfilter/allowlist"
 )
 
 // table is every route of the console. A route that is not in it does not
@@ -44,7 +45,7 @@ func (s *console) table(state control.State) []shell.Route {
 // siteRoutes are authenticated by the site's own key, not by a session.
 func (s *console) siteRoutes() []shell.Route {
 	site := func(path string, h http.HandlerFunc) shell.Route {
-		return shell.Route{Method: http.MethodPost, Path: path, States: shell.InEach, API: true,
+		return shell.Route{Method: http.MethodPost, Path: path, States: shell.InEach, Scope: allowlist.Sites, API: true,
 			Handle: func(v *shell.Visit) error { h(v.W, v.R); return nil }}
 	}
 	return []shell.Route{site(enroll.PathEnrol, s.hub.HandleEnrol), site(enroll.PathReport, s.hub.HandleReport)}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/admission"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/task"
 	"gatehouse/netfilter"
@@ -21,7 +22,8 @@ const lookEvery = 3 * time.Second
 // it turns away has cost a handshake already, which is why every face says
 // "not in the kernel".
 type door struct {
-	ask func(context.Context) (control.Status, error)
+	ask   func(context.Context) (control.Status, error)
+	lists *admission.Watch
 
 	mu   sync.Mutex
 	open bool // judged elsewhere, or open to all
@@ -63,6 +65,9 @@ func (d *door) watch() task.Task {
 
 func (d *door) admits(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
+	if d.lists != nil && d.lists.Scopes(a) == 0 {
+		return false
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.open || a.IsLoopback() || slices.ContainsFunc(d.own, func(p netip.Prefix) bool { return p.Contains(a) })

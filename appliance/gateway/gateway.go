@@ -17,9 +17,13 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/admission"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/handover"
 	"gatehouse/appliance/task"
+	"gatehouse/netfilter/allowlist"
 )
 
 // Limits. The times add up to less than 15 s, after which no connection that
@@ -39,9 +43,6 @@ const (
 // our own uid may too, since hosted without privilege all roles have one.
 const agentUID = 60904
 
-// allScopes is what every source has while no list restricts any.
-var allScopes = []string{"console", "sites", "visitors"}
-
 // Run is the gateway until ctx ends or one of its listeners fails.
 func Run(ctx context.Context, env control.Environment, c *control.Client, log *slog.Logger) error {
 	sender, err := handover.NewSender(env.Files[control.FileConsole])
@@ -56,7 +57,8 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	if err != nil {
 		return err
 	}
-	d := &door{ask: ask}
+	lists := admission.Open(env.Admission, log)
+	d := &door{ask: ask, lists: lists}
 	if err := d.look(ctx); err != nil {
 		return err
 	}
@@ -69,11 +71,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		return errors.Join(err, web.Close())
 	}
 	g := newGateway(sender, log)
+	g.lists = lists
+	lists.OnChange(func() { g.waiting.cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }) })
 	p := newPage(status.Name, web.Addr())
 	tasks := []task.Task{
 		task.Func("port 443", func(ctx context.Context) error { return g.serve(ctx, guarded{web, d}, g.web) }),
 		task.Func("port 80", func(ctx context.Context) error { return p.serve(ctx, guarded{plain, d}, log) }),
-		d.watch(),
+		d.watch(), lists,
 	}
 	if !env.Locked { // locked, there is no agent
 		local, err := inherited[*net.UnixListener](env, control.FileAgent)
@@ -106,11 +110,12 @@ type gateway struct {
 	sender  *handover.Sender
 	log     *slog.Logger
 	waiting *waiting
+	lists   *admission.Watch
 	memory  atomic.Int64
 }
 
 func newGateway(s *handover.Sender, log *slog.Logger) *gateway {
-	return &gateway{sender: s, log: log, waiting: newWaiting(maxWaiting, maxSource)}
+	return &gateway{sender: s, log: log, lists: admission.Open("", log), waiting: newWaiting(maxWaiting, maxSource)}
 }
 
 // serve accepts until ctx ends. The goroutines are bounded by waiting: the
@@ -177,6 +182,7 @@ func address(a net.Addr) netip.AddrPort {
 
 // web reads a ClientHello and passes the connection on or refuses it.
 func (g *gateway) web(ctx context.Context, c net.Conn) error {
+	accepted := boottime()
 	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return err
 	}
@@ -197,7 +203,7 @@ func (g *gateway) web(ctx context.Context, c net.Conn) error {
 		_, err := c.Write(alert(refusal))
 		return errors.Join(fmt.Errorf("protocols %q are not served", protocols), err)
 	}
-	return g.pass(ctx, c, kind, h.raw)
+	return g.pass(ctx, c, kind, h.raw, accepted)
 }
 
 // extra is what a hello holds beyond what every connection may.
@@ -230,12 +236,18 @@ func (g *gateway) read(c net.Conn, h *hello) error {
 	}
 }
 
-func (g *gateway) pass(ctx context.Context, c net.Conn, kind handover.Kind, peeked []byte) error {
+func (g *gateway) pass(ctx context.Context, c net.Conn, kind handover.Kind, peeked []byte, accepted int64) error {
 	s, ok := c.(syscall.Conn)
 	if !ok {
 		return fmt.Errorf("handing over: %T has no descriptor", c)
 	}
-	m := handover.Meta{Kind: kind, Remote: address(c.RemoteAddr()), Local: address(c.LocalAddr()), Scopes: allScopes}
+	m := handover.Meta{Kind: kind, Remote: address(c.RemoteAddr()), Local: address(c.LocalAddr()), Scopes: allowlist.Everything.Names(), Accepted: accepted}
+	if kind != handover.Agent {
+		// Judged again: the lists may have changed since it was accepted.
+		if m.Scopes = g.lists.Scopes(m.Remote.Addr()).Names(); len(m.Scopes) == 0 {
+			return errors.New("no list admits the source any more")
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, handTime)
 	defer cancel()
 	err := g.sender.Send(ctx, s, m, peeked)
@@ -243,6 +255,15 @@ func (g *gateway) pass(ctx context.Context, c net.Conn, kind handover.Kind, peek
 		g.log.Warn("the console does not take connections", "err", err)
 	}
 	return err
+}
+
+// boottime is the time in ns that all processes of the box share.
+func boottime() int64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0 // older than any change: nothing is confirmed over it
+	}
+	return t.Nano()
 }
 
 // local passes on what comes from the box's own agent.
@@ -260,7 +281,7 @@ func (g *gateway) local(ctx context.Context, c net.Conn) error {
 		g.log.Warn("a local connection was refused", "err", err)
 		return err
 	}
-	return g.pass(ctx, c, handover.Agent, nil)
+	return g.pass(ctx, c, handover.Agent, nil, boottime())
 }
 
 func mayBeAgent(uid, own uint32) bool { return uid == 0 || uid == agentUID || uid == own }

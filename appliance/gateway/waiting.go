@@ -23,6 +23,7 @@ type waiting struct {
 
 type guest struct {
 	conn         io.Closer
+	addr         netip.Addr
 	from         netip.Prefix
 	place, among *list.Element // nil once out
 }
@@ -33,7 +34,7 @@ func newWaiting(all, perSource int) *waiting {
 
 // enter takes a connection in and closes another one if it must.
 func (w *waiting) enter(c io.Closer, from netip.Addr) *guest {
-	g := &guest{conn: c, from: handover.Source(from)}
+	g := &guest{conn: c, addr: from.Unmap().WithZone(""), from: handover.Source(from)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if l := w.source[g.from]; l != nil && l.Len() >= w.perSource {
@@ -56,6 +57,20 @@ func (w *waiting) leave(g *guest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.remove(g)
+}
+
+// cut closes the connections whose source is not to be kept. The local socket
+// has no source, and stays.
+func (w *waiting) cut(keep func(netip.Addr) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for e := w.order.Front(); e != nil; {
+		next := e.Next()
+		if g, ok := e.Value.(*guest); ok && g.addr.IsValid() && !keep(g.addr) {
+			w.evict(e)
+		}
+		e = next
+	}
 }
 
 func (w *waiting) evict(e *list.Element) {

@@ -35,6 +35,9 @@ type Meta struct {
 	Remote netip.AddrPort // zero for the local socket
 	Local  netip.AddrPort // zero for the local socket
 	Scopes []string       // the scopes that the source has
+	// Accepted is when the sender accepted it, in ns of CLOCK_BOOTTIME, which
+	// all processes share: a change can be confirmed only over a younger one.
+	Accepted int64
 }
 
 // Limits of one message.
@@ -43,10 +46,10 @@ const (
 	MaxPeeked = 64 << 10
 	maxScopes = 8
 	maxScope  = 32
-	maxHead   = 3 + 2*(1+64) + 1 + maxScopes*(1+maxScope) + 4
+	maxHead   = 3 + 2*(1+64) + 1 + maxScopes*(1+maxScope) + 8 + 4
 )
 
-const version = 1
+const version = 2
 
 var errMalformed = errors.New("the handed-over message is malformed")
 
@@ -54,7 +57,7 @@ var kinds = []Kind{Web, ACME, Agent} // the index is the byte on the wire
 
 // appendMessage writes: version, kind, remote and local (each a length byte
 // and netip's binary form), the count of scopes and each with a length byte,
-// the length of the peeked bytes (4, big-endian), the peeked bytes.
+// the time (8, big-endian), the length of the peeked bytes (4), the peeked bytes.
 func appendMessage(b []byte, m Meta, peeked []byte) ([]byte, error) {
 	kind := slices.Index(kinds, m.Kind)
 	if kind < 0 {
@@ -81,6 +84,7 @@ func appendMessage(b []byte, m Meta, peeked []byte) ([]byte, error) {
 		}
 		b = append(append(b, byte(len(s))), s...)
 	}
+	b = binary.BigEndian.AppendUint64(b, uint64(m.Accepted))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(peeked)))
 	return append(b, peeked...), nil
 }
@@ -141,10 +145,11 @@ func parseMessage(b []byte) (Meta, []byte, error) {
 		}
 		m.Scopes = append(m.Scopes, string(s))
 	}
-	size := c.take(4)
+	accepted, size := c.take(8), c.take(4)
 	if c.bad {
 		return Meta{}, nil, fmt.Errorf("%w: it ends too early", errMalformed)
 	}
+	m.Accepted = int64(binary.BigEndian.Uint64(accepted))
 	if want := binary.BigEndian.Uint32(size); want > MaxPeeked || int(want) != len(c.b) {
 		return Meta{}, nil, fmt.Errorf("%w: %d peeked bytes announced, %d sent", errMalformed, want, len(c.b))
 	}

@@ -158,6 +158,23 @@ func (l *Listener) evict(from func(netip.Prefix) bool) {
 	idle.inner.Close() // its user sees that, and closes it again
 }
 
+// Cut closes the connections whose source is not to be kept, and says how many.
+// Whoever uses them sees an error at the next read or write, upgraded and
+// HTTP/2 connections included.
+func (l *Listener) Cut(keep func(netip.Addr) bool) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for c := range l.open {
+		if !keep(c.meta.Remote.Addr().Unmap().WithZone("")) {
+			l.drop(c)
+			c.inner.Close() // its user sees that, and closes it again
+			n++
+		}
+	}
+	return n
+}
+
 func (l *Listener) forget(c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -14,6 +14,8 @@ var sample = Meta{
 	Remote: netip.MustParseAddrPort("[2001:db8::7]:50000"),
 	Local:  netip.MustParseAddrPort("192.0.2.1:443"),
 	Scopes: []string{"console", "sites"},
+
+	Accepted: 1<<40 + 7,
 }
 
 func TestMessageRefuses(t *testing.T) {
@@ -32,7 +34,7 @@ func TestMessageRefuses(t *testing.T) {
 		return b
 	}
 	for name, b := range map[string][]byte{
-		"another version":    alter(0, 2),
+		"another version":    alter(0, 1),
 		"an unknown kind":    alter(1, byte(len(kinds))),
 		"an odd address":     alter(2, 5),
 		"bytes that follow":  append(bytes.Clone(good), 0),

@@ -9,6 +9,7 @@ import (
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
+	"gatehouse/netfilter/allowlist"
 )
 
 // Need is who may use a route.
@@ -27,10 +28,12 @@ type Route struct {
 	Method string // GET (HEAD goes with it) or POST
 	Path   string // exact; there are no patterns
 	States []control.State
+	Scope  allowlist.Scope // what the source's lists must be for; none said: the console
 	Need   Need
 	Right  right.Right // for Full
 	Fresh  bool        // password and factor given a short while ago
 	API    bool        // answers with JSON and problem documents
+	Body   int64       // most bytes of a request; 0: 64 KiB
 	Quiet  bool        // a page asks this by itself: it does not keep a session alive
 	Handle func(*Visit) error
 }

@@ -15,6 +15,7 @@ import (
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/handover"
+	"gatehouse/netfilter/allowlist"
 )
 
 // Box is what the pages work with.
@@ -22,7 +23,9 @@ type Box struct {
 	Name     string
 	Accounts *account.Accounts // nil while locked
 	Wall     func() time.Time
-	Status   func(context.Context) (control.Status, error)
+	// Scopes is what a source may reach now; nil: everything.
+	Scopes func(netip.Addr) allowlist.Scope
+	Status func(context.Context) (control.Status, error)
 	// Audit returns when the event is on disk. A handler calls it before the
 	// change it is about, and does not make the change if it fails.
 	Audit func(context.Context, control.Event) error
@@ -48,6 +51,52 @@ func (v *Visit) Ctx() context.Context { return v.R.Context() }
 // Person is who asks.
 func (v *Visit) Person() account.Person { return v.Session.Person }
 
+// Address is the exact address that the connection comes from; not valid for
+// the box's own agent.
+func (v *Visit) Address() netip.Addr {
+	a, err := netip.ParseAddrPort(v.R.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Addr().Unmap().WithZone("")
+}
+
+// Local is the address of the box that the connection goes to.
+func (v *Visit) Local() netip.Addr {
+	if c := connOf(v.R); c != nil {
+		return c.Meta().Local.Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
+// Accepted is when the connection was accepted, in ns of CLOCK_BOOTTIME.
+func (v *Visit) Accepted() int64 {
+	if c := connOf(v.R); c != nil {
+		return c.Meta().Accepted
+	}
+	return 0
+}
+
+// CloseAfter ends the connection once the answer is sent, so that what the
+// browser does next comes over a new one. For HTTP/2 the server says GOAWAY.
+func (v *Visit) CloseAfter() { v.W.Header().Set("Connection", "close") }
+
+// inScope judges the source by the lists of now, not by those of when it
+// connected: a browser keeps a connection for hours.
+func (v *Visit) inScope() bool {
+	if v.Box.Scopes == nil {
+		return true
+	}
+	if c := connOf(v.R); c != nil && c.Meta().Kind == handover.Agent {
+		return true // the box itself
+	}
+	need := v.Route.Scope
+	if need == 0 {
+		need = allowlist.Console
+	}
+	return v.Box.Scopes(v.Address())&need != 0
+}
+
 // From is the asker's address, for the audit log.
 func (v *Visit) From() string { return v.Origin.Source.Addr().String() }
 
@@ -63,7 +112,11 @@ func (v *Visit) serve(route Route) {
 	v.Route = route
 	v.Origin = originOf(v.R)
 	if !route.API || v.R.Method == http.MethodPost && !strings.HasPrefix(route.Path, "/api/v1/site/") {
-		v.R.Body = http.MaxBytesReader(v.W, v.R.Body, maxBody)
+		v.R.Body = http.MaxBytesReader(v.W, v.R.Body, max(maxBody, route.Body))
+	}
+	if !v.inScope() {
+		v.fail(http.StatusForbidden, "Your address is in no allowlist for this.", "Someone who gets in can add "+v.Address().String()+" to a list for it.")
+		return
 	}
 	ok, err := v.admitted()
 	if err == nil && ok {
