@@ -14,6 +14,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getpid() == 1 && os.Getenv(envTests) != "" {
+		inGuest(m)
+	}
 	Main(m, map[string]func([]string, io.Writer) error{
 		"listen": listen,
 		"scan":   func(args []string, w io.Writer) error { return scanPart(args, w) },
