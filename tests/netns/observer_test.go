@@ -131,9 +131,9 @@ func (g gun) shoot(p []byte) error {
 	}
 }
 
-// syn is a TCP segment that begins a connection.
-func syn(from, to netip.Addr, sport, dport uint16) []byte {
-	p := make([]byte, 20)
+// syn is a TCP segment that begins a connection; the data is of even length.
+func syn(from, to netip.Addr, sport, dport uint16, data ...byte) []byte {
+	p := append(make([]byte, 20), data...)
 	binary.BigEndian.PutUint16(p[0:], sport)
 	binary.BigEndian.PutUint16(p[2:], dport)
 	binary.BigEndian.PutUint32(p[4:], 0x67617465)

@@ -9,8 +9,11 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -23,6 +26,7 @@ func TestMain(m *testing.M) {
 		"knock":  knock,
 		"fetch":  fetch,
 		"fill":   fillPart,
+		"slow":   slow,
 	})
 }
 
@@ -138,6 +142,33 @@ func knock(args []string, w io.Writer) error {
 		fmt.Fprintln(w, at.UnixNano())
 	default:
 		fmt.Fprintln(w, 0)
+	}
+	return nil
+}
+
+// slow reads what a listener sends in small parts, and fails when no more comes.
+func slow(args []string, w io.Writer) error {
+	d := net.Dialer{Timeout: 5 * time.Second, Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
+		return errors.Join(err, cerr)
+	}}
+	c, err := d.Dial("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	b := make([]byte, 2000)
+	for n := 0; n < bulk; {
+		c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		m, err := c.Read(b)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			fmt.Fprintln(w, "began")
+		}
+		n += m
+		time.Sleep(20 * time.Millisecond)
 	}
 	return nil
 }
