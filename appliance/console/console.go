@@ -52,6 +52,7 @@ type console struct {
 	shown    control.Certificate
 	reason   string // why locked
 	steady   func() time.Time
+	lists    *admission.Watch
 
 	handler atomic.Pointer[http.Handler]
 }
@@ -72,13 +73,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	if err != nil {
 		return err
 	}
-	s := &console{env: env, control: c, log: log, names: hostNames(status), steady: steadyClock()}
 	lists := admission.Open(env.Admission, log)
 	lists.OnChange(func() {
 		if n := listener.Cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }); n > 0 {
 			log.Info("connections of sources that no list admits any more were closed", "connections", n)
 		}
 	})
+	s := &console{env: env, control: c, log: log, names: hostNames(status), steady: steadyClock(), lists: lists}
 	s.box = &shell.Box{Name: status.Name, Wall: time.Now, Scopes: lists.Scopes, Log: log, Status: s.status, Audit: s.audit}
 	certificate, err := s.open(ctx)
 	if err != nil {

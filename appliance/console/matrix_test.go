@@ -47,6 +47,10 @@ ready:POST:/api/v1/site/enrol:0: ready:POST:/api/v1/site/report:0:
 ready:GET:/sign-in/code:1: ready:POST:/sign-in/code:1:
 ready:GET:/welcome/clock:2: ready:POST:/welcome/clock:2: ready:GET:/welcome/factor:2: ready:POST:/welcome/factor:2: ready:POST:/sign-out:2:
 ready:GET:/:3:read-status ready:GET:/status/live:3:read-status ready:GET:/api/v1/details:3:read-status
+ready:GET:/allowlists:3:configure ready:POST:/allowlists/switch:3:configure ready:GET:/allowlists/edit:3:configure ready:POST:/allowlists/edit:3:configure
+ready:POST:/allowlists/remove:3:configure ready:POST:/allowlists/keep:3:configure ready:POST:/allowlists/revert:3:configure
+ready:GET:/api/v1/allowlists:3:configure ready:GET:/api/v1/allowlists/document:3:configure ready:POST:/api/v1/allowlists/try:3:configure
+ready:POST:/api/v1/allowlists/test:3:configure ready:POST:/api/v1/allowlists/keep:3:configure ready:POST:/api/v1/allowlists/revert:3:configure
 ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/audit/export.jsonl:3:read-audit
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure

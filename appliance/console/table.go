@@ -3,7 +3,9 @@ package console
 import (
 	"context"
 	"net/http"
+	"net/netip"
 
+	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/claim"
 	"gatehouse/appliance/console/factor"
@@ -32,6 +34,7 @@ func (s *console) table(state control.State) []shell.Route {
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
 		status.New(s.settings, s.hub.Sites, s.auditReader()).Routes(),
+		allowlists.New(s.listPorts()).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
 		profile.New().Routes(),
@@ -58,6 +61,34 @@ func (s *console) setClock(ctx context.Context, q control.ClockSet) (control.Clo
 func (s *console) power(ctx context.Context, q control.Power) error {
 	_, err := control.OpPower.Call(ctx, s.control, q)
 	return err
+}
+
+// listPorts are the requests about allowlists.
+func (s *console) listPorts() allowlists.Ports {
+	return allowlists.Ports{
+		Lists: func(ctx context.Context) (control.Lists, error) {
+			return control.OpLists.Call(ctx, s.control, control.None{})
+		},
+		Read: func(ctx context.Context, q control.ListsRead) (control.ListsPart, error) {
+			return control.OpListsRead.Call(ctx, s.control, q)
+		},
+		Stage: func(ctx context.Context, q control.ListsStage) error {
+			_, err := control.OpListsStage.Call(ctx, s.control, q)
+			return err
+		},
+		Try: func(ctx context.Context, q control.ListsTry) (control.ListsReport, error) {
+			return control.OpListsTry.Call(ctx, s.control, q)
+		},
+		Keep: func(ctx context.Context, q control.Keep) error {
+			_, err := control.OpKeep.Call(ctx, s.control, q)
+			return err
+		},
+		Revert: func(ctx context.Context, q control.Revert) error {
+			_, err := control.OpRevert.Call(ctx, s.control, q)
+			return err
+		},
+		Judge: func(a netip.Addr) ([]string, allowlist.Scope) { return s.lists.Lists(a), s.lists.Scopes(a) },
+	}
 }
 
 func (s *console) readLog(ctx context.Context, q control.LogQuery) (control.LogLines, error) {

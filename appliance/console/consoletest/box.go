@@ -61,6 +61,7 @@ type Box struct {
 	ready    control.ConsoleReady
 	powered  []control.Power
 	clock    control.Clock
+	lists    allowlists
 	stop     func()
 }
 
@@ -199,7 +200,7 @@ func (b *Box) pass(ctx context.Context, s *handover.Sender) {
 		}
 		remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
 		local := conn.LocalAddr().(*net.TCPAddr).AddrPort()
-		err = s.Send(ctx, conn.(*net.TCPConn), handover.Meta{Kind: handover.Web, Remote: plain(remote), Local: plain(local)}, nil)
+		err = s.Send(ctx, conn.(*net.TCPConn), handover.Meta{Kind: handover.Web, Remote: plain(remote), Local: plain(local), Accepted: boottime()}, nil)
 		conn.Close()
 		if err != nil && ctx.Err() == nil {
 			b.t.Errorf("passing a connection: %v", err)

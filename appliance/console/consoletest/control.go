@@ -10,6 +10,7 @@ import (
 )
 
 func (b *Box) handle(s *control.Server) {
+	b.handleLists(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})

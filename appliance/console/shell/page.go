@@ -54,6 +54,7 @@ var nav = []struct {
 	right            right.Right
 }{
 	{"/", "Status", "status", right.ReadStatus},
+	{"/allowlists", "Allowlists", "gate", right.Configure},
 	{"/audit", "Audit", "audit", right.ReadAudit},
 	{"/system", "System", "system", right.ReadLogs},
 	{"/account", "Account", "account", right.OwnAccount},
@@ -116,6 +117,9 @@ var notes = map[string]string{
 	"place":    "The settings were stored.",
 	"out":      "You are signed out.",
 	"clock":    "The clock was set.",
+	"tried":    "The change is in effect. Keep it below, or it goes back by itself.",
+	"kept":     "The change is kept.",
+	"reverted": "The change was taken back.",
 }
 
 var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>

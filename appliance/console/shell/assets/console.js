@@ -115,4 +115,15 @@ for (const el of document.querySelectorAll("input[data-zone]")) {
 		list.append(o);
 	}
 }
+for (const el of document.querySelectorAll("[data-countdown]")) {
+	const end = performance.now() + 1000 * Number(el.dataset.countdown);
+	const timer = setInterval(() => {
+		const left = Math.max(0, Math.ceil((end - performance.now()) / 1000));
+		el.textContent = left ? `in ${left} seconds` : "now";
+		if (!left) {
+			clearInterval(timer);
+			setTimeout(() => location.replace("/allowlists"), 1500);
+		}
+	}, 250);
+}
 localTimes(document);

@@ -1,0 +1,435 @@
+package allowlists
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/control"
+	"gatehouse/netfilter/allowlist"
+)
+
+//go:embed *.html
+var files embed.FS
+
+const (
+	// maxText is the most that the page edits; a textarea with more is no help.
+	// The tool sends up to maxDocument.
+	maxText     = 1 << 20
+	maxDocument = 16 << 20
+)
+
+// Pages are the routes of the allowlists.
+type Pages struct {
+	service
+	list, edit shell.Page
+}
+
+// New makes the pages.
+func New(p Ports) *Pages {
+	return &Pages{service: service{Ports: p}, list: shell.Parse(files, "allowlists.html"), edit: shell.Parse(files, "edit.html")}
+}
+
+// Routes are this package's rows of the table.
+func (p *Pages) Routes() []shell.Route {
+	row := func(method, path string, h func(*shell.Visit) error) shell.Route {
+		return shell.Route{Method: method, Path: path, States: []control.State{control.StateReady}, Need: shell.Full, Right: right.Configure, Handle: h,
+			API: strings.HasPrefix(path, "/api/")}
+	}
+	edit := row("POST", "/allowlists/edit", p.change)
+	edit.Body = 4 * maxText // percent-encoded at worst three to one
+	try := row("POST", "/api/v1/allowlists/try", p.apiTry)
+	try.Body = maxDocument
+	return []shell.Route{
+		row("GET", "/allowlists", p.show), row("POST", "/allowlists/switch", p.turn),
+		row("GET", "/allowlists/edit", p.open), edit, row("POST", "/allowlists/remove", p.remove),
+		row("POST", "/allowlists/keep", p.keep), row("POST", "/allowlists/revert", p.revert),
+		row("GET", "/api/v1/allowlists", p.apiLists), row("GET", "/api/v1/allowlists/document", p.apiDocument), try,
+		row("POST", "/api/v1/allowlists/test", p.apiTest),
+		row("POST", "/api/v1/allowlists/keep", p.apiKeep), row("POST", "/api/v1/allowlists/revert", p.apiRevert),
+	}
+}
+
+type view struct {
+	Lists    control.Lists
+	Address  netip.Addr // of the reader
+	In       []string   // lists that have it
+	Admitted bool
+	Tested   *tested
+	Report   *control.ListsReport // of a switch that was refused
+	Enable   bool                 // what that switch was to do
+	Cut      bool                 // the reader would be cut off, and may insist
+}
+
+type tested struct {
+	Address string
+	In      []string
+	Scopes  []string
+}
+
+func (p *Pages) view(v *shell.Visit) (view, error) {
+	lists, err := p.Lists(v.Ctx())
+	if err != nil {
+		return view{}, err
+	}
+	w := view{Lists: lists, Address: v.Address()}
+	var scopes allowlist.Scope
+	w.In, scopes = p.Judge(w.Address)
+	w.Admitted = scopes&allowlist.Console != 0
+	return w, nil
+}
+
+func (p *Pages) show(v *shell.Visit) error {
+	w, err := p.view(v)
+	if err != nil {
+		return err
+	}
+	if text := strings.TrimSpace(v.R.FormValue("address")); text != "" {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return v.ShowAgain(p.list, w, shell.Refuse(fmt.Sprintf("%.60q is not an address. Write one such as 192.0.2.7 or 2001:db8::7.", text)))
+		}
+		t := tested{Address: a.Unmap().String()}
+		var scopes allowlist.Scope
+		t.In, scopes = p.Judge(a)
+		t.Scopes = scopes.Names()
+		w.Tested = &t
+	}
+	return v.Show(p.list, w)
+}
+
+func (p *Pages) ask(v *shell.Visit, dry, force bool) control.ListsTry {
+	return control.ListsTry{DryRun: dry, Force: force, Watch: []netip.Addr{v.Address()}, Actor: v.Person().Email, From: v.Address().String()}
+}
+
+// turn is the switch for all lists.
+func (p *Pages) turn(v *shell.Visit) error {
+	d, err := p.document(v.Ctx())
+	if err != nil {
+		return err
+	}
+	d.Enabled = v.R.FormValue("to") == "on"
+	report, err := p.propose(v.Ctx(), d, p.ask(v, false, v.R.FormValue("force") == "yes"))
+	if err == nil && report.Candidate != nil {
+		return applied(v)
+	}
+	w, verr := p.view(v)
+	if verr != nil {
+		return errors.Join(err, verr)
+	}
+	if err != nil {
+		return v.ShowAgain(p.list, w, err)
+	}
+	w.Report, w.Cut, w.Enable = &report, report.SelfCut, d.Enabled
+	return v.ShowAgain(p.list, w, shell.Refuse("Nothing was changed: "+reason(report)))
+}
+
+// reason is the first problem as a sentence.
+func reason(r control.ListsReport) string {
+	if len(r.Problems) == 0 {
+		return "the lists were refused."
+	}
+	q := r.Problems[0]
+	where := ""
+	switch {
+	case q.Line > 0:
+		where = fmt.Sprintf(" (%s, line %d)", q.File, q.Line)
+	case q.File != "":
+		where = " (" + q.File + ")"
+	}
+	return strings.TrimSuffix(q.Reason, ".") + where + "."
+}
+
+// applied leads back to the page over a new connection, the only kind that can
+// keep the change.
+func applied(v *shell.Visit) error {
+	v.CloseAfter()
+	v.Redirect("/allowlists?done=tried")
+	return nil
+}
+
+type editor struct {
+	Old     string // name in force; "" for a new list
+	List    ListDocument
+	Text    string
+	TooBig  int64 // bytes, of a list that the page does not edit
+	Address netip.Addr
+	Scopes  []scopeBox
+	Report  *control.ListsReport
+	Lines   map[int]string // what is wrong, by line
+	Rest    []control.Problem
+	Checked bool // a dry run went through
+	Cut     bool
+}
+
+type scopeBox struct {
+	Name, Words string
+	On          bool
+}
+
+var scopeWords = map[string]string{
+	"console": "Console: these pages, the API and the tool", "sites": "Sites: boxes that enrol here and report", "visitors": "Visitors: people invited to one session",
+}
+
+func (e *editor) boxes() {
+	e.Scopes = nil
+	for _, name := range allowlist.Everything.Names() {
+		e.Scopes = append(e.Scopes, scopeBox{name, scopeWords[name], slices.Contains(e.List.Scopes, name)})
+	}
+}
+
+func (p *Pages) open(v *shell.Visit) error {
+	e := editor{Old: v.R.FormValue("name"), Address: v.Address(), List: ListDocument{Enabled: true, Scopes: allowlist.Everything.Names()}}
+	if e.Old != "" {
+		d, err := p.document(v.Ctx())
+		if err != nil {
+			return err
+		}
+		l := d.find(e.Old)
+		if l == nil {
+			return shell.Refuse("There is no such list. It may have been removed meanwhile.")
+		}
+		b, err := p.file(v.Ctx(), e.Old+allowlist.Suffix)
+		if err != nil {
+			return err
+		}
+		e.List, e.Text = *l, string(b)
+		if len(b) > maxText {
+			e.Text, e.TooBig = "", int64(len(b))
+		}
+	}
+	if e.Old == "" && v.R.FormValue("mine") == "yes" {
+		e.List.Name, e.Text = "office", v.Address().String()+"  # added by "+v.Person().Email+"\n"
+	}
+	e.boxes()
+	return v.Show(p.edit, e)
+}
+
+// change is the editor's form: check says what would change, apply does it.
+func (p *Pages) change(v *shell.Visit) error {
+	if err := v.R.ParseForm(); err != nil {
+		return err
+	}
+	f := v.R.PostForm
+	text := strings.ReplaceAll(f.Get("text"), "\r\n", "\n")
+	e := editor{Old: f.Get("old"), Text: text, Address: v.Address(), List: ListDocument{
+		Name: strings.TrimSpace(f.Get("name")), Enabled: f.Get("enabled") == "yes", Scopes: f["scope"], Note: strings.TrimSpace(f.Get("note")), AllowAll: f.Get("allow_all") == "yes", Text: &text,
+	}}
+	e.boxes()
+	if f.Get("do") == "mine" {
+		if e.Text != "" && !strings.HasSuffix(e.Text, "\n") {
+			e.Text += "\n"
+		}
+		e.Text += v.Address().String() + "  # added by " + v.Person().Email + "\n"
+		return v.Show(p.edit, e)
+	}
+	if len(text) > maxText {
+		return v.ShowAgain(p.edit, e, shell.Refuse("That is more than a page edits. Use the tool: gatehouse allowlist apply."))
+	}
+	d, err := p.document(v.Ctx())
+	if err != nil {
+		return err
+	}
+	if err := d.put(e.Old, e.List); err != nil {
+		return v.ShowAgain(p.edit, e, err)
+	}
+	if len(d.Lists) == 1 && e.Old == "" {
+		d.Enabled = f.Get("all") == "yes"
+	}
+	dry := f.Get("do") != "apply"
+	report, err := p.propose(v.Ctx(), d, p.ask(v, dry, f.Get("force") == "yes"))
+	if err != nil {
+		return v.ShowAgain(p.edit, e, err)
+	}
+	if report.Candidate != nil {
+		return applied(v)
+	}
+	return p.judged(v, e, report, dry)
+}
+
+// judged shows the form again with what was found.
+func (p *Pages) judged(v *shell.Visit, e editor, report control.ListsReport, dry bool) error {
+	e.Report, e.Cut, e.Lines = &report, report.SelfCut, make(map[int]string)
+	for _, q := range report.Problems {
+		if q.File == e.List.Name+allowlist.Suffix && q.Line > 0 {
+			e.Lines[q.Line] = q.Reason
+		} else {
+			e.Rest = append(e.Rest, q)
+		}
+	}
+	if e.Checked = dry && len(report.Problems) == 0; e.Checked {
+		return v.Show(p.edit, e)
+	}
+	return v.ShowAgain(p.edit, e, shell.Refuse("Nothing was changed: "+reason(report)))
+}
+
+// put replaces the list of that name, or adds one.
+func (d *Document) put(old string, l ListDocument) error {
+	if old == "" {
+		if d.find(l.Name) != nil {
+			return shell.Refuse("There is a list of this name already. Choose another name, or edit that list.")
+		}
+		d.Lists = append(d.Lists, l)
+		return nil
+	}
+	at := d.find(old)
+	if at == nil {
+		return shell.Refuse("The list was removed meanwhile, by someone else. Make a new one of this text.")
+	}
+	if old != l.Name && d.find(l.Name) != nil {
+		return shell.Refuse("There is a list of this name already.")
+	}
+	*at = l
+	return nil
+}
+
+func (p *Pages) remove(v *shell.Visit) error {
+	d, err := p.document(v.Ctx())
+	if err != nil {
+		return err
+	}
+	name := v.R.FormValue("name")
+	if d.find(name) == nil {
+		return shell.Refuse("There is no such list. It may have been removed already.")
+	}
+	d.Lists = slices.DeleteFunc(d.Lists, func(l ListDocument) bool { return l.Name == name })
+	report, err := p.propose(v.Ctx(), d, p.ask(v, false, v.R.FormValue("force") == "yes"))
+	if err != nil {
+		return err
+	}
+	if report.Candidate == nil {
+		return shell.Refuse("Nothing was changed: " + reason(report))
+	}
+	return applied(v)
+}
+
+func (p *Pages) keep(v *shell.Visit) error {
+	err := p.Keep(v.Ctx(), control.Keep{ID: v.R.FormValue("id"), Accepted: v.Accepted(), Actor: v.Person().Email, From: v.Address().String()})
+	if err != nil {
+		v.CloseAfter() // the next try comes over a new one
+		w, verr := p.view(v)
+		if verr != nil {
+			return errors.Join(err, verr)
+		}
+		return v.ShowAgain(p.list, w, err)
+	}
+	v.Redirect("/allowlists?done=kept")
+	return nil
+}
+
+func (p *Pages) revert(v *shell.Visit) error {
+	if err := p.Revert(v.Ctx(), control.Revert{ID: v.R.FormValue("id"), Actor: v.Person().Email, From: v.Address().String()}); err != nil {
+		w, verr := p.view(v)
+		if verr != nil {
+			return errors.Join(err, verr)
+		}
+		return v.ShowAgain(p.list, w, err)
+	}
+	v.Redirect("/allowlists?done=reverted")
+	return nil
+}
+
+func (p *Pages) apiLists(v *shell.Visit) error {
+	lists, err := p.Lists(v.Ctx())
+	if err != nil {
+		return err
+	}
+	return v.JSON(http.StatusOK, lists)
+}
+
+// apiDocument is the policy as it can be sent back; with ?list=NAME that one
+// has its text.
+func (p *Pages) apiDocument(v *shell.Visit) error {
+	d, err := p.document(v.Ctx())
+	if err != nil {
+		return err
+	}
+	if q, err := url.ParseQuery(v.R.URL.RawQuery); err != nil {
+		return shell.Refuse("The address cannot be read.")
+	} else if name := q.Get("list"); name != "" {
+		l := d.find(name)
+		if l == nil {
+			return shell.Refuse("There is no list of that name.")
+		}
+		b, err := p.file(v.Ctx(), name+allowlist.Suffix)
+		if err != nil {
+			return err
+		}
+		text := string(b)
+		l.Text = &text
+	}
+	return v.JSON(http.StatusOK, d)
+}
+
+type apiTry struct {
+	DryRun   bool     `json:"dry_run,omitempty"`
+	Force    bool     `json:"force,omitempty"`
+	Document Document `json:"document"`
+}
+
+func (p *Pages) apiTry(v *shell.Visit) error {
+	var q apiTry
+	if err := v.Decode(&q); err != nil {
+		return err
+	}
+	report, err := p.propose(v.Ctx(), q.Document, p.ask(v, q.DryRun, q.Force))
+	if err != nil {
+		return err
+	}
+	status := http.StatusOK
+	if len(report.Problems) > 0 {
+		status = http.StatusUnprocessableEntity
+	}
+	if report.Candidate != nil {
+		v.CloseAfter()
+	}
+	return v.JSON(status, report)
+}
+
+func (p *Pages) apiTest(v *shell.Visit) error {
+	var q struct {
+		Address netip.Addr `json:"address"`
+	}
+	if err := v.Decode(&q); err != nil {
+		return err
+	}
+	if !q.Address.IsValid() || q.Address.Zone() != "" {
+		return shell.Refuse("Give an address such as 192.0.2.7 or 2001:db8::7.")
+	}
+	lists, scopes := p.Judge(q.Address)
+	return v.JSON(http.StatusOK, map[string]any{"address": q.Address.Unmap(), "lists": append([]string{}, lists...), "scopes": append([]string{}, scopes.Names()...)})
+}
+
+type apiID struct {
+	ID string `json:"id"`
+}
+
+func (p *Pages) apiKeep(v *shell.Visit) error {
+	var q apiID
+	if err := v.Decode(&q); err != nil {
+		return err
+	}
+	if err := p.Keep(v.Ctx(), control.Keep{ID: q.ID, Accepted: v.Accepted(), Actor: v.Person().Email, From: v.Address().String()}); err != nil {
+		v.CloseAfter()
+		return err
+	}
+	return v.JSON(http.StatusOK, struct{}{})
+}
+
+func (p *Pages) apiRevert(v *shell.Visit) error {
+	var q apiID
+	if err := v.Decode(&q); err != nil {
+		return err
+	}
+	if err := p.Revert(v.Ctx(), control.Revert{ID: q.ID, Actor: v.Person().Email, From: v.Address().String()}); err != nil {
+		return err
+	}
+	return v.JSON(http.StatusOK, struct{}{})
+}
