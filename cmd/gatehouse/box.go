@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
 )
 
@@ -161,9 +162,19 @@ func (b *box) call(ctx context.Context, method, path string, question, answer an
 
 // reason finds the words in an answer (RFC 9457), safe for a terminal.
 func reason(body []byte) string {
-	var p struct{ Detail, Error, Title string }
+	var p struct {
+		Detail, Error, Title string
+		Problems             []control.Problem
+	}
 	if json.Unmarshal(body, &p) != nil {
 		return ""
+	}
+	if len(p.Problems) > 0 {
+		var lines []string
+		for _, q := range p.Problems[:min(len(p.Problems), 20)] {
+			lines = append(lines, problemLine(q))
+		}
+		return strings.Join(lines, "\n")
 	}
 	for _, s := range []string{p.Detail, p.Error, p.Title} {
 		if s != "" {

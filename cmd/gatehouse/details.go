@@ -33,36 +33,46 @@ func (s signIn) check() error {
 	return oneStdin(s.password, s.code)
 }
 
-// details signs in as a person does on the page, asks for what Status shows
-// there, and signs out. The answer is the box's, unchanged.
-func (b *box) details(ctx context.Context, s signIn, stdin io.Reader) (json.RawMessage, error) {
+// details is what Status shows a person who signs in; the answer is the box's,
+// unchanged.
+func (b *box) details(ctx context.Context, s signIn, stdin io.Reader) (answer json.RawMessage, err error) {
+	err = b.signedIn(ctx, s, stdin, func(ctx context.Context) error {
+		_, err := b.call(ctx, "GET", "/api/v1/details", nil, &answer)
+		return err
+	})
+	return answer, err
+}
+
+// signedIn signs in as a person does on the page, does something, and signs out.
+func (b *box) signedIn(ctx context.Context, s signIn, stdin io.Reader, do func(context.Context) error) error {
 	password, err := readSecret("password", s.password, stdin)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	code, err := readSecret("code", s.code, stdin)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if b.client.Jar, err = cookiejar.New(nil); err != nil {
-		return nil, err
+		return err
 	}
 	next, err := b.post(ctx, "/sign-in", url.Values{"email": {s.email}, "password": {password}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !strings.HasPrefix(next, "/sign-in/code") {
-		return nil, fail(exitConflict, "%s has no second factor yet: finish the set-up on the box's page first", s.email)
+		return fail(exitConflict, "%s has no second factor yet: finish the set-up on the box's page first", s.email)
 	}
 	if _, err := b.post(ctx, "/sign-in/code", url.Values{"code": {code}}); err != nil {
-		return nil, err
+		return err
 	}
-	var answer json.RawMessage
-	if _, err := b.call(ctx, "GET", "/api/v1/details", nil, &answer); err != nil {
-		return nil, err
+	if err := do(ctx); err != nil {
+		// What went wrong is said; that the session lives on for a while is not worse.
+		_, _ = b.post(ctx, "/sign-out", nil)
+		return err
 	}
 	_, err = b.post(ctx, "/sign-out", nil)
-	return answer, err
+	return err
 }
 
 // post sends a form; where the box leads to next says that it was taken.
