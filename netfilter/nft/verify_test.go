@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"gatehouse/appliance/control"
 	"gatehouse/netfilter"
+	"gatehouse/netfilter/allowlist"
 	"gatehouse/tests/netns"
 )
 
@@ -41,5 +43,49 @@ func TestReadBackFindsChanges(t *testing.T) {
 			}
 			return nil
 		})
+	}
+}
+
+// TestNET8_ReadBackFindsWhatIsMissing shows that a set that is not what was
+// sent is found, small or large: the first, the last, one too many, an end.
+func TestNET8_ReadBackFindsWhatIsMissing(t *testing.T) {
+	for _, n := range []int{1000, wholeReadBack + 1000} {
+		var ranges []allowlist.Range
+		for i := range n { // 10.0.0.0-10.0.0.3, 10.0.0.16-10.0.0.19, …
+			first := [4]byte{10, byte(i >> 12), byte(i >> 4), byte(i << 4)}
+			last := first
+			last[3] += 3
+			ranges = append(ranges, allowlist.Range{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)})
+		}
+		sets := []netfilter.Set{{SetName: netfilter.SetName{List: "x", Generation: 1}, Ranges: ranges}}
+		end := ranges[n-1]
+		for _, tamper := range []string{
+			"flush set inet gatehouse x_4_1",
+			"delete element inet gatehouse x_4_1 { 10.0.0.0-10.0.0.3 }",
+			fmt.Sprintf("delete element inet gatehouse x_4_1 { %s-%s }", end.First, end.Last),
+			"delete element inet gatehouse x_4_1 { 10.0.0.0-10.0.0.3 }; add element inet gatehouse x_4_1 { 10.0.0.0-10.0.0.4 }",
+			fmt.Sprintf("delete element inet gatehouse x_4_1 { %s-%s }; add element inet gatehouse x_4_1 { %s-%s }", end.First, end.Last, end.First, end.First),
+			"add element inet gatehouse x_4_1 { 192.0.2.0/24 }",
+		} {
+			if n > wholeReadBack && strings.HasPrefix(tamper, "add") {
+				continue // only the kernel's count, since Linux 6.16, would tell
+			}
+			h := netns.New(t, "box")
+			h.Do(t, func() error {
+				if err := fill(sets); err != nil {
+					return err
+				}
+				if err := readBack(sets); err != nil {
+					return err
+				}
+				if out, err := exec.Command("nft", tamper).CombinedOutput(); err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				if err := readBack(sets); err == nil {
+					t.Errorf("%d ranges, after %q: nothing was found", n, tamper)
+				}
+				return nil
+			})
+		}
 	}
 }

@@ -115,15 +115,20 @@ func newGun(t testing.TB, box, peer *Host, link string) gun {
 	return g
 }
 
-// shoot sends one IP packet; a queue that is full is the sender's to wait for.
-func (g gun) shoot(p []byte) error {
+// frame puts an Ethernet header before an IP packet.
+func (g gun) frame(p []byte) []byte {
 	kind := uint16(unix.ETH_P_IP)
 	if p[0]>>4 == 6 {
 		kind = unix.ETH_P_IPV6
 	}
-	frame := binary.BigEndian.AppendUint16(slices.Concat(g.to, g.from), kind)
+	return append(binary.BigEndian.AppendUint16(slices.Concat(g.to, g.from), kind), p...)
+}
+
+// shoot sends one IP packet; a queue that is full is the sender's to wait for.
+func (g gun) shoot(p []byte) error {
+	frame := g.frame(p)
 	for {
-		err := unix.Sendto(g.fd, append(frame, p...), 0, &unix.SockaddrLinklayer{Ifindex: g.link})
+		err := unix.Sendto(g.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: g.link})
 		if !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
