@@ -81,6 +81,7 @@ type Status struct {
 	Trust       Trust        `json:"trust"`
 	Clock       Clock        `json:"clock"`
 	Firewall    Firewall     `json:"firewall"`
+	Waiting     []Candidate  `json:"waiting,omitempty"` // changes that wait to be kept
 	Links       []Link       `json:"links"`
 	Roles       []RoleStatus `json:"roles"`
 	Volume      Volume       `json:"volume"`
@@ -117,6 +118,7 @@ type Clock struct {
 // Firewall is what stands between the wire and the gateway.
 type Firewall struct {
 	InKernel bool      `json:"in_kernel"`
+	Lists    bool      `json:"lists"` // allowlists are on
 	Sentence string    `json:"sentence"`
 	Counters []Counter `json:"counters"`
 }

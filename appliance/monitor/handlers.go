@@ -236,12 +236,12 @@ func (m *Monitor) Status() control.Status {
 	}
 	filtered := m.filtered
 	m.mu.Unlock()
-	s.Firewall = m.firewall(s.State, filtered)
+	s.Firewall, s.Waiting = m.firewall(s.State, filtered), m.Candidates()
 	return s
 }
 
 func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
-	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil}
+	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	switch {
 	case !f.InKernel:
 		f.Sentence = "not in the kernel: this program may not filter here"

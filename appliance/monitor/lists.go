@@ -251,6 +251,13 @@ func (m *Monitor) Lists() control.Lists {
 	return l
 }
 
+// listsOn says whether lists judge sources now.
+func (m *Monitor) listsOn() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lists.loaded && m.lists.answer.Enabled
+}
+
 // listsSentence says in words what the lists do now.
 func (m *Monitor) listsSentence() string {
 	m.mu.Lock()

@@ -21,6 +21,9 @@ type Actions interface {
 	Restart(ctx context.Context) error
 	PowerOff(ctx context.Context) error
 	Erase(ctx context.Context) error // everything; the box then restarts
+	// The ways out for those who locked themselves out.
+	RevertAll(ctx context.Context) error // what waits to be kept goes back
+	ListsOff(ctx context.Context) error  // the lists stay, and judge nobody
 }
 
 // Terminal is one console in the kernel's line mode, which echoes and edits.
@@ -233,6 +236,12 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 	case "3":
 		s.question("Switch off now? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
 			s.act(ctx, "Switching off.", s.c.Actions.PowerOff)
+		})
+	case "5":
+		s.act(ctx, "It is as it was before.", s.c.Actions.RevertAll)
+	case "6":
+		s.question("Anyone could then open the sign-in page. Type off, then Enter: ", "off", func(ctx context.Context, s *session) {
+			s.act(ctx, "The allowlists are off. The page switches them on again.", s.c.Actions.ListsOff)
 		})
 	case "4":
 		what := "people, settings, audit log and keys of this box will be gone for ever, and nobody will own it."

@@ -222,10 +222,43 @@ func (a *actions) list() string {
 	return strings.Join(a.done, " ")
 }
 
-func (a *actions) NewCode(context.Context) error  { return a.do("code") }
-func (a *actions) Restart(context.Context) error  { return a.do("restart") }
-func (a *actions) PowerOff(context.Context) error { return a.do("off") }
-func (a *actions) Erase(context.Context) error    { return a.do("erase") }
+func (a *actions) NewCode(context.Context) error   { return a.do("code") }
+func (a *actions) Restart(context.Context) error   { return a.do("restart") }
+func (a *actions) PowerOff(context.Context) error  { return a.do("off") }
+func (a *actions) Erase(context.Context) error     { return a.do("erase") }
+func (a *actions) RevertAll(context.Context) error { return a.do("undo") }
+func (a *actions) ListsOff(context.Context) error  { return a.do("lists off") }
+
+// TestNET3_ConsoleLetsTheLockedOutBackIn: what waits is undone by one key, the
+// lists are switched off after a question, and neither is offered for nothing.
+func TestNET3_ConsoleLetsTheLockedOutBackIn(t *testing.T) {
+	b := start(t, false, func(*control.Status) {})
+	b.types("5\n")
+	b.shows("There is no such choice.")
+	b.types("6\n")
+	b.shows("There is no such choice.")
+	b.set(func() {
+		b.status.Waiting = []control.Candidate{{ID: "x", About: control.AboutLists}}
+		b.status.Firewall.Lists = true
+		b.now = b.now.Add(time.Minute)
+	})
+	b.shows("5 Undo the change that waits 6 Switch the allowlists off")
+	b.types("5\n")
+	b.shows("It is as it was before.")
+	b.types("6\n")
+	b.shows("Type off, then Enter:")
+	b.types("no\n")
+	b.shows("Nothing was done.")
+	b.types("6\n")
+	b.shows("Type off, then Enter:")
+	b.types("off\n")
+	b.shows("The allowlists are off.")
+	b.actions.mu.Lock()
+	defer b.actions.mu.Unlock()
+	if got := strings.Join(b.actions.done, ","); got != "undo,lists off" {
+		t.Errorf("done: %s", got)
+	}
+}
 
 // bench is a panel at work on one console.
 type bench struct {

@@ -102,6 +102,12 @@ func choices(s control.Status) []choice {
 	} else if s.State != control.StateStarting {
 		c = append(c, choice{"4", "Erase and start anew"})
 	}
+	if len(s.Waiting) > 0 {
+		c = append(c, choice{"5", "Undo the change that waits"})
+	}
+	if s.Firewall.Lists {
+		c = append(c, choice{"6", "Switch the allowlists off"})
+	}
 	if s.URL != "" {
 		c = append(c, choice{"0", "Show QR"})
 	}
