@@ -15,21 +15,24 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func itoa(n int) string { return strconv.Itoa(n) }
 
 func TestBOX12_TableIsAsAgreed(t *testing.T) {
-	box := Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: "/data"}
-	hosted := Paths{Control: "/srv/gatehouse/run/control.sock", GatewaySocket: "/srv/gatehouse/run/gateway.sock", Data: "/srv/gatehouse"}
+	box := Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: "/data", Lists: "/data/lists", Admission: "/run/gatehouse/lists/admission"}
+	hosted := Paths{Control: "/srv/gatehouse/run/control.sock", GatewaySocket: "/srv/gatehouse/run/gateway.sock", Data: "/srv/gatehouse", Lists: "/srv/gatehouse/lists", Admission: "/srv/gatehouse/run/lists/admission"}
 	for _, test := range []struct {
 		name string
 		p    Paths
 		o    Options
 	}{
 		{"box", box, Options{Privileged: true, Version: "1.2.3"}},
-		{"locked", box, Options{Privileged: true, Version: "1.2.3", Locked: true}},
+		{"locked", Paths{Control: box.Control, GatewaySocket: box.GatewaySocket, Data: box.Data}, Options{Privileged: true, Version: "1.2.3", Locked: true}},
 		{"container", hosted, Options{Privileged: true, Version: "1.2.3", Hosted: "container"}},
 		{"user", hosted, Options{UID: 1000, GID: 1000, Version: "1.2.3", Hosted: "host"}},
 	} {
 		var b strings.Builder
 		for _, s := range Table(test.p, test.o) {
 			b.WriteString(s.String())
+		}
+		if !test.o.Locked {
+			b.WriteString(Filter(test.p, test.o).String())
 		}
 		path := "testdata/" + test.name + ".txt"
 		if *update {

@@ -64,6 +64,32 @@ await refreshed;
 await page.waitForTimeout(200);
 expect(await page.locator("h1").count() === 1, "one headline after the refresh");
 
+// Who may come in: no list, a mistake, what would change, in effect, kept, off.
+await page.click("nav >> text=Allowlists");
+await look(page, "09a-allowlists-none");
+await page.click("text=Make a list with my address");
+const mine = await page.inputValue("#text");
+await page.fill("#text", mine + "10.0.0.0/33\n");
+await page.click("button:has-text('Check what would change')");
+expect((await page.textContent("#lines")).includes("Line 2"), "the mistake is told with its line");
+await look(page, "09b-allowlist-wrong");
+await page.fill("#text", mine + "2001:db8::/32  # a branch\n");
+await page.click("button:has-text('Check what would change')");
+expect((await page.textContent("main")).includes("List office is new"), "what would change is told");
+await look(page, "09c-allowlist-checked");
+await page.click("button:has-text('Apply')");
+at(page, "/allowlists");
+await look(page, "09d-allowlist-waits");
+await page.click("button:has-text('Keep this change')");
+expect((await page.textContent("main")).includes("The change is kept"), "kept over a new connection");
+expect(await page.locator("text=waits to be kept").count() === 0, "nothing waits");
+await page.fill("[name=address]", "198.51.100.1");
+await page.click("button:has-text('Would it get in')");
+await look(page, "09e-allowlists");
+await page.click("button:has-text('Switch all lists off')");
+await page.click("button:has-text('Keep this change')");
+expect((await page.textContent("main")).includes("The change is kept"), "off, and kept");
+
 await page.click("nav >> text=Audit");
 await look(page, "10-audit");
 await page.click("button:has-text('Verify')");
