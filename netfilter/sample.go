@@ -48,8 +48,8 @@ const (
 	netlinkError   = 2
 	netlinkDone    = 3
 	netlinkOverrun = 4
-	logPacket      = 4<<8 | 0 // NFNL_SUBSYS_ULOG, NFULNL_MSG_PACKET
-	familyHeader   = 4        // struct nfgenmsg
+	logPacket      = 4 << 8 // NFNL_SUBSYS_ULOG, and NFULNL_MSG_PACKET is 0
+	familyHeader   = 4      // struct nfgenmsg
 	attrHeader     = 4
 	attrTypeMask   = 0x3fff // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 	attrTime       = 3      // NFULA_TIMESTAMP
