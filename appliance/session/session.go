@@ -46,7 +46,7 @@ const (
 	maxName     = 128 // bytes of a name that people read
 )
 
-// ID names one session, once: 128 random bits.
+// ID names one session, or one meeting of its ends at a gateway: 128 random bits, used once.
 type ID [16]byte
 
 // NewID reads one.

@@ -157,7 +157,7 @@ func TestSES1_EveryBitOfAGrantCounts(t *testing.T) {
 }
 
 func TestSES1_TicketsRefused(t *testing.T) {
-	ticket := example().Ticket(TechnicianSide, gate, noon)
+	ticket := example().Ticket(ID{9}, TechnicianSide, gate, noon)
 	b, err := ticket.Sign(signer)
 	if err != nil {
 		t.Fatal(err)
@@ -202,17 +202,17 @@ func TestSES1_TicketsRefused(t *testing.T) {
 // The times of a ticket never reach beyond its session.
 func TestSES7_TicketEndsWithItsSession(t *testing.T) {
 	g := example()
-	k := g.Ticket(AgentSide, gate, g.Until.Add(-time.Minute))
+	k := g.Ticket(ID{9}, AgentSide, gate, g.Until.Add(-time.Minute))
 	if k.Until != g.Until || k.End != g.Until || k.Key != g.Agent {
 		t.Errorf("%+v", k)
 	}
-	if _, err := g.Ticket(AgentSide, gate, g.Until.Add(time.Minute)).Sign(signer); err != nil {
+	if _, err := g.Ticket(ID{9}, AgentSide, gate, g.Until.Add(time.Minute)).Sign(signer); err != nil {
 		t.Error(err) // it is signed, and late everywhere
 	}
 }
 
 func TestSES1_TicketCountsOnce(t *testing.T) {
-	s, k := NewTickets(3), example().Ticket(AgentSide, gate, noon)
+	s, k := NewTickets(3), example().Ticket(ID{9}, AgentSide, gate, noon)
 	if err := s.Use(k, noon); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestSES1_Vectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ticket, err := g.Ticket(AgentSide, gate, noon).Sign(signer)
+	ticket, err := g.Ticket(ID{9}, AgentSide, gate, noon).Sign(signer)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,10 +18,11 @@ const (
 	TechnicianSide Side = "technician"
 )
 
-// Ticket lets one end into one gateway, once. It says neither who nor what:
-// a gateway needs to know that two ends belong together, and no more.
+// Ticket lets one end into one gateway, once. It says neither who nor what: a
+// gateway needs to know that two ends belong together, and no more. A session
+// takes as many meetings as it needs connections, each with an id of its own.
 type Ticket struct {
-	ID      ID
+	ID      ID // of the meeting, the same for both sides
 	Side    Side
 	Key     Key       // that the end proves to hold
 	Gateway Key       // where it counts
@@ -39,9 +40,10 @@ type rawTicket struct {
 	End     int64 `json:"end"`
 }
 
-// Ticket is the one that a side of the grant shows at a gateway, for the next while.
-func (g Grant) Ticket(side Side, gateway Key, now time.Time) Ticket {
-	t := Ticket{ID: g.ID, Side: side, Key: g.Key, Gateway: gateway, Until: now.Add(MaxWait).Truncate(time.Second).UTC(), End: g.Until}
+// Ticket is what a side of the grant shows at a gateway for one meeting, if it
+// comes within MaxWait.
+func (g Grant) Ticket(meeting ID, side Side, gateway Key, now time.Time) Ticket {
+	t := Ticket{ID: meeting, Side: side, Key: g.Key, Gateway: gateway, Until: now.Add(MaxWait).Truncate(time.Second).UTC(), End: g.Until}
 	if side == AgentSide {
 		t.Key = g.Agent
 	}
@@ -89,7 +91,7 @@ func OpenTicket(key ed25519.PublicKey, b []byte, now time.Time, gateway, shown K
 func (t Ticket) check() error {
 	switch {
 	case t.ID == ID{}, t.Key == Key{}, t.Gateway == Key{}:
-		return fmt.Errorf("%w: it lacks a session id or a key", ErrMalformed)
+		return fmt.Errorf("%w: it lacks the id of a meeting or a key", ErrMalformed)
 	case t.Side != AgentSide && t.Side != TechnicianSide:
 		return fmt.Errorf("%w: %.20q is not a side", ErrMalformed, t.Side)
 	case t.Until.Unix() <= 0 || t.End.Before(t.Until):
