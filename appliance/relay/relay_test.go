@@ -374,7 +374,7 @@ func TestSES10_IdleAndOverEnd(t *testing.T) {
 	b = newBench(t, nil)
 	g := b.grant()
 	g.Until = time.Now().Add(2 * time.Second).Truncate(time.Second)
-	agent, technician = b.joined(g)
+	_, technician = b.joined(g)
 	technician.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := technician.Read(make([]byte, 1)); err == nil {
 		t.Error("read a byte that nobody wrote")
