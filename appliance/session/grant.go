@@ -41,7 +41,7 @@ type Grant struct {
 	Target     Target
 	Functions  right.Functions
 	Recording  Recording
-	RecordTo   string    // public key that a recording is encrypted to; "" when off
+	RecordTo   []byte    // public key that a recording is encrypted to (package recording); nil when off
 	From       time.Time // whole seconds
 	Until      time.Time
 	Gateways   []Gateway // in the order of preference, at least one
@@ -58,7 +58,7 @@ type rawGrant struct {
 	Target     Target          `json:"target"`
 	Functions  right.Functions `json:"functions"`
 	Recording  Recording       `json:"recording"`
-	RecordTo   string          `json:"record_to"`
+	RecordTo   []byte          `json:"record_to"`
 	From       int64           `json:"from"`
 	Until      int64           `json:"until"`
 	Gateways   []Gateway       `json:"gateways"`
@@ -135,12 +135,15 @@ func (g Grant) check() error {
 func (g Grant) checkRecording() error {
 	switch g.Recording {
 	case RecordingOff:
-		if g.RecordTo != "" {
+		if g.RecordTo != nil {
 			return fmt.Errorf("%w: a key for recordings, and recording is off", ErrMalformed)
 		}
 		return nil
 	case RecordingAllowed, RecordingForced:
-		return checkName("the key for recordings", g.RecordTo)
+		if len(g.RecordTo) == 0 || len(g.RecordTo) > maxRecordTo {
+			return fmt.Errorf("%w: the key for recordings has %d bytes, want 1 to %d", ErrMalformed, len(g.RecordTo), maxRecordTo)
+		}
+		return nil
 	}
 	return fmt.Errorf("%w: recording is off, allowed or forced, not %.20q", ErrMalformed, g.Recording)
 }

@@ -43,7 +43,8 @@ const (
 	MaxLife     = 24 * time.Hour  // of a grant
 	MaxWait     = 5 * time.Minute // of a ticket: to arrive at the gateway, not to stay
 	maxGateways = 8
-	maxName     = 128 // bytes of a name that people read
+	maxName     = 128     // bytes of a name that people read
+	maxRecordTo = 2 << 10 // bytes: a hybrid key has 1216
 )
 
 // ID names one session, or one meeting of its ends at a gateway: 128 random bits, used once.

@@ -30,7 +30,7 @@ func example() Grant {
 	return Grant{
 		ID: ID{1, 2, 3}, Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Key: Key{1}, Agent: Key{2},
 		Target:    Target{"Accounts server", SSH, "192.0.2.10", 22},
-		Functions: right.RemoteControl | right.SendFiles | right.Record, Recording: RecordingForced, RecordTo: "age1example",
+		Functions: right.RemoteControl | right.SendFiles | right.Record, Recording: RecordingForced, RecordTo: []byte("a public key"),
 		From: noon, Until: noon.Add(time.Hour), Gateways: []Gateway{{"gate.example.com:443", gate}},
 	}
 }
@@ -70,8 +70,10 @@ func TestSES1_GrantsThatAreNotGiven(t *testing.T) {
 		"group":                     func(g *Grant) { g.Target.Host = "224.0.0.251" },
 		"empty label":               func(g *Grant) { g.Target.Host = "a..b" },
 		"a URL":                     func(g *Grant) { g.Target.Host = "http://a" },
-		"recording without a key":   func(g *Grant) { g.RecordTo = "" },
+		"recording without a key":   func(g *Grant) { g.RecordTo = nil },
 		"a key without recording":   func(g *Grant) { g.Recording = RecordingOff },
+		"a long key":                func(g *Grant) { g.RecordTo = make([]byte, maxRecordTo+1) },
+		"an empty key":              func(g *Grant) { g.RecordTo = []byte{} },
 		"unknown recording":         func(g *Grant) { g.Recording = "maybe" },
 		"ends before it begins":     func(g *Grant) { g.Until = g.From.Add(-time.Second) },
 		"a day and a second":        func(g *Grant) { g.Until = g.From.Add(MaxLife + time.Second) },
