@@ -9,6 +9,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"gatehouse/firmware/slot"
+	"gatehouse/image/authenticode"
 	"gatehouse/image/disk"
 	"gatehouse/image/uki"
 )
@@ -49,10 +50,18 @@ func (b Build) unified(p payload) error {
 	if err != nil {
 		return err
 	}
+	if whole, err = p.sign(whole); err != nil {
+		return fmt.Errorf("the UKI: %w", err)
+	}
 	return b.write(UKI, func(f *os.File) error {
 		_, err := f.Write(whole)
 		return err
 	})
+}
+
+// sign signs what firmware starts.
+func (p payload) sign(program []byte) ([]byte, error) {
+	return authenticode.Sign(program, p.signer.Certificate, p.signer.Signer)
 }
 
 // disks writes the disk image and the forms it is handed out in.
@@ -61,10 +70,14 @@ func (b Build) disks(p payload) error {
 	if err != nil {
 		return fmt.Errorf("reading the UKI: %w", err)
 	}
+	loader, err := p.sign(p.loader)
+	if err != nil {
+		return fmt.Errorf("the loader: %w", err)
+	}
 	sum := sha256.Sum256(whole)
 	err = b.write(Disk, func(f *os.File) error {
 		return disk.Write(f, []disk.File{
-			{Path: espLoader, Content: p.loader},
+			{Path: espLoader, Content: loader},
 			{Path: slot.A.Path(), Content: whole, Reserve: disk.SlotSize},
 			{Path: slot.B.Path(), Reserve: disk.SlotSize},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},

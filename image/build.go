@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gatehouse/image/debian"
+	"gatehouse/image/keys"
 )
 
 // A Build says what to build and where.
@@ -19,6 +21,7 @@ type Build struct {
 	Program string       // folder of the program that becomes /init
 	Output  string       // folder of the results and of the cache
 	Lock    string       // lock file to repeat; "" uses the one in Output, or makes it
+	Keys    string       // folder of the keys to sign with; "" for development keys in Output, made if there are none
 	Version string       // shown on every face and in the boot menu
 	Built   string       // RFC 3339, the floor of the box's clock
 	Log     *slog.Logger // progress
@@ -35,6 +38,7 @@ const (
 	DiskQcow2  = "gatehouse-amd64.qcow2"
 	keySuffix  = ".inputs"
 	cacheDir   = "cache"
+	keysDir    = "keys"
 	kernelMeta = "linux-image-amd64"
 )
 
@@ -51,6 +55,10 @@ func (b Build) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(b.Output, cacheDir), 0o755); err != nil {
 		return fmt.Errorf("making the output folder: %w", err)
 	}
+	signing, err := b.keys()
+	if err != nil {
+		return err
+	}
 	lock, err := b.lock(ctx)
 	if err != nil {
 		return err
@@ -59,7 +67,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key, err := b.inputs(ctx, text)
+	key, err := b.inputs(ctx, text, signing)
 	if err != nil {
 		return err
 	}
@@ -74,6 +82,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.signer = signing[keys.Programs]
 	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
 		if err := stage(p); err != nil {
 			return err
@@ -129,6 +138,22 @@ func (b Build) lock(ctx context.Context) (debian.Lock, error) {
 		}
 	}
 	return lock, nil
+}
+
+// keys reads what the image is signed with. Only development keys are made:
+// who names a folder means the keys that are in it.
+func (b Build) keys() (keys.Set, error) {
+	if b.Keys != "" {
+		return keys.Load(b.Keys)
+	}
+	dir := b.path(keysDir)
+	set, err := keys.Load(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if set, err = keys.New(dir, "Gatehouse development", time.Now()); err == nil {
+			b.Log.Info("development keys made", "folder", dir)
+		}
+	}
+	return set, err
 }
 
 func (b Build) cache() debian.Cache {

@@ -1,12 +1,17 @@
 package image
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"gatehouse/image/keys"
 )
 
 func build(t *testing.T) Build {
@@ -39,11 +44,34 @@ func TestRunRefusesLocks(t *testing.T) {
 	}
 }
 
+// Keys that were asked for are never replaced by others.
+func TestBOX5_BuildRefusesMissingKeys(t *testing.T) {
+	b := build(t)
+	b.Keys = filepath.Join(b.Output, "no-such-keys")
+	if err := b.Run(t.Context()); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no-such-keys") {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{b.Keys, b.path(keysDir), b.path(LockFile), b.path(Disk)} {
+		if _, err := os.Stat(name); err == nil {
+			t.Errorf("a refused build made %s", name)
+		}
+	}
+}
+
 func TestBOX1_InputsDecideTheImage(t *testing.T) {
+	one, err := keys.New(t.TempDir(), "one", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := keys.New(t.TempDir(), "two", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signing := one
 	key := func(change func(*Build), lock string) string {
 		b := build(t)
 		change(&b)
-		k, err := b.inputs(t.Context(), []byte(lock))
+		k, err := b.inputs(t.Context(), []byte(lock), signing)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,6 +82,11 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 	if key(same, "lock") != first {
 		t.Error("the same inputs gave another key: nothing would ever be current")
 	}
+	signing = two
+	if key(same, "lock") == first {
+		t.Error("another key is taken for the same image")
+	}
+	signing = one
 	for name, other := range map[string]string{
 		"lock":    key(same, "other lock"),
 		"version": key(func(b *Build) { b.Version = "2" }, "lock"),

@@ -13,6 +13,7 @@ import (
 
 	"gatehouse/image/debian"
 	"gatehouse/image/initramfs"
+	"gatehouse/image/keys"
 	"gatehouse/image/kmod"
 )
 
@@ -22,6 +23,7 @@ type payload struct {
 	release string // of the kernel
 	stub    []byte // the UKI's first part
 	loader  []byte // systemd-boot
+	signer  keys.Key
 	files   []initramfs.File
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 func imageCommand() *cobra.Command {
-	return group("image", "Build the box's image", imageBuildCommand(), imageLockCommand())
+	return group("image", "Build the box's image", imageBuildCommand(), imageLockCommand(), imageKeysCommand())
 }
 
 func imageBuildCommand() *cobra.Command {
@@ -30,7 +30,10 @@ func imageBuildCommand() *cobra.Command {
 The first build asks the Debian archive for the newest packages and writes what
 it used to packages.lock in the output folder; later builds use that lock. With
 --lock a build is repeated from the cache, without network. Two builds of one
-commit with one lock give the same bytes.`,
+commit with one lock and one set of keys give the same bytes.
+
+The loader and the system are signed, with the keys of --keys or with
+development keys that are made in the output folder when there are none.`,
 		Example: "  gatehouse image build\n  gatehouse image build --lock packages.lock --output build",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -42,6 +45,7 @@ commit with one lock give the same bytes.`,
 	}
 	buildFlags(c, &b)
 	c.Flags().StringVar(&b.Lock, "lock", "", "repeat the build of this lock `FILE` from the cache, without network")
+	c.Flags().StringVar(&b.Keys, "keys", "", "`FOLDER` of the keys to sign with (gatehouse image keys new makes them)")
 	c.Flags().StringVar(&b.Program, "program", "cmd/gatehoused", "`FOLDER` of the Go program that becomes /init")
 	c.Flags().StringVar(&b.Version, "version", "", "version of the image (from git when empty)")
 	return c

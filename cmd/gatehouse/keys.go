@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatehouse/image/keys"
+)
+
+func imageKeysCommand() *cobra.Command {
+	return group("keys", "Make and list the keys that images are signed with", keysNewCommand(), keysListCommand())
+}
+
+func keysNewCommand() *cobra.Command {
+	var name string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "new FOLDER",
+		Short: "Make the keys PK, KEK and db in a new folder",
+		Long: `Make the keys of Secure Boot: PK, who owns a machine; KEK, who may change what
+starts on it; db, what starts. Each is a certificate and a private key, PEM.
+
+Keep the folder where the private keys are safe: who has db.key makes systems
+that your boxes start, and a box that knows these keys starts no others.`,
+		Example: "  gatehouse image keys new keys\n  gatehouse image build --keys keys",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set, err := keys.New(args[0], name, time.Now())
+			if err != nil {
+				return err
+			}
+			return showKeys(cmd, set, asJSON)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&name, "name", "Gatehouse", "`NAME` that stands in the certificates")
+	return c
+}
+
+func keysListCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list [FOLDER]",
+		Short:   "List the keys of a folder (build/keys, the development keys)",
+		Example: "  gatehouse image keys list\n  gatehouse image keys list keys --json",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := "build/keys"
+			if len(args) > 0 {
+				dir = args[0]
+			}
+			set, err := keys.Load(dir)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fail(exitNotFound, "%v: gatehouse image keys new makes them, and gatehouse image build makes development keys", err)
+			}
+			if err != nil {
+				return err
+			}
+			return showKeys(cmd, set, asJSON)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// keyRow is a key as --json prints it.
+type keyRow struct {
+	Role        keys.Role `json:"role"`
+	Name        string    `json:"name"`
+	Fingerprint string    `json:"sha256"` // of the certificate
+	Until       time.Time `json:"until"`
+}
+
+func showKeys(cmd *cobra.Command, set keys.Set, asJSON bool) error {
+	var rows []keyRow
+	for _, r := range []keys.Role{keys.Platform, keys.Exchange, keys.Programs} {
+		k := set[r]
+		rows = append(rows, keyRow{r, k.Certificate.Subject.CommonName, k.Fingerprint(), k.Certificate.NotAfter.UTC()})
+	}
+	if asJSON {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "KEY\tNAME\tUNTIL\tSHA-256 OF THE CERTIFICATE")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Role, r.Name, r.Until.Format(time.DateOnly), r.Fingerprint)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,242 @@
+// Package authenticode signs EFI programs so that firmware with Secure Boot starts them.
+//
+// The shape follows Microsoft's "Windows Authenticode Portable Executable
+// Signature Format" and "PE Format", as far as UEFI 2.10 (32.2.3) asks for it: a
+// PKCS #7 SignedData with SHA-256 and RSA, in the program's certificate table.
+// There is no time in it: one program and one key give one signature.
+package authenticode
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+)
+
+// Offsets in PE32+ programs.
+const (
+	offsetOfPE       = 0x3c
+	optionalHeader   = 24 // from the PE signature
+	magicPE32Plus    = 0x20b
+	offsetOfChecksum = 64 // from the optional header
+	offsetOfTable    = 112 + 8*4
+	tableEntry       = 8
+	certAlign        = 8
+	certHead         = 8      // WIN_CERTIFICATE: length, revision, type
+	certRevision     = 0x0200 // WIN_CERT_REVISION_2_0
+	certPKCS         = 0x0002 // WIN_CERT_TYPE_PKCS_SIGNED_DATA
+)
+
+var (
+	oidSignedData   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
+	oidContentType  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 3}
+	oidDigest       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 4}
+	oidSHA256       = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}
+	oidRSA          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidIndirectData = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 4}
+	oidPEImage      = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 15}
+)
+
+// layout is where the parts are that the digest leaves out.
+type layout struct{ checksum, table int }
+
+func parse(pe []byte) (layout, error) {
+	le := binary.LittleEndian
+	if len(pe) < offsetOfPE+4 || string(pe[:2]) != "MZ" {
+		return layout{}, errors.New("it has no MS-DOS header")
+	}
+	at := int64(le.Uint32(pe[offsetOfPE:]))
+	if at+optionalHeader+offsetOfTable+tableEntry > int64(len(pe)) || string(pe[at:at+4]) != "PE\x00\x00" {
+		return layout{}, errors.New("it has no PE header")
+	}
+	optional := int(at) + optionalHeader
+	if le.Uint16(pe[optional:]) != magicPE32Plus {
+		return layout{}, errors.New("it is not a 64-bit EFI program")
+	}
+	return layout{optional + offsetOfChecksum, optional + offsetOfTable}, nil
+}
+
+// Digest is the SHA-256 that a signature covers, of a program without one: all
+// of it but the checksum and the place that names the signature, with zeros to
+// a length that divides by eight.
+func Digest(pe []byte) ([sha256.Size]byte, error) {
+	l, err := parse(pe)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("reading an EFI program: %w", err)
+	}
+	if binary.LittleEndian.Uint64(pe[l.table:]) != 0 {
+		return [sha256.Size]byte{}, errors.New("reading an EFI program: it is signed already")
+	}
+	h := sha256.New()
+	h.Write(pe[:l.checksum])
+	h.Write(pe[l.checksum+4 : l.table])
+	h.Write(pe[l.table+tableEntry:])
+	h.Write(make([]byte, padding(len(pe))))
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+func padding(n int) int { return -n & (certAlign - 1) }
+
+// Sign returns the program with a signature by the key of a certificate, which
+// has to be RSA: what firmware has had in db since there is Secure Boot.
+func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, error) {
+	if public, ok := key.Public().(*rsa.PublicKey); !ok || !public.Equal(certificate.PublicKey) {
+		return nil, errors.New("signing an EFI program: the key is not the RSA key of the certificate")
+	}
+	digest, err := Digest(pe)
+	if err != nil {
+		return nil, err
+	}
+	content, err := indirectData(digest)
+	if err != nil {
+		return nil, fmt.Errorf("signing an EFI program: %w", err)
+	}
+	signed, err := signedData(content, certificate, key)
+	if err != nil {
+		return nil, fmt.Errorf("signing an EFI program: %w", err)
+	}
+	l, err := parse(pe)
+	if err != nil {
+		return nil, err
+	}
+	out := append(bytes.Clone(pe), make([]byte, padding(len(pe)))...)
+	le := binary.LittleEndian
+	length := certHead + len(signed) + padding(len(signed))
+	le.PutUint32(out[l.table:], uint32(len(out)))
+	le.PutUint32(out[l.table+4:], uint32(length))
+	out = le.AppendUint32(out, uint32(length))
+	out = le.AppendUint16(out, certRevision)
+	out = le.AppendUint16(out, certPKCS)
+	out = append(out, signed...)
+	return append(out, make([]byte, padding(len(signed)))...), nil
+}
+
+// indirectData is SpcIndirectDataContent: this digest is of an EFI program.
+func indirectData(digest [sha256.Size]byte) ([]byte, error) {
+	type peImage struct {
+		Flags asn1.BitString
+		File  asn1.RawValue
+	}
+	type data struct {
+		Type  asn1.ObjectIdentifier
+		Value peImage
+	}
+	type digestInfo struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Digest    []byte
+	}
+	type content struct {
+		Data   data
+		Digest digestInfo
+	}
+	return asn1.Marshal(content{
+		// SpcLink, file, an empty SpcString: [0] [2] [0], as every signer writes it.
+		data{oidPEImage, peImage{asn1.BitString{}, asn1.RawValue{FullBytes: []byte{0xa0, 4, 0xa2, 2, 0x80, 0}}}},
+		digestInfo{sha256Algorithm(), digest[:]},
+	})
+}
+
+func sha256Algorithm() pkix.AlgorithmIdentifier {
+	return pkix.AlgorithmIdentifier{Algorithm: oidSHA256, Parameters: asn1.NullRawValue}
+}
+
+// The shapes of PKCS #7 (RFC 2315).
+type (
+	contentInfo struct {
+		Type    asn1.ObjectIdentifier
+		Content asn1.RawValue // explicit, tag 0
+	}
+	signedDataShape struct {
+		Version      int
+		Digests      []pkix.AlgorithmIdentifier `asn1:"set"`
+		Content      contentInfo
+		Certificates asn1.RawValue
+		Signers      []signerInfo `asn1:"set"`
+	}
+	signerInfo struct {
+		Version    int
+		Issuer     issuerAndSerial
+		Digest     pkix.AlgorithmIdentifier
+		Attributes asn1.RawValue
+		Encryption pkix.AlgorithmIdentifier
+		Signature  []byte
+	}
+	issuerAndSerial struct {
+		Issuer asn1.RawValue
+		Serial *big.Int
+	}
+	attribute struct {
+		Type   asn1.ObjectIdentifier
+		Values asn1.RawValue
+	}
+)
+
+func signedData(content []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, error) {
+	attributes, err := attributesOf(content)
+	if err != nil {
+		return nil, err
+	}
+	// Signed as a SET; sent with the tag [0] in its place (RFC 2315, 9.3).
+	set, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: attributes})
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(set)
+	signature, err := key.Sign(rand.Reader, sum[:], crypto.SHA256) // PKCS #1 v1.5: the same each time
+	if err != nil {
+		return nil, err
+	}
+	inner, err := asn1.Marshal(signedDataShape{
+		Version: 1, Digests: []pkix.AlgorithmIdentifier{sha256Algorithm()},
+		Content:      contentInfo{oidIndirectData, tagged(content)},
+		Certificates: tagged(certificate.Raw),
+		Signers: []signerInfo{{
+			Version: 1, Issuer: issuerAndSerial{asn1.RawValue{FullBytes: certificate.RawIssuer}, certificate.SerialNumber}, Digest: sha256Algorithm(),
+			Attributes: tagged(attributes),
+			Encryption: pkix.AlgorithmIdentifier{Algorithm: oidRSA, Parameters: asn1.NullRawValue}, Signature: signature,
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(contentInfo{oidSignedData, tagged(inner)})
+}
+
+// tagged is b under [0].
+func tagged(b []byte) asn1.RawValue {
+	return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: b}
+}
+
+// attributesOf are what the signature really covers: the kind of content, and
+// its digest, taken without the outer tag and length.
+func attributesOf(content []byte) ([]byte, error) {
+	var whole asn1.RawValue
+	if _, err := asn1.Unmarshal(content, &whole); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(whole.Bytes)
+	var out []byte
+	for _, a := range []struct {
+		oid   asn1.ObjectIdentifier
+		value any
+	}{{oidContentType, oidIndirectData}, {oidDigest, sum[:]}} {
+		value, err := asn1.Marshal(a.value)
+		if err != nil {
+			return nil, err
+		}
+		b, err := asn1.Marshal(attribute{a.oid, asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: value}})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b...) // in the order of DER: the shorter one first
+	}
+	return out, nil
+}

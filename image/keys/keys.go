@@ -1,0 +1,184 @@
+// Package keys makes and reads the keys that an image is signed with.
+//
+// They lie in one folder: for each Role a certificate, ROLE.crt, and its private
+// key, ROLE.key, both PEM. Development keys are made when an image is built and
+// there are none; they say so in their names, and are worth nothing to anybody
+// who did not build that image.
+package keys
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Role is what a key is for, by UEFI's names (UEFI 2.10, 32.3).
+type Role string
+
+// The platform key says who owns the machine, the key exchange key who may
+// change what starts on it, db what starts.
+const (
+	Platform Role = "PK"
+	Exchange Role = "KEK"
+	Programs Role = "db"
+)
+
+var all = []Role{Platform, Exchange, Programs}
+
+// size in bits: what every firmware with Secure Boot takes.
+const size = 2048
+
+// Key is one key with its certificate.
+type Key struct {
+	Role        Role
+	Certificate *x509.Certificate
+	Signer      crypto.Signer
+}
+
+// Fingerprint is the SHA-256 of the certificate, 64 lower-case hex digits.
+func (k Key) Fingerprint() string {
+	sum := sha256.Sum256(k.Certificate.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// Set is one of each.
+type Set map[Role]Key
+
+// Load reads the keys of a folder. Without any the error is fs.ErrNotExist;
+// with some of them missing it is another, since nothing may be made anew then.
+func Load(dir string) (Set, error) {
+	s := make(Set)
+	missing := 0
+	for _, r := range all {
+		k, err := read(dir, r)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing++
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s[r] = k
+	}
+	switch missing {
+	case 0:
+		return s, nil
+	case len(all):
+		return nil, fmt.Errorf("there are no keys in %s: %w", dir, fs.ErrNotExist)
+	}
+	return nil, fmt.Errorf("%s has only some of the keys PK, KEK and db: put the others back, or choose another folder", dir)
+}
+
+func read(dir string, r Role) (Key, error) {
+	fail := func(err error) (Key, error) { return Key{}, fmt.Errorf("reading the key %s: %w", r, err) }
+	cert, certErr := block(filepath.Join(dir, string(r)+".crt"), "CERTIFICATE")
+	key, keyErr := block(filepath.Join(dir, string(r)+".key"), "PRIVATE KEY")
+	switch {
+	case errors.Is(certErr, fs.ErrNotExist) && errors.Is(keyErr, fs.ErrNotExist):
+		return fail(fs.ErrNotExist)
+	case errors.Is(certErr, fs.ErrNotExist), errors.Is(keyErr, fs.ErrNotExist):
+		return fail(fmt.Errorf("%s has one of %s.crt and %s.key, and not the other", dir, r, r))
+	case certErr != nil || keyErr != nil:
+		return fail(errors.Join(certErr, keyErr))
+	}
+	c, err := x509.ParseCertificate(cert)
+	if err != nil {
+		return fail(err)
+	}
+	private, err := x509.ParsePKCS8PrivateKey(key)
+	if err != nil {
+		return fail(err)
+	}
+	k, ok := private.(*rsa.PrivateKey)
+	if !ok || k.N.BitLen() < size || !k.PublicKey.Equal(c.PublicKey) {
+		return fail(fmt.Errorf("%s.key is not the RSA key of %d bits or more of %s.crt", r, size, r))
+	}
+	return Key{r, c, k}, nil
+}
+
+func block(file, kind string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	p, rest := pem.Decode(b)
+	if p == nil || p.Type != kind || len(rest) != 0 {
+		return nil, fmt.Errorf("%s is not one PEM block %s", file, kind)
+	}
+	return p.Bytes, nil
+}
+
+// New makes keys in a folder that has none. name stands in their certificates.
+// A key is written before its certificate, and nothing is ever replaced.
+func New(dir, name string, now time.Time) (Set, error) {
+	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = fmt.Errorf("%s has keys already: a box that knows them would not start what others sign", dir)
+		}
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder of the keys: %w", err)
+	}
+	for _, r := range all {
+		if err := create(dir, name, r, now); err != nil {
+			return nil, fmt.Errorf("making the key %s: %w", r, err)
+		}
+	}
+	return Load(dir)
+}
+
+func create(dir, name string, r Role, now time.Time) error {
+	key, err := rsa.GenerateKey(rand.Reader, size)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return err
+	}
+	// Firmware does not look at the dates; tools warn about them.
+	c := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name + " " + string(r)},
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(20, 0, 0), BasicConstraintsValid: true, IsCA: r != Programs,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	if r == Programs {
+		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		suffix, kind string
+		content      []byte
+		mode         fs.FileMode
+	}{{".key", "PRIVATE KEY", private, 0o600}, {".crt", "CERTIFICATE", cert, 0o644}} {
+		file, err := os.OpenFile(filepath.Join(dir, string(r)+f.suffix), os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.mode)
+		if err != nil {
+			return err
+		}
+		err = pem.Encode(file, &pem.Block{Type: f.kind, Bytes: f.content})
+		if err := errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
