@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatehouse/image"
+	"gatehouse/image/keys"
 	"gatehouse/image/qemu"
 )
 
@@ -29,6 +30,7 @@ type runOptions struct {
 	http, https string
 	serial      string
 	code        string
+	keys        string // folder of the keys that the machine knows; "": Secure Boot is off
 }
 
 func runCommand() *cobra.Command {
@@ -62,6 +64,7 @@ Ctrl-C or SIGTERM presses the power button, a second one cuts the power.`,
 	f.IntVar(&o.machine.Memory, "memory", 512, "memory in `MB`")
 	f.IntVar(&o.machine.CPUs, "cpus", 1, "number of processors")
 	f.BoolVar(&o.machine.NoTPM, "no-tpm", false, "a machine without a TPM")
+	f.StringVar(&o.keys, "secure-boot", "", "a machine that starts only what the keys of this `FOLDER` have signed (build/keys)")
 	f.BoolVar(&o.machine.NVMe, "nvme", false, "attach the disk as NVMe instead of virtio")
 	f.StringVar(&o.machine.QMP, "qmp", "", "open a QEMU control socket at `PATH`")
 	f.StringVar(&o.code, "code", "", "set this claim `CODE` on the new disk, or read it with file:PATH or -")
@@ -76,6 +79,15 @@ func run(ctx context.Context, o runOptions, cmd *cobra.Command) error {
 	log := progress(cmd.ErrOrStderr())
 	if (o.machine.Kernel == "") != (o.machine.Initramfs == "") {
 		return fail(exitUsage, "a direct boot needs both --kernel and --initramfs")
+	}
+	if o.keys != "" {
+		set, err := keys.Load(o.keys)
+		if err != nil {
+			return err
+		}
+		o.machine.SecureBoot = &qemu.SecureBoot{
+			Platform: set[keys.Platform].Certificate, Exchange: set[keys.Exchange].Certificate, Programs: set[keys.Programs].Certificate,
+		}
 	}
 	fresh, err := o.prepareDisk(log)
 	if err != nil {

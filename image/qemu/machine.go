@@ -3,6 +3,7 @@
 package qemu
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -33,11 +34,12 @@ type Machine struct {
 	Tap     string   // an existing TAP interface in the place of Forward
 	TapFile *os.File // the same, opened, which may be in another network namespace
 
-	NoTPM    bool
-	NVMe     bool   // the disk is an NVMe one instead of virtio
-	Clock    string // RTC at start, as 2020-01-01T00:00:00; "" is now
-	WriteLog string // records every disk write in dm-log-writes format
-	QMP      string // a further control socket for others, by path
+	NoTPM      bool
+	SecureBoot *SecureBoot // on, with these certificates, from the first start on; nil: off
+	NVMe       bool        // the disk is an NVMe one instead of virtio
+	Clock      string      // RTC at start, as 2020-01-01T00:00:00; "" is now
+	WriteLog   string      // records every disk write in dm-log-writes format
+	QMP        string      // a further control socket for others, by path
 
 	// Direct boot: kernel and initramfs without firmware and without disk
 	// loader. Append is the whole kernel command line.
@@ -47,10 +49,11 @@ type Machine struct {
 	Log    *slog.Logger
 }
 
-// Debian's ovmf package. The 4M build is the current layout of the two; this
-// one has no Secure Boot keys and does not need SMM.
+// Debian's ovmf package. The 4M build is the current layout of the two. The one
+// with Secure Boot keeps its variables from the guest by SMM.
 const (
 	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	firmwareSafe = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
@@ -69,17 +72,39 @@ func (m Machine) prepare() (identity [16]byte, err error) {
 	if err := os.MkdirAll(filepath.Join(m.State, tpmFolder), 0o700); err != nil {
 		return identity, fmt.Errorf("making the machine's state folder: %w", err)
 	}
-	vars := filepath.Join(m.State, varsFile)
-	if _, err := os.Stat(vars); errors.Is(err, fs.ErrNotExist) && m.Kernel == "" {
-		content, err := os.ReadFile(firmwareVars)
-		if err != nil {
-			return identity, fmt.Errorf("copying fresh UEFI variables (install package ovmf): %w", err)
-		}
-		if err := os.WriteFile(vars, content, 0o600); err != nil {
-			return identity, fmt.Errorf("copying fresh UEFI variables: %w", err)
+	if m.Kernel == "" {
+		if err := m.prepareVars(filepath.Join(m.State, varsFile)); err != nil {
+			return identity, err
 		}
 	}
 	return readIdentity(filepath.Join(m.State, identityFile))
+}
+
+// prepareVars gives a new machine fresh variables, and the keys of its owner if
+// it has any; a machine that was started without them is another one.
+func (m Machine) prepareVars(file string) error {
+	content, err := os.ReadFile(file)
+	switch {
+	case err == nil:
+		if m.SecureBoot != nil && !bytes.Contains(content, m.SecureBoot.Programs.Raw) {
+			return fmt.Errorf("the machine in %s does not know these keys: choose another folder for its state", m.State)
+		}
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("reading the machine's UEFI variables: %w", err)
+	}
+	if content, err = os.ReadFile(firmwareVars); err != nil {
+		return fmt.Errorf("copying fresh UEFI variables (install package ovmf): %w", err)
+	}
+	if m.SecureBoot != nil {
+		if content, err = m.SecureBoot.enrol(content); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		return fmt.Errorf("copying fresh UEFI variables: %w", err)
+	}
+	return nil
 }
 
 func readIdentity(file string) (id [16]byte, err error) {
@@ -118,9 +143,13 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 		clock = "utc"
 	}
 	id := hex.EncodeToString(identity[:])
+	machine, code := "q35", firmwareCode
+	if m.SecureBoot != nil {
+		machine, code = "q35,smm=on", firmwareSafe
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off",
+		"-machine", machine, "-accel", "tcg", "-cpu", "max,la57=off",
 		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus), "-rtc", "base=" + clock,
 		"-uuid", fmt.Sprintf("%s-%s-%s-%s-%s", id[:8], id[8:12], id[12:16], id[16:20], id[20:]),
 		"-vga", "std",
@@ -134,8 +163,11 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 	}
 	if m.Kernel == "" {
 		args = append(args,
-			"-drive", "if=pflash,format=raw,readonly=on,file="+firmwareCode,
+			"-drive", "if=pflash,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,format=raw,file="+escape(filepath.Join(m.State, varsFile)))
+		if m.SecureBoot != nil {
+			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
+		}
 	} else {
 		args = append(args, "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", m.Append)
 	}
