@@ -136,6 +136,9 @@ func TestSES1_EveryBitOfAGrantCounts(t *testing.T) {
 	}
 	for i := range b {
 		for bit := range 8 {
+			if testing.Short() && bit != i%8 {
+				continue
+			}
 			bad := bytes.Clone(b)
 			bad[i] ^= 1 << bit
 			if _, err := OpenGrant(public, bad, noon); err == nil {
