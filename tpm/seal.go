@@ -29,28 +29,33 @@ func selection(s pcr.Selection) tpm2.TPMLPCRSelection {
 // to guess, and power cuts cannot count as guesses.
 func (t *TPM) Seal(root Root, secret []byte, values pcr.Values) (blob Blob, err error) {
 	const doing = "sealing to the TPM"
-	policy := pcr.Policy(values)
 	err = t.under(root, doing, func(s *scope) error {
-		resp, err := tpm2.Create{
-			ParentHandle: s.self(encrypt(in)),
-			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
-				Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret}),
-			}},
-			InPublic: tpm2.New2B(tpm2.TPMTPublic{
-				Type:             tpm2.TPMAlgKeyedHash,
-				NameAlg:          tpm2.TPMAlgSHA256,
-				ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, NoDA: true},
-				AuthPolicy:       tpm2.TPM2BDigest{Buffer: policy[:]},
-				Parameters:       tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{}),
-			}),
-		}.Execute(s)
-		if err != nil {
-			return explain(doing, err)
-		}
-		blob, err = newBlob(resp.OutPublic, resp.OutPrivate)
-		return explain(doing, err)
+		blob, err = s.seal(doing, secret, pcr.Policy(values))
+		return err
 	})
 	return blob, err
+}
+
+// seal makes the object that a policy alone opens.
+func (s *scope) seal(doing string, secret []byte, policy [pcr.Size]byte) (Blob, error) {
+	resp, err := tpm2.Create{
+		ParentHandle: s.self(encrypt(in)),
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret}),
+		}},
+		InPublic: tpm2.New2B(tpm2.TPMTPublic{
+			Type:             tpm2.TPMAlgKeyedHash,
+			NameAlg:          tpm2.TPMAlgSHA256,
+			ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, NoDA: true},
+			AuthPolicy:       tpm2.TPM2BDigest{Buffer: policy[:]},
+			Parameters:       tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{}),
+		}),
+	}.Execute(s)
+	if err != nil {
+		return Blob{}, explain(doing, err)
+	}
+	blob, err := newBlob(resp.OutPublic, resp.OutPrivate)
+	return blob, explain(doing, err)
 }
 
 func newBlob(public tpm2.TPM2BPublic, private tpm2.TPM2BPrivate) (Blob, error) {

@@ -4,7 +4,6 @@ package pcr
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"strings"
@@ -75,26 +74,8 @@ const (
 	commandPolicy = 0x0000017F // TPM_CC_PolicyPCR
 )
 
-// Policy is the digest of a policy that is PolicyPCR alone (TPM 2.0 Library,
-// Part 3, TPM2_PolicyPCR): SHA-256 of an empty policy, the command code, the
-// TPML_PCR_SELECTION and the digest of the values.
-func Policy(v Values) [Size]byte {
-	composite := sha256.New()
-	s := v.Selection()
-	for _, i := range s.Indices() {
-		x := v[i]
-		composite.Write(x[:])
-	}
-	var b bytes.Buffer
-	b.Write(make([]byte, Size))
-	b.Write(binary.BigEndian.AppendUint32(nil, commandPolicy))
-	b.Write(binary.BigEndian.AppendUint32(nil, 1)) // one bank
-	b.Write(binary.BigEndian.AppendUint16(nil, algSHA256))
-	b.WriteByte(Count / 8)
-	b.Write(s.Bitmap())
-	b.Write(composite.Sum(nil))
-	return sha256.Sum256(b.Bytes())
-}
+// Policy is the digest of a policy that is PolicyPCR alone.
+func Policy(v Values) [Size]byte { return Digest{}.PCR(v) }
 
 // Change is a register whose content is not what it was.
 type Change struct {
