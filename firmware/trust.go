@@ -1,0 +1,152 @@
+package firmware
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Keys are public release keys, each as a note's verifier key (name+hash+key),
+// and how many of them have to sign.
+type Keys struct {
+	Threshold int      `json:"threshold"`
+	Keys      []string `json:"keys"`
+}
+
+// verifiers checks the set: every key can verify, and no key counts twice under
+// two names.
+func (k Keys) verifiers() ([]note.Verifier, error) {
+	bad := func(format string, args ...any) ([]note.Verifier, error) {
+		return nil, fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
+	}
+	if len(k.Keys) == 0 || len(k.Keys) > maxKeys || k.Threshold < 1 || k.Threshold > len(k.Keys) {
+		return bad("%d of %d release keys have to sign: want at least 1, of at most %d", k.Threshold, len(k.Keys), maxKeys)
+	}
+	var out []note.Verifier
+	var names, bodies []string
+	for _, s := range k.Keys {
+		v, err := note.NewVerifier(s)
+		if err != nil {
+			return bad("%.60q is not a release key: %v", s, err)
+		}
+		body := s[strings.LastIndex(s, "+")+1:]
+		if slices.Contains(names, v.Name()) || slices.Contains(bodies, body) {
+			return bad("the release key %s is there twice", v.Name())
+		}
+		names, bodies = append(names, v.Name()), append(bodies, body)
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// Trust is what a box goes by. It moves forward alone: Next gives the one after
+// a release was taken for good.
+type Trust struct {
+	Product string  `json:"product"`
+	Keys    Keys    `json:"keys"`
+	Version Version `json:"version"` // that runs
+	Newest  Version `json:"newest"`  // that was ever taken for good
+	Epoch   uint64  `json:"epoch"`
+}
+
+// Open reads a manifest and says whether this box may take its release. What it
+// returns is what was verified; nothing of b is to be looked at besides.
+func (t Trust) Open(b []byte) (Manifest, error) {
+	m, err := t.verify(b)
+	if err != nil {
+		return Manifest{}, fmt.Errorf("reading a release: %w", err)
+	}
+	switch {
+	case m.Product != t.Product:
+		err = fmt.Errorf("%w: it is a release of %s, and this is %s", ErrOther, m.Product, t.Product)
+	case m.Epoch < t.Epoch:
+		err = fmt.Errorf("%w: it is of epoch %d, and the box has reached %d", ErrOlder, m.Epoch, t.Epoch)
+	case m.Version.Compare(t.Newest) < 0:
+		err = fmt.Errorf("%w: it is version %s, and the box has had %s", ErrOlder, m.Version, t.Newest)
+	case t.Version.Compare(m.Minimum) < 0:
+		err = fmt.Errorf("%w: version %s asks for %s or newer, and the box runs %s: take that one first", ErrTooNew, m.Version, m.Minimum, t.Version)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("reading a release: %w", err)
+	}
+	return m, nil
+}
+
+// verify counts signatures by different keys of ours; others, and repeated
+// ones, count for nothing.
+func (t Trust) verify(b []byte) (Manifest, error) {
+	if err := clean(b); err != nil {
+		return Manifest{}, err
+	}
+	verifiers, err := t.Keys.verifiers()
+	if err != nil {
+		return Manifest{}, fmt.Errorf("the release keys of this box: %w", err)
+	}
+	n, err := note.Open(b, note.VerifierList(verifiers...))
+	if err != nil {
+		var unverified *note.UnverifiedNoteError
+		if errors.As(err, &unverified) {
+			return Manifest{}, fmt.Errorf("%w: none of the %d that this box knows, want %d", ErrSignatures, len(verifiers), t.Keys.Threshold)
+		}
+		return Manifest{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	var signed []string
+	for _, s := range n.Sigs {
+		if !slices.Contains(signed, s.Name) { // names are unique among ours
+			signed = append(signed, s.Name)
+		}
+	}
+	if len(signed) < t.Keys.Threshold {
+		return Manifest{}, fmt.Errorf("%w: %d of the %d that this box knows, want %d", ErrSignatures, len(signed), len(verifiers), t.Keys.Threshold)
+	}
+	return parse(n.Text)
+}
+
+// Next is the trust of a box that has taken m for good.
+func (t Trust) Next(m Manifest) Trust {
+	t.Keys, t.Version, t.Epoch = m.Keys, m.Version, max(t.Epoch, m.Epoch)
+	if m.Version.Compare(t.Newest) > 0 {
+		t.Newest = m.Version
+	}
+	return t
+}
+
+// Content is the bytes of a system as they come, and whether they are the right
+// ones. Reading ends with ErrContent in the place of io.EOF if they are not, so
+// that who reads to the end without an error has read what was signed.
+type Content struct {
+	r    io.Reader
+	want System
+	sum  hash.Hash
+	read int64
+}
+
+// Content checks what is read of r.
+func (s System) Content(r io.Reader) *Content {
+	return &Content{r: r, want: s, sum: sha256.New()}
+}
+
+func (c *Content) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.sum.Write(b[:n])
+	if c.read += int64(n); c.read > c.want.Size {
+		return 0, fmt.Errorf("%w: it is longer than %d bytes", ErrContent, c.want.Size)
+	}
+	if !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	if c.read < c.want.Size {
+		return n, fmt.Errorf("%w: it ends after %d of %d bytes", ErrContent, c.read, c.want.Size)
+	}
+	if sum := c.sum.Sum(nil); subtle.ConstantTimeCompare(sum, c.want.SHA256[:]) != 1 {
+		return n, fmt.Errorf("%w: its SHA-256 is %x, and not %x", ErrContent, sum, c.want.SHA256)
+	}
+	return n, io.EOF
+}
