@@ -26,7 +26,7 @@ func (r *roles) lists() (*monitor.Lists, error) {
 		return nil, err
 	}
 	spec := supervise.Filter(r.paths, r.options)
-	return &monitor.Lists{Folder: folder, Filter: func(ctx context.Context, o lists.Order) (lists.Answer, error) {
+	return &monitor.Lists{Folder: folder, Files: r.hostLists, Filter: func(ctx context.Context, o lists.Order) (lists.Answer, error) {
 		o.Admission, o.Form, o.Ports = r.paths.Admission, r.form, r.ports
 		order, err := json.Marshal(o)
 		if err != nil {

@@ -61,6 +61,8 @@ type roles struct {
 	form    netfilter.Form
 	ports   netfilter.Ports
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
+	// hostLists is the folder of the host with the allowlists; "": there is none.
+	hostLists string
 }
 
 // errAuditLog means that nothing can be recorded, so nothing may happen.

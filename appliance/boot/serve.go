@@ -25,6 +25,7 @@ import (
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
 	"gatehouse/appliance/vault"
+	"gatehouse/appliance/watch"
 	"gatehouse/netfilter"
 	"gatehouse/tpm/hostid"
 )
@@ -142,9 +143,14 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 	if err != nil {
 		return err
 	}
+	r.hostLists = cfg.Lists
 	r.monitor.Name, r.monitor.Locked, r.monitor.Names = name, reason, cfg.Names
 	r.also = func(m *monitor.Monitor) []task.Task {
-		return []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log)}
+		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log)}
+		if cfg.Lists != "" && keys != nil {
+			tasks = append(tasks, watch.Folder("lists of the host", cfg.Lists, log, m.ReadFiles))
+		}
+		return tasks
 	}
 	return r.withReaper(ctx)
 }

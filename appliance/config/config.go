@@ -27,6 +27,7 @@ type Config struct {
 	Names       []string // lower case, sorted, each once
 	LogLevel    slog.Level
 	KeyVariable string
+	Lists       string // folder of the host with the allowlists, absolute; "": they are edited on the page
 }
 
 // Sources is where a configuration comes from.
@@ -46,6 +47,7 @@ type raw struct {
 	Names       []hostName    `toml:"names"`
 	LogLevel    *level        `toml:"log_level"`
 	KeyVariable *variableName `toml:"key_variable"`
+	Lists       *absolute     `toml:"lists"`
 }
 
 // Flag is one setting as a flag, for the command that reads them.
@@ -61,6 +63,7 @@ func Flags() []Flag {
 		{"names", "names that are ours, with commas between"},
 		{"log-level", "debug, info, warn or error"},
 		{"key-variable", "environment variable that carries the passphrase"},
+		{"lists", "folder of this host with the allowlists, followed whenever its files change"},
 	}
 }
 
@@ -172,6 +175,9 @@ func (r *raw) set(name, value string) error {
 	case "key-variable":
 		r.KeyVariable = new(variableName)
 		return r.KeyVariable.UnmarshalText(v)
+	case "lists":
+		r.Lists = new(absolute)
+		return r.Lists.UnmarshalText(v)
 	case "names":
 		r.Names = nil
 		for one := range strings.SplitSeq(value, ",") {
@@ -215,6 +221,9 @@ func (r raw) valid() (Config, error) {
 	if r.KeyVariable != nil {
 		c.KeyVariable = r.KeyVariable.s
 	}
+	if r.Lists != nil {
+		c.Lists = r.Lists.s
+	}
 	for _, n := range r.Names {
 		c.Names = append(c.Names, n.s)
 	}
@@ -222,6 +231,9 @@ func (r raw) valid() (Config, error) {
 	c.Names = slices.Compact(c.Names)
 	if c.HTTP.port == c.HTTPS.port && (c.HTTP.addr == c.HTTPS.addr || c.HTTP.everywhere() || c.HTTPS.everywhere()) {
 		return Config{}, fmt.Errorf("http (%s) and https (%s) would listen on the same port: give one of them another", c.HTTP, c.HTTPS)
+	}
+	if c.Lists == c.State || strings.HasPrefix(c.Lists, c.State+"/") {
+		return Config{}, fmt.Errorf("lists (%s) is in the state folder (%s), where the program keeps its own: choose another folder", c.Lists, c.State)
 	}
 	return c, nil
 }
@@ -239,6 +251,7 @@ func (c Config) AtNextStart(next Config) []string {
 		{"http", c.HTTP == next.HTTP},
 		{"https", c.HTTPS == next.HTTPS},
 		{"key_variable", c.KeyVariable == next.KeyVariable},
+		{"lists", c.Lists == next.Lists},
 	} {
 		if !f.same {
 			names = append(names, f.name)

@@ -56,6 +56,9 @@ func TestBOX14_WrongFileIsRefusedWithItsLine(t *testing.T) {
 		"passphrase itself":   {"key = \"correct horse\"", `there is no key "key"`},
 		"ports collide":       {"http = \":8443\"", "would listen on the same port"},
 		"ports collide by *":  {"http = \"0.0.0.0:9\"\nhttps = \"192.0.2.1:9\"", "would listen on the same port"},
+		"relative lists":      {"lists = \"lists\"", "line 1: \"lists\" is not an absolute path"},
+		"lists in the state":  {"state = \"/srv/g\"\nlists = \"/srv/g/lists\"", "is in the state folder"},
+		"lists are the state": {"state = \"/srv/g\"\nlists = \"/srv/g/\"", "is in the state folder"},
 		"over the size":       {strings.Repeat("# comment\n", fileLimit/10+1), "is over 65536 bytes"},
 	} {
 		c, err := Load(Sources{File: file(t, test.text), Lookup: env(nil)})
@@ -115,7 +118,7 @@ func TestBOX14_ReferenceFile(t *testing.T) {
 	}
 	// The file says that its values are the defaults where there is one.
 	want := defaults
-	want.Name, want.Names = "gatehouse-nas", []string{"nas.example.net"}
+	want.Name, want.Names, want.Lists = "gatehouse-nas", []string{"nas.example.net"}, "/etc/gatehouse/lists"
 	if c.Name != want.Name || !slices.Equal(c.Names, want.Names) || c.LogLevel != want.LogLevel || len(want.AtNextStart(c)) > 0 {
 		t.Errorf("the reference file says %+v, want %+v", c, want)
 	}

@@ -77,6 +77,7 @@ type Lists struct {
 	Problems  []Problem  `json:"problems,omitempty"` // of operators' files that were refused; the last good ones stay
 	Swapped   time.Time  `json:"swapped"`            // when the kernel last got new ranges
 	XDP       bool       `json:"xdp"`                // the early stage is on
+	Files     string     `json:"files,omitempty"`    // hosted: the folder of the host that they are read from, and cannot be edited here
 }
 
 // List is one allowlist.

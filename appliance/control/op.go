@@ -118,7 +118,8 @@ type Clock struct {
 // Firewall is what stands between the wire and the gateway.
 type Firewall struct {
 	InKernel bool      `json:"in_kernel"`
-	Lists    bool      `json:"lists"` // allowlists are on
+	Lists    bool      `json:"lists"`            // allowlists are on
+	Closed   bool      `json:"closed,omitempty"` // lists that should judge are not in force: only the box's own networks get in
 	Sentence string    `json:"sentence"`
 	Counters []Counter `json:"counters"`
 }

@@ -18,9 +18,9 @@ import (
 const lookEvery = 3 * time.Second
 
 // door stands in for the packet filter where the program may not filter in the
-// kernel: until the box has an owner, only its own networks get in. Everything
-// it turns away has cost a handshake already, which is why every face says
-// "not in the kernel".
+// kernel: until the box has an owner, and while lists that should judge are not
+// in force, only its own networks get in. Everything it turns away has cost a
+// handshake already, which is why every face says "not in the kernel".
 type door struct {
 	ask   func(context.Context) (control.Status, error)
 	lists *admission.Watch
@@ -42,7 +42,7 @@ func (d *door) look(ctx context.Context) error {
 	own := netfilter.OnLink(addresses)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.open, d.own = s.Firewall.InKernel || s.State == control.StateReady, own
+	d.open, d.own = s.Firewall.InKernel || s.State == control.StateReady && !s.Firewall.Closed, own
 	return nil
 }
 

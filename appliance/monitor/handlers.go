@@ -242,6 +242,9 @@ func (m *Monitor) Status() control.Status {
 
 func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
+	if state == control.StateReady {
+		_, f.Closed = m.inForce()
+	}
 	switch {
 	case !f.InKernel:
 		f.Sentence = "not in the kernel: this program may not filter here"

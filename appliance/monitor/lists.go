@@ -19,6 +19,9 @@ type Lists struct {
 	// Filter runs the filter role with an order. Form, ports, addresses, kernel
 	// and admission are the caller's to fill in.
 	Filter func(context.Context, lists.Order) (lists.Answer, error)
+	// Files is the folder of the host that the lists are read from; "": people
+	// edit them here.
+	Files string
 }
 
 const filterTime = 60 * time.Second // a million ranges on the smallest box
@@ -55,6 +58,12 @@ func (m *Monitor) loadLists(ctx context.Context) {
 	defer m.changing.Unlock()
 	if _, closed := m.inForce(); !closed {
 		return
+	}
+	if m.cfg.Lists.Files != "" {
+		m.readFiles(ctx)
+		if _, closed := m.inForce(); !closed || m.cfg.Lists.Folder.Kept() == "" {
+			return // in force; or there never were good ones, and the problems say why
+		}
 	}
 	if err := m.putInForce(ctx, m.cfg.Lists.Folder.Kept()); err != nil {
 		m.cfg.Logger.Error("the allowlists are not in force; only the box's own networks are let in", "err", err)
@@ -116,7 +125,7 @@ func (m *Monitor) registerLists(s *control.Server) {
 		return m.cfg.Lists.Folder.Read(q)
 	})
 	control.Handle(s, control.OpListsStage, func(_ context.Context, _ control.Role, q control.ListsStage) (control.None, error) {
-		if err := m.mayList(); err != nil {
+		if err := m.mayEdit(); err != nil {
 			return control.None{}, err
 		}
 		m.changing.Lock()
@@ -139,7 +148,7 @@ const mostWatched = 256
 
 // tryLists judges what is staged, and puts it in force to be kept.
 func (m *Monitor) tryLists(ctx context.Context, _ control.Role, q control.ListsTry) (control.ListsReport, error) {
-	if err := m.mayList(); err != nil {
+	if err := m.mayEdit(); err != nil {
 		return control.ListsReport{}, err
 	}
 	if len(q.Watch) > mostWatched {
@@ -222,7 +231,7 @@ func shorten(s string) string {
 // Lists is what the faces show.
 func (m *Monitor) Lists() control.Lists {
 	m.mu.Lock()
-	j := m.lists
+	j, files := m.lists, m.files.problems
 	m.mu.Unlock()
 	l := control.Lists{Enabled: j.answer.Enabled, Lists: slices.Clone(j.answer.Lists), Ranges: j.answer.Ranges, Swapped: j.swapped, Sentence: m.listsSentence()}
 	if c := m.candidate(control.AboutLists); c.ID != "" {
@@ -230,6 +239,10 @@ func (m *Monitor) Lists() control.Lists {
 	}
 	if j.problem != "" {
 		l.Problems = append(l.Problems, control.Problem{Reason: j.problem})
+	}
+	if m.cfg.Lists != nil {
+		l.Files = m.cfg.Lists.Files
+		l.Problems = append(l.Problems, files...)
 	}
 	if m.cfg.Filter == nil || m.cfg.Counters == nil {
 		return l

@@ -110,6 +110,7 @@ type Monitor struct {
 	filtered    filterState
 	budgets     map[control.Role]budget // of events
 	lists       judged
+	files       hostFiles
 	trials      map[string]*trial // by what they are about
 
 	changing  sync.Mutex // one change of lists or network at a time
