@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"gatehouse/appliance/console/consoletest"
+	"gatehouse/appliance/control"
 )
 
 var candidateIn = regexp.MustCompile(`action="/allowlists/keep"><input type="hidden" name="id" value="([^"]+)">`)
@@ -124,5 +125,51 @@ func TestNET2_ListsByAPI(t *testing.T) {
 	}
 	if p := br.SendJSON("/api/v1/allowlists/revert", `{"id":"x"}`); p.Status != 403 {
 		t.Errorf("reverting nothing: %d %s", p.Status, p.Body)
+	}
+}
+
+// TestNET2_FilesOfTheHostAreNotEditedHere: neither page nor API pretends that a
+// change here would last.
+func TestNET2_FilesOfTheHostAreNotEditedHere(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	fields := []string{"name", "office", "text", "127.0.0.0/8\n", "scope", "console", "enabled", "yes", "all", "yes"}
+	if p := br.Send("/allowlists/edit", append(fields, "do", "apply")...); p.Status != 200 {
+		t.Fatalf("making a list: %d", p.Status)
+	}
+	if p := br.Send("/allowlists/keep", "id", keepID(t, br.Open("/allowlists"))); p.Status != 200 {
+		t.Fatalf("keeping it: %d", p.Status)
+	}
+	b.HostLists("/etc/gatehouse/lists", control.Problem{File: "office.list", Line: 7, Text: "<b>x</b>", Reason: "this is not an address"})
+	const reason = "files of the host: change them there, in /etc/gatehouse/lists"
+	for name, p := range map[string]consoletest.Page{
+		"edit":     br.Send("/allowlists/edit", append(fields, "old", "office", "do", "apply")...),
+		"check":    br.Send("/allowlists/edit", append(fields, "old", "office", "do", "check")...),
+		"new":      br.Open("/allowlists/edit"),
+		"switch":   br.Send("/allowlists/switch", "to", "off"),
+		"remove":   br.Send("/allowlists/remove", "name", "office"),
+		"API":      br.SendJSON("/api/v1/allowlists/try", `{"document":{"enabled":false}}`),
+		"API, dry": br.SendJSON("/api/v1/allowlists/try", `{"dry_run":true,"document":{"enabled":false}}`),
+	} {
+		if p.Status < 400 || !strings.Contains(p.Body, reason) {
+			t.Errorf("%s: %d, want the reason in\n%s", name, p.Status, p.Body)
+		}
+	}
+	p := br.Open("/allowlists")
+	for _, want := range []string{"These lists are files of the host", "office.list, line 7", "&lt;b&gt;x&lt;/b&gt;", "this is not an address", "The last good lists stay in force", ">Show<"} {
+		if !strings.Contains(strings.ToLower(p.Body), strings.ToLower(want)) {
+			t.Errorf("the page does not say %q:\n%s", want, p.Body)
+		}
+	}
+	for _, no := range []string{"/allowlists/switch", "New list", ">Edit<"} {
+		if strings.Contains(p.Body, no) {
+			t.Errorf("the page offers %q", no)
+		}
+	}
+	shown := br.Open("/allowlists/edit?name=office")
+	if shown.Status != 200 || !strings.Contains(shown.Body, "readonly>127.0.0.0/8") || strings.Contains(shown.Body, "<button class=\"primary\" name=\"do\"") || strings.Contains(shown.Body, "/allowlists/remove") {
+		t.Errorf("the list is not shown, or can be edited: %d\n%s", shown.Status, shown.Body)
+	}
+	if p := br.Open("/api/v1/allowlists"); !strings.Contains(p.Body, `"files":"/etc/gatehouse/lists"`) || !strings.Contains(p.Body, `"line":7`) {
+		t.Errorf("API: %s", p.Body)
 	}
 }

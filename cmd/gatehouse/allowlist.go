@@ -138,6 +138,9 @@ func (r *allowlistRun) list(ctx context.Context, _ []string) error {
 		return printJSON(r.out, l)
 	}
 	fmt.Fprintln(r.out, printable(l.Sentence))
+	if l.Files != "" {
+		fmt.Fprintf(r.out, "These lists are files of the host, in %s.\n", printable(l.Files))
+	}
 	if len(l.Lists) > 0 {
 		fmt.Fprintf(r.out, "%-20s %-4s %9s %14s  %s\n", "LIST", "ON", "RANGES", "PACKETS IN", "FOR")
 	}

@@ -157,6 +157,7 @@ func applied(v *shell.Visit) error {
 
 type editor struct {
 	Old     string // name in force; "" for a new list
+	Files   string // folder of the host that the lists come from: nothing is edited here
 	List    ListDocument
 	Text    string
 	TooBig  int64 // bytes, of a list that the page does not edit
@@ -187,6 +188,13 @@ func (e *editor) boxes() {
 
 func (p *Pages) open(v *shell.Visit) error {
 	e := editor{Old: v.R.FormValue("name"), Address: v.Address(), List: ListDocument{Enabled: true, Scopes: allowlist.Everything.Names()}}
+	lists, err := p.Lists(v.Ctx())
+	if err != nil {
+		return err
+	}
+	if e.Files = lists.Files; e.Files != "" && e.Old == "" {
+		return ofTheHost(e.Files)
+	}
 	if e.Old != "" {
 		d, err := p.document(v.Ctx())
 		if err != nil {
@@ -212,10 +220,20 @@ func (p *Pages) open(v *shell.Visit) error {
 	return v.Show(p.edit, e)
 }
 
+// ofTheHost refuses what is not done here but with the host's files.
+func ofTheHost(dir string) error {
+	return shell.Refuse("These lists are files of the host: change them there, in " + dir + ".")
+}
+
 // change is the editor's form: check says what would change, apply does it.
 func (p *Pages) change(v *shell.Visit) error {
 	if err := v.R.ParseForm(); err != nil {
 		return err
+	}
+	if lists, err := p.Lists(v.Ctx()); err != nil {
+		return err
+	} else if lists.Files != "" {
+		return ofTheHost(lists.Files)
 	}
 	f := v.R.PostForm
 	text := strings.ReplaceAll(f.Get("text"), "\r\n", "\n")

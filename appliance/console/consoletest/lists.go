@@ -21,6 +21,23 @@ type allowlists struct {
 	folder    *lists.Folder
 	candidate *control.Candidate
 	path      string // of the candidate's files
+	files     string // folder of the host that they come from
+	problems  []control.Problem
+}
+
+// HostLists makes the lists in force files of the host, which are not edited
+// here, with what is wrong with those that are there now.
+func (b *Box) HostLists(dir string, problems ...control.Problem) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lists.files, b.lists.problems = dir, problems
+}
+
+func (l *allowlists) mayEdit() error {
+	if l.files != "" {
+		return refused(control.CodeState, "these lists are files of the host: change them there, in "+l.files)
+	}
+	return nil
 }
 
 func load(dir string) (allowlist.Policy, []control.Problem, error) {
@@ -68,7 +85,12 @@ func (b *Box) handleLists(s *control.Server) {
 		return p, err
 	})
 	control.Handle(s, control.OpListsStage, func(_ context.Context, _ control.Role, q control.ListsStage) (control.None, error) {
-		return control.None{}, locked(func() error { return folder.Stage(q) })
+		return control.None{}, locked(func() error {
+			if err := l.mayEdit(); err != nil {
+				return err
+			}
+			return folder.Stage(q)
+		})
 	})
 	control.Handle(s, control.OpListsTry, func(_ context.Context, _ control.Role, q control.ListsTry) (r control.ListsReport, err error) {
 		err = locked(func() error {
@@ -109,7 +131,7 @@ func (l *allowlists) show() (control.Lists, error) {
 	if err != nil {
 		return control.Lists{}, err
 	}
-	out := control.Lists{Enabled: p.Enabled, Sentence: "no allowlist: anyone may reach it", Candidate: l.candidate, Refused: control.Counter{Packets: 31}}
+	out := control.Lists{Enabled: p.Enabled, Sentence: "no allowlist: anyone may reach it", Candidate: l.candidate, Refused: control.Counter{Packets: 31}, Files: l.files, Problems: l.problems}
 	for _, one := range p.Lists {
 		out.Lists = append(out.Lists, control.List{Name: one.Name, Enabled: one.Enabled, Scopes: one.Scopes.Names(), Note: one.Note, Ranges: len(one.Ranges), Packets: 1204})
 		out.Ranges += len(one.Ranges)
@@ -121,6 +143,9 @@ func (l *allowlists) show() (control.Lists, error) {
 }
 
 func (l *allowlists) try(q control.ListsTry) (control.ListsReport, error) {
+	if err := l.mayEdit(); err != nil {
+		return control.ListsReport{}, err
+	}
 	staged, err := l.folder.Staged()
 	if err != nil {
 		return control.ListsReport{}, err
