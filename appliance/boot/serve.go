@@ -255,6 +255,7 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 	filter := kernelFilter(r.form, r.ports)
 	if err := filter(control.StateStarting, nil, netfilter.Lists{}); err != nil {
 		log.Warn("addresses are not filtered in the kernel", "err", err)
+		r.options.NoFilter = true
 	} else {
 		r.monitor.Filter, r.monitor.Counters = filter, counters
 	}

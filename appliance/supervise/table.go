@@ -36,6 +36,7 @@ type Options struct {
 	UID, GID   uint32 // of everything when not Privileged
 	Locked     bool   // the small form: no data, no agent
 	Version    string // of the program
+	NoFilter   bool   // we may not filter in the kernel, so there is no capability to hand on
 }
 
 // Spec is one role: who it is, what it is given, and what it is kept from.
@@ -139,6 +140,9 @@ func Filter(p Paths, o Options) Spec {
 	s.GID, s.SetUID = s.UID, o.Privileged
 	if !o.Privileged {
 		s.UID, s.GID, s.Caps = o.UID, o.GID, nil
+	}
+	if o.NoFilter {
+		s.Caps = nil // a start that asks for what we do not have would fail
 	}
 	s.Confine.Role = s.Role
 	s.Confine.Write = []string{filepath.Dir(p.Admission)}

@@ -50,6 +50,19 @@ func TestBOX12_TableIsAsAgreed(t *testing.T) {
 	}
 }
 
+// TestBOX14_NoCapabilityWhereThereIsNone: a role that asks for a capability that
+// this process does not have could not be started at all.
+func TestBOX14_NoCapabilityWhereThereIsNone(t *testing.T) {
+	p := Paths{Data: "/srv/gatehouse", Lists: "/srv/gatehouse/lists", Admission: "/srv/gatehouse/run/lists/admission"}
+	o := Options{Privileged: true, Hosted: "container", NoFilter: true}
+	if s := Filter(p, o); len(s.Caps) > 0 || !s.SetUID || s.UID != uidFilter {
+		t.Errorf("without the right to filter:\n%s", s)
+	}
+	if o.NoFilter = false; len(Filter(p, o).Caps) != 1 {
+		t.Error("with it, the filter has no capability")
+	}
+}
+
 // What must hold for every row, whatever the golden files say.
 func TestTableKeepsItsPromises(t *testing.T) {
 	seen := map[uint32]control.Role{0: "root"}

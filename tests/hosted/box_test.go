@@ -45,6 +45,7 @@ type box struct {
 	state string
 	env   []string
 	args  []string
+	wrap  []string // what starts it; none: it is started itself
 	cmd   *exec.Cmd
 	done  chan struct{}
 
@@ -81,7 +82,8 @@ func (b *box) launch() {
 	if _, err := os.Stat(exe); err != nil {
 		b.Fatalf("build the programs first, with make tools: %v", err)
 	}
-	b.cmd = exec.Command(exe, append([]string{"serve", "--state", b.state}, b.args...)...)
+	words := append(append(b.wrap[:len(b.wrap):len(b.wrap)], exe, "serve", "--state", b.state), b.args...)
+	b.cmd = exec.Command(words[0], words[1:]...)
 	b.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, b.env...)
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := b.cmd.StdoutPipe()
