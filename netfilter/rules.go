@@ -18,9 +18,11 @@ const (
 	Hosted
 )
 
-// Ports are the TCP ports that are ours; a zero port is not there.
+// Ports are the TCP ports that are ours; a zero port is not there. Hosted they
+// may be ours on one address alone, and somebody else's on another.
 type Ports struct {
-	HTTP, HTTPS uint16
+	HTTP, HTTPS     uint16
+	HTTPAt, HTTPSAt netip.Addr // the zero Addr: every address of the machine
 }
 
 // State is all that the rules follow from.
@@ -125,6 +127,31 @@ func (p Ports) List() []uint16 {
 	return ports
 }
 
+// Ours says whether connections to that address and port come to us.
+func (p Ports) Ours(a netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(p.places(), func(q place) bool { return q.port == port && (!q.at.IsValid() || q.at == a.Unmap()) })
+}
+
+type place struct {
+	at   netip.Addr
+	port uint16
+}
+
+// places is each once, and none that another has in it.
+func (p Ports) places() []place {
+	var out []place
+	for _, q := range []place{{p.HTTPAt, p.HTTP}, {p.HTTPSAt, p.HTTPS}} {
+		if q.port == 0 || slices.Contains(out, q) {
+			continue
+		}
+		if q.at.IsValid() {
+			q.at = q.at.Unmap().WithZone("")
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
 // web judges sources of packets to the web ports; refused is the counter of
 // what it drops. It always ends with a verdict for every packet: what lets all
 // in is said, never the absence of a rule. Only the first look counts who came
@@ -162,8 +189,8 @@ func web(s State, name string, first bool, refused string) Chain {
 func raw(s State, to string) Chain {
 	c := Chain{Name: "raw", Hook: Prerouting, Priority: PriorityRaw}
 	c.Rules = append(c.Rules, Rule{Interface: "lo", Verdict: Accept})
-	for _, port := range s.Ports.List() {
-		c.Rules = append(c.Rules, Rule{Proto: TCP, Port: port, Verdict: Goto, Target: to})
+	for _, p := range s.Ports.places() {
+		c.Rules = append(c.Rules, Rule{Destination: p.at, Proto: TCP, Port: p.port, Verdict: Goto, Target: to})
 	}
 	return c
 }
@@ -230,13 +257,16 @@ func input(s State) Chain {
 }
 
 // hostedRules touch nothing but TCP to our own ports: the machine is its
-// owner's. UDP of the same number belongs to others there. The second look, in
-// the input hook, is for what the first cannot see: packets that the machine's
-// own NAT redirects to our port, and fragments.
+// owner's. UDP of the same number belongs to others there, and so does what the
+// machine forwards for its containers and guests to such a port elsewhere. The
+// second look, in the input hook, is for what the first cannot see: packets that
+// the machine's own NAT redirects to our port, and fragments.
 func hostedRules(s State) RuleSet {
 	late := Chain{Name: "late", Hook: Input, Priority: PriorityRaw, Rules: raw(s, "web_late").Rules}
+	first := raw(s, "web")
+	first.Rules = slices.Insert(first.Rules, 1, Rule{Elsewhere: true, Verdict: Accept})
 	return RuleSet{Chains: []Chain{
-		raw(s, "web"),
+		first,
 		web(s, "web", true, WebRefused),
 		late,
 		web(s, "web_late", false, WebLate),

@@ -35,6 +35,8 @@ func goldenStates() map[string]State {
 	m["box-lists"] = State{Phase: control.StateReady, OnLink: onLink, Lists: lists}
 	lists.Generation = 18
 	m["hosted-lists"] = State{Phase: control.StateReady, OnLink: onLink, Form: Hosted, Ports: Ports{HTTP: 8080, HTTPS: 8443}, Lists: lists}
+	m["hosted-address"] = State{Phase: control.StateUnclaimed, OnLink: onLink, Form: Hosted,
+		Ports: Ports{HTTP: 8080, HTTPS: 8443, HTTPAt: netip.MustParseAddr("192.0.2.5"), HTTPSAt: netip.MustParseAddr("2001:db8:1::5")}}
 	m["box-nobody"] = State{Phase: control.StateReady, OnLink: onLink}
 	return m
 }
@@ -125,6 +127,7 @@ func TestHostedJudgesOnlyOurPorts(t *testing.T) {
 				switch {
 				case r.Verdict == Goto && r.Proto == TCP && r.Port != 0 && (r.Port == ports.HTTP || r.Port == ports.HTTPS):
 					n++
+				case c.Hook == Prerouting && r == (Rule{Elsewhere: true, Verdict: Accept}):
 				case r != (Rule{Interface: "lo", Verdict: Accept}):
 					t.Errorf("ports %v: %q judges what is not ours", ports, r)
 				}
@@ -133,6 +136,27 @@ func TestHostedJudgesOnlyOurPorts(t *testing.T) {
 				t.Errorf("ports %v: %d rules in %s, want %d", ports, n, c.Name, want)
 			}
 		}
+	}
+}
+
+// TestBOX14_PortsOnOneAddress: the same port of another address is not ours.
+func TestBOX14_PortsOnOneAddress(t *testing.T) {
+	here, other := netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.6")
+	p := Ports{HTTP: 80, HTTPS: 443, HTTPSAt: here}
+	for _, c := range []struct {
+		at   netip.Addr
+		port uint16
+		want bool
+	}{
+		{here, 443, true}, {other, 443, false}, {netip.MustParseAddr("::ffff:192.0.2.5"), 443, true},
+		{here, 80, true}, {other, 80, true}, {here, 8443, false}, {here, 0, false},
+	} {
+		if got := p.Ours(c.at, c.port); got != c.want {
+			t.Errorf("%s, port %d: %v", c.at, c.port, got)
+		}
+	}
+	if (Ports{}).Ours(here, 0) {
+		t.Error("no port at all is ours")
 	}
 }
 

@@ -81,21 +81,23 @@ const (
 
 // A Rule matches when every field that is set matches.
 type Rule struct {
-	Interface  string       // name of the incoming interface; by name, since indexes change
-	Source     netip.Prefix // source address
-	Set        SetName      // that has the source address
-	HopLimit   uint8        // exactly; IPv6 unless Proto is IGMP
-	Proto      Proto
-	Type       uint8 // ICMP or ICMPv6 type
-	SourcePort uint16
-	Port       uint16 // destination port
-	Conn       Conn   // any of these states
-	Rate       uint64 // at most so many a second; Burst as many again at once
-	Burst      uint32
-	Sample     Reason // hand a copy of the packet's head to who listens (nflog), with the reason
-	Counter    string // named counter of the table
-	Verdict    Verdict
-	Target     string // of Goto
+	Interface   string       // name of the incoming interface; by name, since indexes change
+	Elsewhere   bool         // for an address that is not this machine's
+	Destination netip.Addr   // destination address
+	Source      netip.Prefix // source address
+	Set         SetName      // that has the source address
+	HopLimit    uint8        // exactly; IPv6 unless Proto is IGMP
+	Proto       Proto
+	Type        uint8 // ICMP or ICMPv6 type
+	SourcePort  uint16
+	Port        uint16 // destination port
+	Conn        Conn   // any of these states
+	Rate        uint64 // at most so many a second; Burst as many again at once
+	Burst       uint32
+	Sample      Reason // hand a copy of the packet's head to who listens (nflog), with the reason
+	Counter     string // named counter of the table
+	Verdict     Verdict
+	Target      string // of Goto
 }
 
 // A RuleSet is the whole content of the table.
@@ -193,6 +195,12 @@ func (r Rule) String() string {
 	add := func(w ...string) { words = append(words, w...) }
 	if r.Interface != "" {
 		add("iifname", strconv.Quote(r.Interface))
+	}
+	if r.Elsewhere {
+		add("fib daddr type != local")
+	}
+	if r.Destination.IsValid() {
+		add(family(r.Destination), "daddr", r.Destination.String())
 	}
 	if r.Source.IsValid() {
 		add(family(r.Source.Addr()), "saddr", prefixText(r.Source))

@@ -36,7 +36,15 @@ const defaultConfig = "/etc/gatehouse/gatehouse.toml"
 // else's system. It has no links, clock or firmware, and filters only its own
 // ports. The result is the exit code.
 func Serve(release Release, args []string) int {
-	sources, err := serveFlags(args)
+	sources, err := hostedFlags("serve", `gatehoused serve runs Gatehouse on a NAS system, server or container.
+
+  gatehoused serve --state /srv/gatehouse --https :8443 --http :8080
+  gatehoused serve --config gatehouse.toml
+
+A flag counts before a variable (GATEHOUSE_STATE, GATEHOUSE_HTTPS …), and that before the file.
+In a container the passphrase that seals the keys comes in GATEHOUSE_KEY.
+
+`, args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -64,18 +72,11 @@ func Serve(release Release, args []string) int {
 	return 0
 }
 
-func serveFlags(args []string) (config.Sources, error) {
-	set := flag.NewFlagSet("gatehoused serve", flag.ContinueOnError)
+// hostedFlags reads the flags of a word of the hosted form; all take the same.
+func hostedFlags(word, help string, args []string) (config.Sources, error) {
+	set := flag.NewFlagSet("gatehoused "+word, flag.ContinueOnError)
 	set.Usage = func() {
-		fmt.Fprintf(set.Output(), `gatehoused serve runs Gatehouse on a NAS system, server or container.
-
-  gatehoused serve --state /srv/gatehouse --https :8443 --http :8080
-  gatehoused serve --config gatehouse.toml
-
-A flag counts before a variable (GATEHOUSE_STATE, GATEHOUSE_HTTPS …), and that before the file.
-In a container the passphrase that seals the keys comes in GATEHOUSE_KEY.
-
-`)
+		fmt.Fprint(set.Output(), help)
 		set.PrintDefaults()
 	}
 	file := set.String("config", "", "configuration `file`, read again whenever it changes (default "+defaultConfig+" if it is there)")
@@ -87,7 +88,7 @@ In a container the passphrase that seals the keys comes in GATEHOUSE_KEY.
 		return config.Sources{}, err
 	}
 	if set.NArg() > 0 {
-		return config.Sources{}, fmt.Errorf("%q is more than flags: see gatehoused serve --help", set.Arg(0))
+		return config.Sources{}, fmt.Errorf("%q is more than flags: see gatehoused %s --help", set.Arg(0), word)
 	}
 	s := config.Sources{File: *file, Flags: map[string]string{}, Lookup: os.LookupEnv}
 	if s.File == "" {
@@ -251,7 +252,7 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 		},
 	}
 	// A first, closed rule set says whether we may filter here at all.
-	r.form, r.ports = netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port()}
+	r.form, r.ports = netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port(), HTTPAt: cfg.HTTP.Addr(), HTTPSAt: cfg.HTTPS.Addr()}
 	filter := kernelFilter(r.form, r.ports)
 	if err := filter(control.StateStarting, nil, netfilter.Lists{}); err != nil {
 		log.Warn("addresses are not filtered in the kernel", "err", err)

@@ -26,6 +26,14 @@ func (l Listen) String() string {
 // Port is never 0.
 func (l Listen) Port() uint16 { return l.port }
 
+// Addr is the one address to listen on; the zero Addr means all of them.
+func (l Listen) Addr() netip.Addr {
+	if l.everywhere() {
+		return netip.Addr{}
+	}
+	return l.addr.Unmap().WithZone("")
+}
+
 func (l Listen) everywhere() bool { return !l.addr.IsValid() || l.addr.IsUnspecified() }
 
 // UnmarshalText takes ":8443", "192.0.2.1:8443" and "[2001:db8::1]:8443".

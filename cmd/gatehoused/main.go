@@ -2,6 +2,7 @@
 //
 //	gatehoused init      PID 1 of our own image (also by being PID 1)
 //	gatehoused serve     the same, hosted: on a NAS system, server or container
+//	gatehoused uninstall what serve leaves in the kernel is removed
 //	gatehoused network|gateway|console|agent|filter
 //	                     a role, started by the two above and by nobody else
 package main
@@ -36,6 +37,7 @@ var (
 const usage = `gatehoused is the program of a Gatehouse box.
 
   gatehoused serve [--config FILE] [--state DIR] …   run hosted, see gatehoused serve --help
+  gatehoused uninstall [--config FILE] [--state DIR] remove what serve leaves in the kernel
   gatehoused version
 
 init, network, gateway, console, agent and filter are started by the box itself.
@@ -53,7 +55,7 @@ func run(args []string) int {
 		}
 		word, rest = rest[0], rest[1:]
 	}
-	if os.Getpid() == 1 && word != "serve" {
+	if os.Getpid() == 1 && word != "serve" && word != "uninstall" {
 		word = "init"
 	}
 	release := boot.Release{Version: version, Built: built}
@@ -62,6 +64,8 @@ func run(args []string) int {
 		return boot.Init(release)
 	case "serve":
 		return boot.Serve(release, rest)
+	case "uninstall":
+		return boot.Uninstall(rest)
 	case "version", "--version":
 		fmt.Println("gatehoused", version)
 		return 0

@@ -17,11 +17,11 @@ const register = 1
 
 // Offsets of the fields, RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 792, RFC 4443.
 const (
-	ip4TTL, ip4Source      = 8, 12
-	ip6HopLimit, ip6Source = 7, 8
-	portSource, portDest   = 0, 2
-	icmpType               = 0
-	ip4Protocol            = 9
+	ip4TTL, ip4Source, ip4Dest      = 8, 12, 16
+	ip6HopLimit, ip6Source, ip6Dest = 7, 8, 24
+	portSource, portDest            = 0, 2
+	icmpType                        = 0
+	ip4Protocol                     = 9
 )
 
 // expressions compiles a rule to what nft itself would make of its text.
@@ -31,6 +31,18 @@ func expressions(r netfilter.Rule) []expr.Any {
 		name := make([]byte, 16) // IFNAMSIZ; all of it, or "lo" would match every name beginning so
 		copy(name, r.Interface)
 		e = append(e, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}, equal(name))
+	}
+	if r.Elsewhere {
+		e = append(e, &expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)})
+	}
+	if r.Destination.IsValid() {
+		addr := r.Destination.AsSlice()
+		offset := uint32(ip4Dest)
+		if len(addr) == net.IPv6len {
+			offset = ip6Dest
+		}
+		e = append(append(e, network(len(addr))...), payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(addr))), equal(addr))
 	}
 	if r.Source.IsValid() {
 		e = append(e, source(r.Source)...)

@@ -65,6 +65,8 @@ func states() map[string]netfilter.State {
 	m["box-lists"] = netfilter.State{Phase: control.StateReady, OnLink: onLink, Lists: lists}
 	lists.Generation = 18
 	m["hosted-lists"] = netfilter.State{Phase: control.StateReady, OnLink: onLink, Form: netfilter.Hosted, Ports: netfilter.Ports{HTTP: 8080, HTTPS: 8443}, Lists: lists}
+	m["hosted-address"] = netfilter.State{Phase: control.StateUnclaimed, OnLink: onLink, Form: netfilter.Hosted,
+		Ports: netfilter.Ports{HTTP: 8080, HTTPS: 8443, HTTPAt: netip.MustParseAddr("192.0.2.5"), HTTPSAt: netip.MustParseAddr("2001:db8:1::5")}}
 	m["box-nobody"] = netfilter.State{Phase: control.StateReady, OnLink: onLink}
 	return m
 }

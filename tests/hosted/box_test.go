@@ -45,6 +45,7 @@ type box struct {
 	state string
 	env   []string
 	args  []string
+	at    string   // where the tool finds it
 	wrap  []string // what starts it; none: it is started itself
 	cmd   *exec.Cmd
 	done  chan struct{}
@@ -61,7 +62,7 @@ var statusLine = regexp.MustCompile(`^gatehouse: state=(\S+) name=(\S+) url=(\S+
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{T: t, host: netns.New(t, "box"), state: t.TempDir(), env: []string{"GATEHOUSE_HOSTED=host"}}
+	b := &box{T: t, host: netns.New(t, "box"), state: t.TempDir(), at: "127.0.0.1", env: []string{"GATEHOUSE_HOSTED=host"}}
 	b.args = []string{"--https", "127.0.0.1:443", "--http", "127.0.0.1:80"}
 	if err := os.Chmod(b.state, 0o755); err != nil { // the roles have uids of their own
 		t.Fatal(err)
@@ -311,7 +312,7 @@ func (b *box) file(name, text string) string {
 func (b *box) claim() {
 	b.Helper()
 	s := b.await("unclaimed")
-	out, code := b.run("", "setup", "127.0.0.1", "--code", b.file("code", s.code), "--name", "Ann Example",
+	out, code := b.run("", "setup", b.at, "--code", b.file("code", s.code), "--name", "Ann Example",
 		"--email", "ann@example.com", "--password", b.file("password", password), "--no-browser")
 	if code != 0 {
 		b.Fatalf("gatehouse setup ended with %d:\n%s\n%s", code, out, b.output())
