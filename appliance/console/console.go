@@ -32,6 +32,7 @@ import (
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
 	"gatehouse/appliance/task"
+	"gatehouse/netfilter/allowlist"
 )
 
 // databaseFile is the database in the role's folder.
@@ -75,7 +76,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	}
 	lists := admission.Open(env.Admission, log)
 	lists.OnChange(func() {
-		if n := listener.Cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }); n > 0 {
+		if n := cut(listener, lists.Scopes); n > 0 {
 			log.Info("connections of sources that no list admits any more were closed", "connections", n)
 		}
 	})
@@ -91,6 +92,11 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	return task.Run(ctx, lists, task.Func("web", func(ctx context.Context) error {
 		return serve(ctx, listener, certificate, s, log)
 	}))
+}
+
+// cut closes the connections of sources that may not have what they are for.
+func cut(l *handover.Listener, scopes func(netip.Addr) allowlist.Scope) int {
+	return l.Cut(func(a netip.Addr, need allowlist.Scope) bool { return scopes(a)&need != 0 })
 }
 
 // steadyClock is the wall clock of now that goes on by the monotonic one, so

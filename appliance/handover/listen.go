@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"gatehouse/netfilter/allowlist"
 )
 
 // Limits of connections that are open at once on the receiver's side, since
@@ -158,15 +160,19 @@ func (l *Listener) evict(from func(netip.Prefix) bool) {
 	idle.inner.Close() // its user sees that, and closes it again
 }
 
-// Cut closes the connections whose source is not to be kept, and says how many.
-// Whoever uses them sees an error at the next read or write, upgraded and
-// HTTP/2 connections included.
-func (l *Listener) Cut(keep func(netip.Addr) bool) int {
+// Cut closes the connections that are not to be kept, by their source and by
+// what they are bound to, and says how many. Whoever uses them sees an error at
+// the next read or write, upgraded and HTTP/2 connections included.
+func (l *Listener) Cut(keep func(netip.Addr, allowlist.Scope) bool) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := 0
 	for c := range l.open {
-		if !keep(c.meta.Remote.Addr().Unmap().WithZone("")) {
+		need := allowlist.Scope(c.bound.Load())
+		if need == 0 {
+			need = allowlist.Everything
+		}
+		if !keep(c.meta.Remote.Addr().Unmap().WithZone(""), need) {
 			l.drop(c)
 			c.inner.Close() // its user sees that, and closes it again
 			n++
@@ -261,12 +267,17 @@ type Conn struct {
 	remote  net.Addr
 	release func()       // nil for the local socket, which has no limit
 	active  atomic.Int64 // when it last moved bytes, for Listener.evict
+	bound   atomic.Uint32
 
 	mu     sync.Mutex
 	peeked []byte
 }
 
 func (c *Conn) touch() { c.active.Store(time.Now().UnixNano()) }
+
+// Bind says what the connection serves from now on: its source must keep one of
+// the scopes, or Listener.Cut closes it. Before that any scope will do.
+func (c *Conn) Bind(s allowlist.Scope) { c.bound.Store(uint32(s)) }
 
 // Meta says what the sender knew.
 func (c *Conn) Meta() Meta { return c.meta }

@@ -41,6 +41,14 @@ type Route struct {
 // InEach are the states in which the box is somebody's or nobody's yet.
 var InEach = []control.State{control.StateUnclaimed, control.StateReady}
 
+// scope is what the source must have, one of it.
+func (r Route) scope() allowlist.Scope {
+	if r.Scope == 0 {
+		return allowlist.Console
+	}
+	return r.Scope
+}
+
 func (r Route) check() error {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodPost:

@@ -90,11 +90,18 @@ func (v *Visit) inScope() bool {
 	if c := connOf(v.R); c != nil && c.Meta().Kind == handover.Agent {
 		return true // the box itself
 	}
-	need := v.Route.Scope
-	if need == 0 {
-		need = allowlist.Console
+	return v.Box.Scopes(v.Address())&v.Route.scope() != 0
+}
+
+// bind has the connection end when its source loses the route's scope. HTTP/1.1
+// does one thing at a time on a connection, and a route that takes it over
+// (Upgrade) does nothing else on it any more; HTTP/2 carries many, each judged
+// when it begins. It comes before the first judgement, or a change of the lists
+// between the two would be missed.
+func (v *Visit) bind() {
+	if c := connOf(v.R); c != nil && v.R.ProtoMajor == 1 {
+		c.Bind(v.Route.scope())
 	}
-	return v.Box.Scopes(v.Address())&need != 0
 }
 
 // From is the asker's address, for the audit log.
@@ -114,6 +121,7 @@ func (v *Visit) serve(route Route) {
 	if !route.API || v.R.Method == http.MethodPost && !strings.HasPrefix(route.Path, "/api/v1/site/") {
 		v.R.Body = http.MaxBytesReader(v.W, v.R.Body, max(maxBody, route.Body))
 	}
+	v.bind()
 	if !v.inScope() {
 		v.fail(http.StatusForbidden, "Your address is in no allowlist for this.", "Someone who gets in can add "+v.Address().String()+" to a list for it.")
 		return
