@@ -82,9 +82,8 @@ const (
 // A Rule matches when every field that is set matches.
 type Rule struct {
 	Interface   string       // name of the incoming interface; by name, since indexes change
-	Elsewhere   bool         // for an address that is not this machine's
-	Destination netip.Addr   // destination address
 	Source      netip.Prefix // source address
+	Destination netip.Addr   // destination address; of the family of Source, if that is set too
 	Set         SetName      // that has the source address
 	HopLimit    uint8        // exactly; IPv6 unless Proto is IGMP
 	Proto       Proto
@@ -98,6 +97,8 @@ type Rule struct {
 	Counter     string // named counter of the table
 	Verdict     Verdict
 	Target      string // of Goto
+
+	Elsewhere bool // for an address that is not this machine's
 }
 
 // A RuleSet is the whole content of the table.
@@ -199,11 +200,11 @@ func (r Rule) String() string {
 	if r.Elsewhere {
 		add("fib daddr type != local")
 	}
-	if r.Destination.IsValid() {
-		add(family(r.Destination), "daddr", r.Destination.String())
-	}
 	if r.Source.IsValid() {
 		add(family(r.Source.Addr()), "saddr", prefixText(r.Source))
+	}
+	if r.Destination.IsValid() {
+		add(family(r.Destination), "daddr", r.Destination.String())
 	}
 	if r.Set != (SetName{}) {
 		add(r.Set.family(), "saddr", "@"+r.Set.String())

@@ -17,11 +17,12 @@ const register = 1
 
 // Offsets of the fields, RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 792, RFC 4443.
 const (
-	ip4TTL, ip4Source, ip4Dest      = 8, 12, 16
-	ip6HopLimit, ip6Source, ip6Dest = 7, 8, 24
-	portSource, portDest            = 0, 2
-	icmpType                        = 0
-	ip4Protocol                     = 9
+	ip4TTL, ip4Source      = 8, 12
+	ip6HopLimit, ip6Source = 7, 8
+	ip4Dest, ip6Dest       = 16, 24
+	portSource, portDest   = 0, 2
+	icmpType               = 0
+	ip4Protocol            = 9
 )
 
 // expressions compiles a rule to what nft itself would make of its text.
@@ -36,16 +37,18 @@ func expressions(r netfilter.Rule) []expr.Any {
 		e = append(e, &expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)})
 	}
-	if r.Destination.IsValid() {
-		addr := r.Destination.AsSlice()
-		offset := uint32(ip4Dest)
-		if len(addr) == net.IPv6len {
-			offset = ip6Dest
-		}
-		e = append(append(e, network(len(addr))...), payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(addr))), equal(addr))
-	}
 	if r.Source.IsValid() {
 		e = append(e, source(r.Source)...)
+	}
+	if a := r.Destination; a.IsValid() {
+		if !r.Source.IsValid() { // or the family is known
+			e = append(e, network(len(a.AsSlice()))...)
+		}
+		offset := uint32(ip4Dest)
+		if a.Is6() {
+			offset = ip6Dest
+		}
+		e = append(e, payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(a.AsSlice()))), equal(a.AsSlice()))
 	}
 	if r.Set != (netfilter.SetName{}) {
 		e = append(e, member(r.Set)...)
