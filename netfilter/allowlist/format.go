@@ -11,7 +11,7 @@ import (
 // FormatIndex writes allowlists.toml for the policy; a list that has all
 // addresses of a family gets the flag that allows it.
 func FormatIndex(p Policy) ([]byte, error) {
-	x := index{Enabled: p.Enabled}
+	x := index{Enabled: &p.Enabled}
 	for _, l := range p.Lists {
 		x.Lists = append(x.Lists, entry{
 			Name: l.Name, Enabled: l.Enabled, Scopes: l.Scopes.Names(), Note: l.Note,
@@ -47,7 +47,7 @@ func ParseSettings(b []byte) (Settings, error) {
 	if !ok {
 		return Settings{}, fmt.Errorf("%s, line %d: %s", Index, bad.list[0].Line, bad.list[0].Reason)
 	}
-	s := Settings{Enabled: x.Enabled}
+	s := Settings{Enabled: x.Enabled != nil && *x.Enabled}
 	for _, e := range x.Lists {
 		s.Lists = append(s.Lists, ListSettings(e))
 	}
@@ -56,7 +56,7 @@ func ParseSettings(b []byte) (Settings, error) {
 
 // Format writes allowlists.toml.
 func (s Settings) Format() ([]byte, error) {
-	x := index{Enabled: s.Enabled}
+	x := index{Enabled: &s.Enabled}
 	for _, l := range s.Lists {
 		x.Lists = append(x.Lists, entry(l))
 	}

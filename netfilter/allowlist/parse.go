@@ -33,9 +33,10 @@ type File struct {
 	Data []byte
 }
 
-// index is the shape of allowlists.toml.
+// index is the shape of allowlists.toml. The switch has to be said: a file that
+// lost its content must not read as "everyone may come in".
 type index struct {
-	Enabled bool    `toml:"enabled"`
+	Enabled *bool   `toml:"enabled"`
 	Lists   []entry `toml:"list"`
 }
 
@@ -133,7 +134,11 @@ func Parse(files []File) (Policy, []control.Problem) {
 	if !ok {
 		return Policy{}, bad.all()
 	}
-	p := Policy{Enabled: x.Enabled}
+	if x.Enabled == nil {
+		bad.add(Index, 0, "", "the file does not say enabled: write enabled = true, or enabled = false to let everyone in")
+		return Policy{}, bad.all()
+	}
+	p := Policy{Enabled: *x.Enabled}
 	named := map[string]bool{Index: true}
 	for i, e := range x.Lists {
 		file := e.Name + Suffix

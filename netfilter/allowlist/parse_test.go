@@ -30,6 +30,8 @@ func TestNET2_BadInputIsRefusedWithItsLine(t *testing.T) {
 		line   int
 		reason string
 	}{
+		"empty index":          {[]File{{Index, nil}}, Index, 0, "does not say enabled"},
+		"index of notes":       {[]File{{Index, []byte("# enabled = true\n")}}, Index, 0, "does not say enabled"},
 		"prefix too long":      {files(office, "192.0.2.1\n\n10.0.0.0/33\n"), "office.list", 3, "0 to 32"},
 		"IPv6 prefix too long": {files(office, "2001:db8::/129"), "office.list", 1, "0 to 128"},
 		"no address":           {files(office, "# x\nexample.com"), "office.list", 2, "not an address"},
@@ -255,6 +257,51 @@ func FuzzParse(f *testing.F) {
 		}
 		if _, err := Decode(Encode(p)); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzParseRange: what a line is taken for is what it says when it is written.
+func FuzzParseRange(f *testing.F) {
+	for _, s := range []string{"192.0.2.7", "192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32", "10.0.0.1-10.0.0.9", "::ffff:1.2.3.4", "fe80::1%eth0", "1-", "-", "/", "1.2.3.4/033"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseRange(s)
+		if err != nil {
+			return
+		}
+		if r.Last.Less(r.First) || r.First.BitLen() != r.Last.BitLen() || r.First.Is4In6() || r.First.Zone() != "" {
+			t.Fatalf("%q is taken for %v", s, r)
+		}
+		if again, err := ParseRange(r.String()); err != nil || again != r {
+			t.Fatalf("%q is %v, which is written as %s", s, r, r)
+		}
+	})
+}
+
+// FuzzSettings: allowlists.toml alone, as the page reads and writes it.
+func FuzzSettings(f *testing.F) {
+	f.Add([]byte(office))
+	f.Add([]byte("enabled = false"))
+	f.Add([]byte("[[list]]\nname = \"a\"\nscope = [\"console\", \"sites\"]\nnote = \"'\\\"\\n\"\nallow_all = true\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseSettings(b)
+		if err != nil {
+			return
+		}
+		text, err := s.Format()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ParseSettings(text)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		if again.Enabled != s.Enabled || !slices.EqualFunc(again.Lists, s.Lists, func(a, b ListSettings) bool {
+			return a.Name == b.Name && a.Enabled == b.Enabled && slices.Equal(a.Scopes, b.Scopes) && a.Note == b.Note && a.AllowAll == b.AllowAll
+		}) {
+			t.Fatalf("%+v is written as\n%s", s, text)
 		}
 	})
 }

@@ -114,7 +114,8 @@ func TestNET2_FilesOfTheHost(t *testing.T) {
 	}{
 		{"a bad line", func() { f.put("office.list", good+"10.0.0.0/33\n") }, nil, "office.list", 3, "a prefix for IPv4 is a number from 0 to 32"},
 		{"an empty file", func() { f.put("office.list", "") }, nil, "allowlists.toml", 0, "nobody could reach the box"},
-		{"an empty index", func() { f.put("allowlists.toml", "") }, nil, "office.list", 0, "names no such list"},
+		{"an empty index", func() { f.put("allowlists.toml", "") }, nil, "allowlists.toml", 0, "does not say enabled"},
+		{"an empty index and no lists", func() { os.Remove(path("office.list")); f.put("allowlists.toml", "# nothing\n") }, nil, "allowlists.toml", 0, "does not say enabled"},
 		{"everyone without the flag", func() { f.put("office.list", good+"0.0.0.0/0\n") }, nil, "office.list", 3, "allow_all"},
 		{"10 MB of noise", func() { f.put("office.list", strings.Repeat("noise!\n", 10<<20/7)) }, nil, "office.list", 1, "this is not an address"},
 		{"a bad index", func() { f.put("allowlists.toml", "enabled = true\ncolour = 1\n") }, nil, "allowlists.toml", 2, "there is no such setting"},
