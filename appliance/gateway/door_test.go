@@ -44,6 +44,25 @@ func TestNET1_WithoutTheKernelTheGatewayJudges(t *testing.T) {
 	}
 }
 
+// TestNET2_ListsNotInForceCloseTheDoor: claimed, and still nobody but the box's
+// own networks, until there are lists that judge.
+func TestNET2_ListsNotInForceCloseTheDoor(t *testing.T) {
+	closed := true
+	d := &door{ask: func(context.Context) (control.Status, error) {
+		return control.Status{State: control.StateReady, Firewall: control.Firewall{Closed: closed},
+			Links: []control.Link{{Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}}}}, nil
+	}}
+	near, far := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("198.51.100.1")
+	for _, closed = range []bool{true, false, true} {
+		if err := d.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !d.admits(near) || d.admits(far) == closed {
+			t.Errorf("closed %v: near %v, far %v", closed, d.admits(near), d.admits(far))
+		}
+	}
+}
+
 func TestDoorEndsTheRoleWhenNobodyAnswers(t *testing.T) {
 	lost := errors.New("gone")
 	d := &door{ask: func(context.Context) (control.Status, error) { return control.Status{}, lost }}

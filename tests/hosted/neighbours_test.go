@@ -216,11 +216,11 @@ func (n *neighbours) tracked() map[string]bool {
 	return found
 }
 
-// TestNET1_HostedTouchesNothingElse is Gatehouse on a machine with services of
+// TestBOX14_NothingElseIsTouched is Gatehouse on a machine with services of
 // others: before, while its lists change, while it is stopped and after it is
 // uninstalled, the rules of others are byte for byte what they were, and all of
 // it works, old connections and new.
-func TestNET1_HostedTouchesNothingElse(t *testing.T) {
+func TestBOX14_NothingElseIsTouched(t *testing.T) {
 	n := newNeighbours(t)
 	rules := n.others()
 	if !strings.Contains(rules, "dnat to 172.30.0.2:80") || strings.Contains(rules, "table inet gatehouse {") {
