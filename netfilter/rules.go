@@ -264,7 +264,10 @@ func input(s State) Chain {
 func hostedRules(s State) RuleSet {
 	late := Chain{Name: "late", Hook: Input, Priority: PriorityRaw, Rules: raw(s, "web_late").Rules}
 	first := raw(s, "web")
-	first.Rules = slices.Insert(first.Rules, 1, Rule{Elsewhere: true, Verdict: Accept})
+	for i := range first.Rules {
+		// After the port, so that other packets are not looked up in the routes.
+		first.Rules[i].Here = first.Rules[i].Verdict == Goto
+	}
 	return RuleSet{Chains: []Chain{
 		first,
 		web(s, "web", true, WebRefused),

@@ -98,7 +98,7 @@ type Rule struct {
 	Verdict     Verdict
 	Target      string // of Goto
 
-	Elsewhere bool // for an address that is not this machine's
+	Here bool // for an address of this machine, as its routes say
 }
 
 // A RuleSet is the whole content of the table.
@@ -197,9 +197,6 @@ func (r Rule) String() string {
 	if r.Interface != "" {
 		add("iifname", strconv.Quote(r.Interface))
 	}
-	if r.Elsewhere {
-		add("fib daddr type != local")
-	}
 	if r.Source.IsValid() {
 		add(family(r.Source.Addr()), "saddr", prefixText(r.Source))
 	}
@@ -218,6 +215,9 @@ func (r Rule) String() string {
 		add(strconv.Itoa(int(r.HopLimit)))
 	}
 	words = append(words, r.transport()...)
+	if r.Here {
+		add("fib daddr type local")
+	}
 	if r.Conn != 0 {
 		add("ct state", r.Conn.String())
 	}

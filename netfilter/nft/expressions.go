@@ -33,10 +33,6 @@ func expressions(r netfilter.Rule) []expr.Any {
 		copy(name, r.Interface)
 		e = append(e, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}, equal(name))
 	}
-	if r.Elsewhere {
-		e = append(e, &expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)})
-	}
 	if r.Source.IsValid() {
 		e = append(e, source(r.Source)...)
 	}
@@ -65,6 +61,9 @@ func expressions(r netfilter.Rule) []expr.Any {
 		}
 	}
 	e = append(e, transport(r)...)
+	if r.Here {
+		e = append(e, &expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true}, equal(binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)))
+	}
 	if r.Conn != 0 {
 		mask := binary.NativeEndian.AppendUint32(nil, uint32(r.Conn))
 		e = append(e,

@@ -19,6 +19,7 @@ import (
 
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/console/consoletest"
+	"gatehouse/appliance/control"
 )
 
 // tool is the command with a home and files of its own.
@@ -174,5 +175,42 @@ func TestKEY3_StatusShowsWhatThePageShows(t *testing.T) {
 	}
 	if p := br.Open("/account"); strings.Count(p.Body, "/account/end\"") > 1 {
 		t.Error("the tool left a session open")
+	}
+}
+
+// Lists that are files of the host, by the tool: shown with what was refused,
+// and not changed.
+func TestNET2_ToolShowsListsOfTheHost(t *testing.T) {
+	b, br := consoletest.Owned(t, console.Run)
+	c := newTool(t, "")
+	if out, err := c.command("status", b.URL, "--proof", b.Ready().Certificate.Words).Output(); err != nil {
+		t.Fatalf("status: %v\n%s", err, out)
+	}
+	b.HostLists("/etc/gatehouse/lists", control.Problem{File: "office.list", Line: 7, Text: "x\x1b[31m", Reason: "this is not an address"})
+	run := func(code int, args ...string) (string, int) {
+		t.Helper()
+		for name, text := range map[string]string{"code": br.Codes[code], "office.list": "192.0.2.0/24"} {
+			if err := os.WriteFile(filepath.Join(c.home, name), []byte(text+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := c.command(append(append([]string{"allowlist"}, args...), "--email", "ada@example.org", "--password", "file:password", "--code", "file:code")...)
+		cmd.Stderr = nil
+		out, err := cmd.CombinedOutput()
+		if err != nil && cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	const where = "files of the host: change them there, in /etc/gatehouse/lists"
+	if out, code := run(0, "apply", "office.list", "--keep"); code == 0 || !strings.Contains(out, where) {
+		t.Errorf("apply: exit %d\n%s", code, out)
+	}
+	if out, code := run(1, "apply", "office.list", "--dry-run"); code == 0 || !strings.Contains(out, where) {
+		t.Errorf("apply --dry-run: exit %d\n%s", code, out)
+	}
+	out, code := run(2, "list")
+	if code != 0 || !strings.Contains(out, "These lists are files of the host, in /etc/gatehouse/lists.") || !strings.Contains(out, "office.list, line 7: this is not an address") || strings.Contains(out, "\x1b") {
+		t.Errorf("list: exit %d\n%q", code, out)
 	}
 }
