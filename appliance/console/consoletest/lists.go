@@ -35,7 +35,7 @@ func (b *Box) HostLists(dir string, problems ...control.Problem) {
 
 func (l *allowlists) mayEdit() error {
 	if l.files != "" {
-		return refused(control.CodeState, "these lists are files of the host: change them there, in "+l.files)
+		return refused(control.CodeState, "these lists are files of the host: change them there, in %s", l.files)
 	}
 	return nil
 }
