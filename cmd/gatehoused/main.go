@@ -2,7 +2,7 @@
 //
 //	gatehoused init      PID 1 of our own image (also by being PID 1)
 //	gatehoused serve     the same, hosted: on a NAS system, server or container
-//	gatehoused uninstall what serve leaves in the kernel is removed
+//	gatehoused uninstall takes out of the kernel what serve leaves there
 //	gatehoused network|gateway|console|agent|filter
 //	                     a role, started by the two above and by nobody else
 package main
@@ -36,8 +36,8 @@ var (
 
 const usage = `gatehoused is the program of a Gatehouse box.
 
-  gatehoused serve [--config FILE] [--state DIR] …   run hosted, see gatehoused serve --help
-  gatehoused uninstall [--config FILE] [--state DIR] remove what serve leaves in the kernel
+  gatehoused serve [--config FILE] [--state DIR] …      run hosted, see gatehoused serve --help
+  gatehoused uninstall [--config FILE] [--state DIR]    remove what serve leaves in the kernel
   gatehoused version
 
 init, network, gateway, console, agent and filter are started by the box itself.
