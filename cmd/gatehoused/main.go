@@ -4,7 +4,7 @@
 //	gatehoused serve     the same, hosted: on a NAS system, server or container
 //	gatehoused uninstall takes out of the kernel what serve leaves there
 //	gatehoused network|gateway|console|agent|filter
-//	                     a role, started by the two above and by nobody else
+//	                     a role, started by init and serve and by nobody else
 package main
 
 import (
