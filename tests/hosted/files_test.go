@@ -102,6 +102,18 @@ func TestNET2_FilesOfTheHost(t *testing.T) {
 	f.put("office.list", friend+"\n127.0.0.1\n")
 	f.eventually("a removal in force", func() bool { return f.dropped(stranger) })
 
+	var many strings.Builder
+	for i := range 100_000 { // none touches the next
+		fmt.Fprintf(&many, "%d.%d.%d.0/25\n", 11+i>>16, i>>8&255, i&255)
+	}
+	many.WriteString(friend + "\n127.0.0.1\n" + stranger + "\n")
+	f.put("office.list", many.String())
+	wrote = time.Now()
+	f.eventually("a hundred thousand ranges in force", func() bool { return !f.dropped(stranger) })
+	t.Logf("a file of 100,000 ranges was in force within %v", time.Since(wrote).Round(10*time.Millisecond))
+	f.put("office.list", friend+"\n127.0.0.1\n")
+	f.eventually("a small file again", func() bool { return f.dropped(stranger) && f.shown().Ranges == 2 })
+
 	path := func(name string) string { return filepath.Join(f.dir, name) }
 	good := friend + "\n127.0.0.1\n"
 	for _, c := range []struct {

@@ -60,36 +60,48 @@ table inet gatehouse-of-somebody-else {
 }
 `
 
-const container = "172.30.0.2"
+const (
+	container   = "172.30.0.2"
+	container6  = "fd00:30::2"
+	machineOut6 = "2001:db8:1::3" // the machine's, that a container goes out to
+)
 
 // neighbours is a machine with services of others beside the box.
 type neighbours struct {
 	*filed
-	inside *netns.Host
+	inside     *netns.Host
+	everywhere bool // Gatehouse listens on every address of the machine
 }
 
-func newNeighbours(t *testing.T) *neighbours {
+func newNeighbours(t *testing.T, everywhere bool) *neighbours {
 	t.Helper()
-	n := &neighbours{filed: newFiled(t), inside: netns.New(t, "container")}
+	n := &neighbours{filed: newFiled(t), inside: netns.New(t, "container"), everywhere: everywhere}
 	netns.Connect(t, n.host, "veth0", n.inside, "eth0")
 	n.host.Command(t, "ip", "link", "add", "br0", "type", "bridge")
 	n.host.Command(t, "ip", "link", "set", "veth0", "master", "br0")
 	n.host.Up(t, "veth0")
-	n.host.Up(t, "br0", "172.30.0.1/24")
-	n.inside.Up(t, "eth0", container+"/24")
-	n.inside.Command(t, "ip", "route", "add", "default", "via", "172.30.0.1")
-	n.host.Up(t, "lan0", "192.0.2.77/24") // a second address, with a service of its own on a port of ours
+	n.host.Up(t, "br0", "172.30.0.1/24", "fd00:30::1/64")
+	n.inside.Up(t, "eth0", container+"/24", container6+"/64")
+	n.inside.Route(t, "0.0.0.0/0", "172.30.0.1", 0)
+	n.inside.Route(t, "2001:db8:1::/64", "fd00:30::1", 0)
+	n.host.Up(t, "lan0", "192.0.2.77/24", "2001:db8:1::1/64")
+	n.machine.Up(t, "lan0", machineOut6+"/64")
+	n.machine.Route(t, "fd00:30::/64", "2001:db8:1::1", 0)
 	n.host.Forward(t)
 	n.host.Command(t, "nft", "-f", n.script())
 	for _, s := range []struct {
 		h  *netns.Host
 		at string
-	}{{n.host, ":9000"}, {n.host, "192.0.2.77:443"}, {n.inside, ":80"}, {n.inside, ":443"}, {n.machine, stranger + ":443"}} {
+	}{{n.host, ":9000"}, {n.inside, ":80"}, {n.inside, ":443"}, {n.machine, ":443"}} {
 		n.echo(s.h, s.at)
 	}
 	n.at = boxAddress
 	n.put("office.list", friend+"\n"+boxAddress+"\n")
-	n.args = []string{"--https", boxAddress + ":443", "--http", boxAddress + ":80", "--lists", n.dir}
+	n.args = []string{"--https", ":443", "--http", ":80", "--lists", n.dir}
+	if !everywhere {
+		n.args = []string{"--https", boxAddress + ":443", "--http", boxAddress + ":80", "--lists", n.dir}
+		n.echo(n.host, "192.0.2.77:443") // our port on a second address is somebody else's
+	}
 	return n
 }
 
@@ -138,13 +150,18 @@ func (n *neighbours) uses() map[string]func() (net.Conn, error) {
 			return c, err
 		}
 	}
-	return map[string]func() (net.Conn, error){
+	all := map[string]func() (net.Conn, error){
 		"another service of the machine":       from(n.machine, stranger, boxAddress+":9000"),
-		"our port on another of its addresses": from(n.machine, stranger, "192.0.2.77:443"),
 		"a published port":                     from(n.machine, stranger, boxAddress+":8080"),
 		"a published port that is ours inside": from(n.machine, stranger, boxAddress+":8444"),
 		"a container's way out to our port":    from(n.inside, container, stranger+":443"),
+		"the same, IPv6":                       from(n.inside, container6, "["+machineOut6+"]:443"),
+		"a container's own port, IPv6":         from(n.machine, machineOut6, "["+container6+"]:443"),
 	}
+	if !n.everywhere {
+		all["our port on another of its addresses"] = from(n.machine, stranger, "192.0.2.77:443")
+	}
+	return all
 }
 
 // said checks that an open connection still carries both ways.
@@ -204,14 +221,19 @@ func (n *neighbours) tracked() map[string]bool {
 	n.Helper()
 	found := make(map[string]bool)
 	n.host.Do(n.T, func() error {
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
-		for _, f := range flows {
-			answers, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
-			if f.Forward.Protocol == 6 && answers.Unmap() != netip.MustParseAddr(boxAddress) {
-				found[fmt.Sprint(f.Forward, f.Reverse)] = true
+		for _, family := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+			if err != nil {
+				return err
+			}
+			for _, f := range flows {
+				answers, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
+				if f.Forward.Protocol == 6 && answers.Unmap() != netip.MustParseAddr(boxAddress) {
+					found[fmt.Sprint(f.Forward, f.Reverse)] = true
+				}
 			}
 		}
-		return err
+		return nil
 	})
 	return found
 }
@@ -221,7 +243,13 @@ func (n *neighbours) tracked() map[string]bool {
 // uninstalled, the rules of others are byte for byte what they were, and all of
 // it works, old connections and new.
 func TestBOX14_NothingElseIsTouched(t *testing.T) {
-	n := newNeighbours(t)
+	for name, everywhere := range map[string]bool{"listening on one address": false, "listening on every address": true} {
+		t.Run(name, func(t *testing.T) { newNeighbours(t, everywhere).untouched() })
+	}
+}
+
+func (n *neighbours) untouched() {
+	t := n.T
 	rules := n.others()
 	if !strings.Contains(rules, "dnat to 172.30.0.2:80") || strings.Contains(rules, "table inet gatehouse {") {
 		t.Fatalf("the rules of others are not there:\n%s", rules)
