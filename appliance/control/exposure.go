@@ -199,7 +199,8 @@ type NetworkState struct {
 	Kept      NetworkSettings `json:"kept"`     // what a restart would bring
 	Candidate *Candidate      `json:"candidate,omitempty"`
 	Links     []Link          `json:"links"`
-	Resolvers []netip.Addr    `json:"resolvers"`
+	Own       []Link          `json:"own"`       // the machine's own, without VLANs and bonds; MAC is the card's
+	Resolvers []netip.Addr    `json:"resolvers"` // in effect: set ones, then learnt ones
 	Search    []string        `json:"search"`
 }
 
