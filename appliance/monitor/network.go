@@ -3,8 +3,11 @@ package monitor
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/netconf"
@@ -24,6 +27,7 @@ type Network struct {
 // networkSettings are those in effect, and those that a restart would bring.
 type networkSettings struct {
 	effect, kept control.NetworkSettings
+	own          []control.Link // when it was last looked
 }
 
 var errHostNetwork = &control.Error{Code: control.CodeState, Text: "this Gatehouse runs on a host of yours: set the network there, with the host's own means"}
@@ -35,7 +39,7 @@ func (m *Monitor) startNetwork() {
 	if n == nil {
 		return
 	}
-	m.network = networkSettings{n.Kept, n.Kept}
+	m.network = networkSettings{n.Kept, n.Kept, n.Own()}
 	if err := n.Apply(context.Background(), n.Kept); err != nil {
 		m.cfg.Logger.Error("not all of the network is as it was kept", "err", err)
 	}
@@ -135,15 +139,77 @@ func (m *Monitor) tryNetwork(ctx context.Context, _ control.Role, q control.Netw
 	if err := m.audit(ctx, control.Event{Actor: q.Actor, From: q.From, Action: "try network", Detail: map[string]string{"change": shorten(strings.Join(report.Summary, "; "))}}); err != nil {
 		return report, err
 	}
-	if err := m.applyNetwork(ctx, q.Settings); err != nil {
-		return report, fmt.Errorf("the network stays as it was: %w", err)
+	if !report.SelfCut {
+		if err := m.applyNetwork(ctx, q.Settings); err != nil {
+			return report, fmt.Errorf("the network stays as it was: %w", err)
+		}
 	}
 	back := m.networkNow().kept
 	c := m.try(control.AboutNetwork, q.Actor, report.Summary,
 		func(context.Context) error { return m.keepNetwork(q.Settings) },
 		func(ctx context.Context) error { return m.applyNetwork(ctx, back) })
+	if report.SelfCut {
+		m.applyLater(c.ID, q.Settings)
+		c = m.candidate(control.AboutNetwork)
+	}
 	report.Candidate = &c
 	return report, nil
+}
+
+// answerTime is how long a change that ends the asker's own connection waits,
+// so that the answer, which says where the box will be, still goes out over it.
+const answerTime = 500 * time.Millisecond
+
+// applyLater brings a candidate into effect after the answer. Until then it
+// cannot be kept: no connection is younger than it.
+func (m *Monitor) applyLater(id string, s control.NetworkSettings) {
+	t, err := m.find(id)
+	if err != nil {
+		return
+	}
+	m.mu.Lock()
+	t.Applied = math.MaxInt64
+	m.mu.Unlock()
+	time.AfterFunc(answerTime, func() {
+		m.changing.Lock()
+		defer m.changing.Unlock()
+		if _, err := m.find(id); err != nil {
+			return // taken back already
+		}
+		ctx := context.Background()
+		if err := m.applyNetwork(ctx, s); err != nil {
+			m.cfg.Logger.Error("the network stays as it was", "err", err)
+			if err := m.undo(ctx, t, "system", "", "could not be set: "+shorten(err.Error())); err != nil {
+				m.cfg.Logger.Error("taking back what could not be set", "err", err) // its timer tries again
+			}
+			return
+		}
+		m.mu.Lock()
+		t.Applied = m.boottime()
+		m.mu.Unlock()
+	})
+}
+
+// lookAtLinks brings the settings to a link that came after the start, as a USB
+// adapter does.
+func (m *Monitor) lookAtLinks() {
+	n := m.cfg.Network
+	if n == nil {
+		return
+	}
+	own := n.Own()
+	m.mu.Lock()
+	same := slices.EqualFunc(own, m.network.own, func(a, b control.Link) bool { return a.Name == b.Name && a.MAC == b.MAC })
+	m.network.own = own
+	m.mu.Unlock()
+	if same {
+		return
+	}
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	if err := n.Apply(context.Background(), m.networkNow().effect); err != nil {
+		m.cfg.Logger.Error("not all links are as they are set", "err", err)
+	}
 }
 
 // SetNetwork changes the network for a person at the console, who sees what

@@ -94,11 +94,85 @@ var askersLocal = netip.MustParseAddr("192.0.2.7") // which eth0 has in newBox
 
 func (n *netBox) tryIt(t *testing.T, s control.NetworkSettings) control.NetworkReport {
 	t.Helper()
-	r, err := n.tryNetwork(t.Context(), control.Console, control.NetworkTry{Settings: s, Actor: "ann", Local: askersLocal})
+	r, err := n.tryNetwork(t.Context(), control.Console, control.NetworkTry{Settings: s, Actor: "ann"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestNET3_AnswerBeforeTheAddressGoes: the one who is cut off is told first.
+func TestNET3_AnswerBeforeTheAddressGoes(t *testing.T) {
+	n := newNetBox(t, static(t, "192.0.2.7/24"), time.Hour)
+	ask := control.NetworkTry{Settings: static(t, "198.51.100.7/24"), Actor: "ann", Local: askersLocal}
+	r, err := n.tryNetwork(t.Context(), control.Console, ask)
+	if err != nil || r.Candidate == nil || !r.SelfCut || n.net.address() != "192.0.2.7/24" {
+		t.Fatalf("%+v, %v, %s in effect", r, err, n.net.address())
+	}
+	keep := control.Keep{ID: r.Candidate.ID, Accepted: 1001, Actor: "ann"}
+	if _, err := n.keep(t.Context(), control.Console, keep); err == nil {
+		t.Error("kept before it was in effect")
+	}
+	soon := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	soon("it is not in effect", func() bool { return n.candidate(control.AboutNetwork).Applied == 1000 })
+	if _, err := n.keep(t.Context(), control.Console, keep); err != nil || n.net.address() != "198.51.100.7/24" {
+		t.Fatalf("%v, %s in effect", err, n.net.address())
+	}
+	// One that cannot be set is over, and one that is taken back meanwhile never comes.
+	n.net.mu.Lock()
+	n.net.fail = func(s control.NetworkSettings) error {
+		if addressOf(s) == "192.0.2.99/24" {
+			return errors.New("no such device")
+		}
+		return nil
+	}
+	n.net.mu.Unlock()
+	n.cfg.Machine.Links = func() []control.Link {
+		return []control.Link{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/24")}}}
+	}
+	ask.Local = netip.MustParseAddr("198.51.100.7")
+	ask.Settings = static(t, "192.0.2.99/24")
+	if r, err := n.tryNetwork(t.Context(), control.Console, ask); err != nil || r.Candidate == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	soon("it still waits", func() bool { return len(n.Candidates()) == 0 })
+	if n.net.address() != "198.51.100.7/24" {
+		t.Errorf("%s is in effect", n.net.address())
+	}
+	ask.Settings = static(t, "192.0.2.8/24")
+	if _, err := n.tryNetwork(t.Context(), control.Console, ask); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RevertAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * answerTime)
+	if n.net.address() != "198.51.100.7/24" {
+		t.Errorf("taken back, and %s is in effect", n.net.address())
+	}
+}
+
+func TestBOX7_LinkThatComesLaterIsSet(t *testing.T) {
+	n := newNetBox(t, static(t, "192.0.2.7/24"), time.Hour)
+	count := func() int { n.net.mu.Lock(); defer n.net.mu.Unlock(); return len(n.net.applied) }
+	before := count()
+	n.lookAtLinks()
+	if count() != before {
+		t.Error("set again although nothing changed")
+	}
+	n.cfg.Network.Own = func() []control.Link { return []control.Link{{Name: "eth0"}, {Name: "eth1"}, {Name: "usb0"}} }
+	n.lookAtLinks()
+	n.lookAtLinks()
+	if count() != before+1 || n.net.address() != "192.0.2.7/24" {
+		t.Errorf("set %d times, %s", count()-before, n.net.address())
+	}
 }
 
 func TestNET3_StaticAddressIsTriedAndKept(t *testing.T) {
@@ -108,7 +182,7 @@ func TestNET3_StaticAddressIsTriedAndKept(t *testing.T) {
 		t.Fatalf("a dry run: %+v, %v, %s in effect", dry, err, n.net.address())
 	}
 	r := n.tryIt(t, static(t, "198.51.100.7/24"))
-	if r.Candidate == nil || !r.SelfCut || n.net.address() != "198.51.100.7/24" {
+	if r.Candidate == nil || r.SelfCut || n.net.address() != "198.51.100.7/24" {
 		t.Fatalf("not in effect: %+v", r)
 	}
 	if s := n.Network(); s.Candidate == nil || addressOf(s.Settings) != "198.51.100.7/24" || addressOf(s.Kept) != "automatic" {
