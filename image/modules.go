@@ -24,6 +24,7 @@ var moduleGroups = []moduleGroup{
 	{why: "wired network", modules: "e1000 e1000e igb igc ixgbe r8169 realtek atlantic"},
 	{why: "USB network", modules: "cdc_ether cdc_ncm ax88179_178a asix ax88796b r8152"},
 	{why: "filter", always: true, modules: "nf_tables nft_ct nft_limit nft_objref nft_log nfnetlink_log nf_conntrack nf_conntrack_netlink"},
+	{why: "links over others", always: true, modules: "8021q bonding"},
 	{why: "encrypted data volume", always: true, modules: "dm_mod dm_crypt xts essiv cryptd sha256_generic"},
 	{why: "ciphers of this processor", modules: "aesni_intel sha256_ssse3 crc32c_intel crct10dif_pclmul ghash_clmulni_intel"},
 	{why: "file systems", always: true, modules: "ext4 crc32c_generic vfat fat nls_cp437 nls_ascii nls_iso8859_1 nls_utf8 efivarfs"},

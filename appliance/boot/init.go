@@ -17,6 +17,7 @@ import (
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/journal"
 	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/netconf"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
 	"gatehouse/appliance/vault"
@@ -50,10 +51,13 @@ type box struct {
 
 	http, https net.Listener
 
-	mu     sync.Mutex
-	source map[string]string // how each link got its addresses
-	ending string            // restart or off, once asked for
-	end    context.CancelFunc
+	mu      sync.Mutex
+	source  map[string]string       // how each link got its addresses
+	wanted  control.NetworkSettings // of the network, in effect
+	learnt  map[string]learnt       // by link
+	written learnt                  // what the processes see
+	ending  string                  // restart or off, once asked for
+	end     context.CancelFunc
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -237,6 +241,7 @@ func (b *box) roles() (*roles, error) {
 			Kernel:       kernel(b.machine),
 		},
 	}
+	r.monitor.Network = b.network()
 	if b.filtered == nil {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}
@@ -295,7 +300,9 @@ func (b *box) links() []control.Link {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range out {
-		if s := b.source[out[i].Name]; s != "" {
+		if mode := netconf.Mode(b.wanted, out[i].Name); mode != netconf.Automatic {
+			out[i].Source = mode
+		} else if s := b.source[out[i].Name]; s != "" {
 			out[i].Source = s
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"gatehouse/appliance/control"
@@ -259,35 +258,6 @@ func (b *box) keepLogs() {
 	if n > 0 {
 		b.log.Warn("the kernel left crash records", "count", n, "folder", "crash")
 	}
-}
-
-func (b *box) raiseLinks(context.Context) error {
-	if b.filtered != nil {
-		return fmt.Errorf("the links stay down, because the filter is not in the kernel: %w", b.filtered)
-	}
-	found, err := b.machine.Links()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, l := range found {
-		if l.Name == "lo" || strings.HasPrefix(l.Name, "sit") || strings.HasPrefix(l.Name, "tun") {
-			continue
-		}
-		errs = append(errs, b.machine.SetUp(l.Name, true))
-	}
-	return errors.Join(errs...)
-}
-
-func (b *box) applyNetwork(_ context.Context, n control.NetworkApply) error {
-	if err := b.machine.Apply(n); err != nil {
-		return err
-	}
-	b.setSource(n.Interface, n.Source)
-	if len(n.Resolvers) == 0 {
-		return nil
-	}
-	return b.machine.SetResolvers(n.Resolvers, n.Search)
 }
 
 // listen opens the two ports, once: they outlive a failed set of roles.

@@ -152,7 +152,7 @@ type ClockFloor struct {
 }
 
 // NetworkSettings are what a person decided about the network; everything not
-// named is learnt: DHCP, router advertisements. config.CheckNetwork judges them.
+// named is learnt: DHCP, router advertisements. netconf.Check judges them.
 type NetworkSettings struct {
 	Links     []LinkSettings `json:"links,omitempty"`
 	VLANs     []VLAN         `json:"vlans,omitempty"`
@@ -200,7 +200,8 @@ type NetworkState struct {
 	Kept      NetworkSettings `json:"kept"`     // what a restart would bring
 	Candidate *Candidate      `json:"candidate,omitempty"`
 	Links     []Link          `json:"links"`
-	Resolvers []netip.Addr    `json:"resolvers"`
+	Own       []Link          `json:"own"`       // the machine's own, without VLANs and bonds; MAC is the card's
+	Resolvers []netip.Addr    `json:"resolvers"` // in effect: set ones, then learnt ones
 	Search    []string        `json:"search"`
 }
 

@@ -15,7 +15,7 @@ import (
 // replaces them: a test that reboots its machine tells nothing more.
 type Calls struct {
 	Mount       func(dev, path, fsType, data string, flags uintptr) error
-	LoadModule  func(path string) error
+	LoadModule  func(path, parameters string) error
 	InMemory    func(path string) (bool, error)
 	Sethostname func([]byte) error
 	Settime     func(time.Time) error
@@ -37,13 +37,13 @@ func kernelCalls() Calls {
 			_, err := mount.Mount(dev, path, fsType, data, flags)
 			return err
 		},
-		LoadModule: func(path string) error {
+		LoadModule: func(path, parameters string) error {
 			f, err := os.Open(path)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			return kmodule.FileInit(f, "", 0)
+			return kmodule.FileInit(f, parameters, 0)
 		},
 		InMemory:    mount.IsTmpRamfs,
 		Sethostname: unix.Sethostname,

@@ -30,8 +30,9 @@ type Host struct {
 	calls Calls
 	vars  variables
 
-	mu   sync.Mutex
-	ours map[string]applied // what Apply set, by interface
+	mu         sync.Mutex
+	ours       map[string]applied // what Apply set, by interface
+	configured configured
 }
 
 // New returns this machine; it touches nothing yet.

@@ -48,7 +48,7 @@ func newTree(t *testing.T, files map[string]string) *tree {
 		Mount: func(_, path, fsType, data string, _ uintptr) error {
 			return do("mount " + fsType + " " + strings.TrimPrefix(path, x.root))
 		},
-		LoadModule:  func(path string) error { return do("load " + strings.TrimSuffix(filepath.Base(path), ".ko")) },
+		LoadModule:  func(path, _ string) error { return do("load " + strings.TrimSuffix(filepath.Base(path), ".ko")) },
 		InMemory:    func(path string) (bool, error) { _, err := os.Stat(path); return x.fail["ram"] == nil, err },
 		Sethostname: func(b []byte) error { return do("name " + string(b)) },
 		Settime:     func(tm time.Time) error { return do("time " + tm.UTC().Format(time.RFC3339)) },

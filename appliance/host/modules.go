@@ -29,9 +29,13 @@ func Needed() []string {
 		"dm_mod", "dm_crypt", "xts", "ext4",
 		"vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
 		"efivarfs", "efi_pstore",
+		"8021q", "bonding", // links that a person may set up later, when the modules are freed
 		"af_packet", "softdog",
 	}
 }
+
+// parameters are those of modules whose own choice is not ours.
+var parameters = map[string]string{"bonding": "max_bonds=0"} // or it makes a bond0 that nobody asked for
 
 // Modules loads kernel modules from /lib/modules/RELEASE until FreeModules.
 // Its methods may run at the same time: the kernel checks signatures and
@@ -154,7 +158,7 @@ func (m *Modules) insert(s modalias.Step) error {
 		return nil
 	}
 	start := time.Now()
-	err := m.host.calls.LoadModule(m.host.path(filepath.Join(m.dir, s.Path)))
+	err := m.host.calls.LoadModule(m.host.path(filepath.Join(m.dir, s.Path)), parameters[s.Name])
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.spent += time.Since(start)

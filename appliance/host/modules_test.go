@@ -102,8 +102,8 @@ func TestColdplug(t *testing.T) {
 	x := moduleTree(t)
 	x.fail["load broken"] = unix.ENODEV
 	load := x.calls.LoadModule
-	x.calls.LoadModule = func(path string) error {
-		err := load(path)
+	x.calls.LoadModule = func(path, parameters string) error {
+		err := load(path, parameters)
 		if strings.HasSuffix(path, "virtio_pci.ko") {
 			x.write("sys/bus/virtio/devices/virtio0/modalias", "virtio:d1v1\n")
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/netconf"
 )
 
 // A Link is one network interface; loopback is not among them.
@@ -125,6 +126,15 @@ func (h *Host) Apply(want control.NetworkApply) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if mode := netconf.Mode(h.configured.settings, want.Interface); mode != netconf.Automatic {
+		if len(want.Addresses)+len(want.Gateways) == 0 {
+			return nil // nothing of a lease is left there
+		}
+		return fmt.Errorf("%s is %s: nothing is learnt for it", want.Interface, mode)
+	}
+	if l := netconf.Of(h.configured.settings, want.Interface); l != nil && l.MTU != 0 {
+		want.MTU = 0 // what a person set counts
+	}
 	old := h.ours[want.Interface]
 	if len(old.addresses) > mostLeft { // calls that fail one after the other: mend before more is set
 		if err := removeAddresses(link, old.addresses, nil); err != nil {

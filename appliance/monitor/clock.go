@@ -14,14 +14,17 @@ import (
 // fortnight.
 const floorStep = 24 * time.Hour
 
-// ceiling is how far from the floor a time may be at all: a server that says
-// 2099 is not believed.
+// ceiling is how far from the build a time may be at all, and with it the
+// floor: a server that says 2099 is not believed, and one that lies for months
+// cannot carry the floor, and the ceiling with it, away without end. A program
+// that is older takes no time any more; it has other troubles.
 const ceiling = 10 * 365 * 24 * time.Hour
 
 // Clock keeps what is known of the time: where it came from, and a floor below
 // which it is never set (the program's build time, and the last time seen).
 type Clock struct {
 	mu    sync.Mutex
+	built time.Time
 	known control.Clock
 	save  func(time.Time) error
 }
@@ -33,7 +36,10 @@ func NewClock(built, seen time.Time, source string, save func(time.Time) error) 
 	if seen.After(floor) {
 		floor = seen
 	}
-	return &Clock{known: control.Clock{Source: source, Floor: floor, Trusted: source == "host"}, save: save}
+	if last := built.Add(ceiling); floor.After(last) {
+		floor = last
+	}
+	return &Clock{built: built, known: control.Clock{Source: source, Floor: floor, Trusted: source == "host"}, save: save}
 }
 
 // Status is the clock as faces show it.
@@ -53,7 +59,7 @@ func (c *Clock) Check(t time.Time) error {
 		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("%s is before %s, when this box was last sure of the time: the clock is not set back beyond that",
 			t.UTC().Format(time.DateTime), c.known.Floor.UTC().Format(time.DateTime))}
 	}
-	if t.After(c.known.Floor.Add(ceiling)) {
+	if t.After(c.built.Add(ceiling)) {
 		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("%s is more than ten years after this program was made: set the clock from another source", t.UTC().Format(time.DateTime))}
 	}
 	return nil
@@ -78,11 +84,28 @@ func (c *Clock) Keep(now time.Time) error {
 	if limit := c.known.Floor.Add(floorStep); now.After(limit) {
 		now = limit
 	}
+	if last := c.built.Add(ceiling); now.After(last) {
+		now = last
+	}
 	if c.save != nil {
 		if err := c.save(now); err != nil {
 			return fmt.Errorf("keeping the time for the next start: %w", err)
 		}
 	}
 	c.known.Floor = now
+	return nil
+}
+
+// Reset puts the floor back to the build, as its owner wishes. The clock itself
+// stays as it is until somebody sets it; it is not trusted until then.
+func (c *Clock) Reset() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.save != nil {
+		if err := c.save(c.built); err != nil {
+			return fmt.Errorf("resetting the floor of the clock: %w", err)
+		}
+	}
+	c.known.Floor, c.known.Trusted = c.built, false
 	return nil
 }

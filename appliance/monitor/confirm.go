@@ -93,7 +93,10 @@ func (m *Monitor) keep(ctx context.Context, _ control.Role, q control.Keep) (con
 	if err != nil {
 		return control.None{}, err
 	}
-	if q.Accepted <= t.Applied {
+	m.mu.Lock()
+	applied := t.Applied
+	m.mu.Unlock()
+	if q.Accepted <= applied {
 		return control.None{}, &control.Error{Code: control.CodeState, Text: "this connection is older than the change, so it does not show that you still get in: open the page in a new connection, and keep the change there"}
 	}
 	if err := m.audit(ctx, control.Event{Actor: q.Actor, From: q.From, Action: "keep " + word(t.About), Object: t.ID}); err != nil {

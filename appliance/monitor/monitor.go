@@ -80,7 +80,8 @@ type Config struct {
 	Log      func(control.LogQuery) []control.LogLine
 	Filter   func(control.State, []netip.Prefix, netfilter.Lists) error // into the kernel; nil: not in the kernel
 	Counters func() ([]control.Counter, error)
-	Lists    *Lists // nil: there are none, and nobody is judged by them
+	Lists    *Lists   // nil: there are none, and nobody is judged by them
+	Network  *Network // nil: the host sets its own
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
 	// Boottime is CLOCK_BOOTTIME in ns; nil: the kernel's.
@@ -111,6 +112,7 @@ type Monitor struct {
 	budgets     map[control.Role]budget // of events
 	lists       judged
 	files       hostFiles
+	network     networkSettings
 	trials      map[string]*trial // by what they are about
 
 	changing  sync.Mutex // one change of lists or network at a time
@@ -137,6 +139,7 @@ func New(cfg Config) (*Monitor, error) {
 	} else if err := m.newCode(cfg.Verifier); err != nil {
 		return nil, err
 	}
+	m.startNetwork()
 	m.Refilter()
 	return m, nil
 }

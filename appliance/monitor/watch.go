@@ -26,6 +26,7 @@ func (m *Monitor) Watch() task.Task {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-look.C:
+				m.lookAtLinks()
 				m.Refilter()
 			case <-keep.C:
 				if err := m.cfg.Clock.Keep(m.cfg.Now()); err != nil {

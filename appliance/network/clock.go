@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/beevik/ntp"
+
+	"gatehouse/appliance/control"
 )
 
 // pool are the names that are asked when resolvers are known: run by different
@@ -81,9 +83,9 @@ func (c *clock) run(ctx context.Context) error {
 
 // once asks all servers at the same time and has the majority's time set.
 func (c *clock) once(ctx context.Context, first bool) error {
-	servers := c.sources.servers(ctx)
-	if len(servers) < fewest {
-		return fmt.Errorf("only %d time servers are known, want %d or more: a DHCP server can name them, or resolvers that know %s", len(servers), fewest, pool[0])
+	servers, least := c.sources.servers(ctx)
+	if len(servers) < least {
+		return fmt.Errorf("only %d time servers are known, want %d or more: a DHCP server can name them, or resolvers that know %s", len(servers), least, pool[0])
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTime+time.Second)
 	defer cancel()
@@ -104,7 +106,7 @@ func (c *clock) once(ctx context.Context, first bool) error {
 		})
 	}
 	wg.Wait()
-	offset, n, err := majority(samples)
+	offset, n, err := majority(samples, least)
 	if err != nil {
 		return errors.Join(append([]error{err}, errs...)...)
 	}
@@ -137,7 +139,8 @@ type sources struct {
 
 	mu    sync.Mutex
 	links map[string]learnt
-	news  chan struct{} // closed at the next change
+	wish  control.NetworkSettings // what a person decided
+	news  chan struct{}           // closed at the next change
 }
 
 func newSources() *sources {
@@ -149,12 +152,24 @@ func (s *sources) told(link string, k learnt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old, was := s.links[link]
-	if k.v4 == nil && k.v6 == nil {
+	if k.empty() {
 		delete(s.links, link)
 	} else {
 		s.links[link] = k
 	}
-	if was == (k.v4 == nil && k.v6 == nil) || !sameServers(old, k) {
+	if was == k.empty() || !sameServers(old, k) {
+		close(s.news)
+		s.news = make(chan struct{})
+	}
+}
+
+// wished takes what a person decided.
+func (s *sources) wished(w control.NetworkSettings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	same := slices.Equal(s.wish.Resolvers, w.Resolvers) && slices.Equal(s.wish.Time, w.Time)
+	s.wish = w
+	if !same {
 		close(s.news)
 		s.news = make(chan struct{})
 	}
@@ -172,7 +187,7 @@ func (k learnt) servers() (resolvers, times []netip.Addr) {
 			resolvers, times = append(resolvers, l.Resolvers...), append(times, l.Times...)
 		}
 	}
-	return resolvers, times
+	return append(resolvers, values(k.ra.resolvers)...), times
 }
 
 func (s *sources) changed() <-chan struct{} {
@@ -181,11 +196,12 @@ func (s *sources) changed() <-chan struct{} {
 	return s.news
 }
 
-// wait waits until some link has taught something.
+// wait waits until some link has taught something, or a person named servers:
+// a box with addresses set by hand learns nothing.
 func (s *sources) wait(ctx context.Context) error {
 	for {
 		s.mu.Lock()
-		n, news := len(s.links), s.news
+		n, news := len(s.links)+len(s.wish.Resolvers)+len(s.wish.Time), s.news
 		s.mu.Unlock()
 		if n > 0 {
 			return nil
@@ -198,16 +214,19 @@ func (s *sources) wait(ctx context.Context) error {
 	}
 }
 
-// servers lists time servers: those that DHCP named, then those of the pool. A
-// name gives few addresses, so that no one operator outvotes the others.
-func (s *sources) servers(ctx context.Context) []netip.Addr {
+// servers lists time servers, and how many of them must agree: those that a
+// person named and no others; else those that DHCP named, then those of the
+// pool. A name gives few addresses, so that no one operator outvotes the others.
+func (s *sources) servers(ctx context.Context) (servers []netip.Addr, least int) {
 	s.mu.Lock()
 	links := make([]learnt, 0, len(s.links))
 	for _, k := range s.links {
 		links = append(links, k)
 	}
+	wish, names, least := s.wish, pool, fewest
 	s.mu.Unlock()
-	var out, resolvers []netip.Addr
+	var out []netip.Addr
+	resolvers := slices.Clone(wish.Resolvers)
 	add := func(addrs []netip.Addr) {
 		for _, a := range addrs {
 			if !slices.Contains(out, a) && len(out) < mostSources {
@@ -218,16 +237,28 @@ func (s *sources) servers(ctx context.Context) []netip.Addr {
 	for _, k := range links {
 		r, t := k.servers()
 		resolvers = append(resolvers, r...)
-		add(t)
+		if len(wish.Time) == 0 {
+			add(t)
+		}
+	}
+	if len(wish.Time) > 0 {
+		least, names = min(fewest, len(wish.Time)), nil
+		for _, t := range wish.Time {
+			if a, err := netip.ParseAddr(t); err == nil {
+				add([]netip.Addr{a})
+			} else {
+				names = append(names, t)
+			}
+		}
 	}
 	if len(resolvers) == 0 {
-		return out
+		return out, least
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*queryTime)
 	defer cancel()
-	found := make([][]netip.Addr, len(pool))
+	found := make([][]netip.Addr, len(names))
 	var wg sync.WaitGroup
-	for i, name := range pool {
+	for i, name := range names {
 		wg.Go(func() {
 			if addrs, err := s.lookup(ctx, resolvers, name); err == nil {
 				found[i] = addrs[:min(len(addrs), perName)]
@@ -238,7 +269,7 @@ func (s *sources) servers(ctx context.Context) []netip.Addr {
 	for _, addrs := range found {
 		add(addrs)
 	}
-	return out
+	return out, least
 }
 
 // lookup asks the leased resolvers in turn. It does not read resolv.conf: the

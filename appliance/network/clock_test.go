@@ -180,13 +180,13 @@ func TestSourcesAreBounded(t *testing.T) {
 		return many, nil
 	}
 	s.told("eth0", leased(addrs("192.0.2.53"), addrs("192.0.2.1", "192.0.2.2")))
-	got := s.servers(t.Context())
+	got, _ := s.servers(t.Context())
 	want := addrs("192.0.2.1", "192.0.2.2", "203.0.0.1", "203.0.0.2", "203.0.2.1", "203.0.2.2", "203.0.3.1", "203.0.3.2", "203.0.4.1", "203.0.4.2")
 	if !slices.Equal(got, want) {
 		t.Errorf("servers %v\nwant %v", got, want)
 	}
 	s.told("eth0", learnt{})
-	if got := s.servers(t.Context()); len(got) != 0 {
+	if got, _ := s.servers(t.Context()); len(got) != 0 {
 		t.Errorf("servers of a link that is gone: %v", got)
 	}
 }

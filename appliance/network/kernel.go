@@ -20,7 +20,8 @@ const (
 )
 
 // watchLinks calls changed with all Ethernet links, at once and after each change.
-func watchLinks(ctx context.Context, changed func(map[string]port)) error {
+// Wake says when something else wants them looked at.
+func watchLinks(ctx context.Context, wake func() <-chan struct{}, changed func(map[string]port)) error {
 	events := make(chan netlink.LinkUpdate, 64)
 	done := make(chan struct{})
 	defer close(done)
@@ -28,6 +29,7 @@ func watchLinks(ctx context.Context, changed func(map[string]port)) error {
 		return fmt.Errorf("watching the network links: %w", err)
 	}
 	for {
+		awake := wake()
 		seen, err := ethernets()
 		if err != nil {
 			return err
@@ -36,6 +38,7 @@ func watchLinks(ctx context.Context, changed func(map[string]port)) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-awake:
 		case _, ok := <-events:
 			if !ok {
 				return fmt.Errorf("watching the network links: the kernel ended the messages")
@@ -53,7 +56,8 @@ func watchLinks(ctx context.Context, changed func(map[string]port)) error {
 }
 
 // ethernets lists the Ethernet links that stand for hardware (or are the end of
-// a virtual cable): not the loopback, not bridges, bonds, VLANs or tunnels.
+// a virtual cable), and bonds and VLANs, which only a person's settings make:
+// not the loopback, not bridges or tunnels, and not the parts of a bond.
 func ethernets() (map[string]port, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -62,10 +66,19 @@ func ethernets() (map[string]port, error) {
 	seen := make(map[string]port)
 	for _, l := range links {
 		a := l.Attrs()
-		if t := l.Type(); a.EncapType != "ether" || a.RawFlags&unix.IFF_LOOPBACK != 0 || (t != "device" && t != "veth") || len(a.HardwareAddr) != 6 {
+		own := l.Type() == "device" || l.Type() == "veth"
+		if a.EncapType != "ether" || a.RawFlags&unix.IFF_LOOPBACK != 0 || len(a.HardwareAddr) != 6 || a.MasterIndex != 0 ||
+			(!own && l.Type() != "bond" && l.Type() != "vlan") {
 			continue
 		}
-		seen[a.Name] = port{Name: a.Name, Index: a.Index, MAC: string(a.HardwareAddr), Carrier: a.RawFlags&unix.IFF_UP != 0 && a.RawFlags&unix.IFF_LOWER_UP != 0}
+		p := port{Name: a.Name, Index: a.Index, MAC: string(a.HardwareAddr), Carrier: a.RawFlags&unix.IFF_UP != 0 && a.RawFlags&unix.IFF_LOWER_UP != 0}
+		if own {
+			p.Card = a.HardwareAddr.String()
+			if len(a.PermHWAddr) == 6 && a.PermHWAddr.String() != "00:00:00:00:00:00" {
+				p.Card = a.PermHWAddr.String()
+			}
+		}
+		seen[a.Name] = p
 	}
 	return seen, nil
 }

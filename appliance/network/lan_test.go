@@ -175,8 +175,12 @@ func managedLAN(tell func(seen)) error {
 	if err := conn.IPv6PacketConn().SetMulticastHopLimit(255); err != nil {
 		return err
 	}
-	// Hop limit 64, flags M and O, lifetime 60 s, no timers, no prefix.
-	ra := icmp.Message{Type: ipv6.ICMPTypeRouterAdvertisement, Body: &icmp.RawBody{Data: []byte{64, 0xc0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0}}}
+	// Hop limit 64, flags M and O, lifetime 60 s, no timers, no prefix; then a
+	// resolver and a search domain, RFC 8106, for 30 s.
+	body := []byte{64, 0xc0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 25, 3, 0, 0, 0, 0, 0, 30}
+	body = append(body, net.ParseIP("2001:db8:1::54")...)
+	body = append(body, []byte{31, 3, 0, 0, 0, 0, 0, 30, 3, 'l', 'a', 'n', 7, 'e', 'x', 'a', 'm', 'p', 'l', 'e', 0, 0, 0, 0}...)
+	ra := icmp.Message{Type: ipv6.ICMPTypeRouterAdvertisement, Body: &icmp.RawBody{Data: body}}
 	b, err := ra.Marshal(nil)
 	if err != nil {
 		return err

@@ -149,7 +149,16 @@ const routerPoll = 10 * time.Second
 func (w *worker) run6(ctx context.Context) error {
 	d := &dhcp6{link: w.link}
 	m := &machine{jitter: jitter}
-	for {
+	for asked, again := 0, time.Now(); ; {
+		w.expire(ctx)
+		if asked < mostSolicitations && !time.Now().Before(again) && !w.advised() && linkLocal6(w.link).IsValid() {
+			// The kernel asked when the link came up, maybe before anybody
+			// listened to what it does not keep.
+			if err := solicit(w.link, linkLocal6(w.link)); err != nil {
+				w.log.Debug("asking for routers", "link", w.link.Name, "err", err)
+			}
+			asked, again = asked+1, time.Now().Add(solicitEvery)
+		}
 		flags, err := routerFlags(w.link.Index)
 		if err != nil {
 			w.log.Debug("flags of router advertisements", "link", w.link.Name, "err", err)
@@ -159,6 +168,9 @@ func (w *worker) run6(ctx context.Context) error {
 		}
 		now := time.Now()
 		todo, at := rest, now.Add(routerPoll)
+		if asked < mostSolicitations {
+			at = now.Add(solicitEvery / 4)
+		}
 		if d.source = linkLocal6(w.link); (flags.managed || flags.other || m.held != nil) && d.source.IsValid() {
 			if t, when := m.next(now); !when.After(at) {
 				todo, at = t, when

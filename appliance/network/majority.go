@@ -18,12 +18,13 @@ type sample struct {
 const agreement = 500 * time.Millisecond
 
 // fewest is how many must agree: with two, one liar is as good as the other.
+// Servers that a person named are asked alone, and may be fewer.
 const fewest = 3
 
 // majority returns the offset on which more than half of the servers that
-// answered, and at least three, agree, and how many they are. A liar is
+// answered, and at least so many, agree, and how many they are. A liar is
 // outvoted whatever it says; as many liars as honest ones give no time at all.
-func majority(samples []sample) (time.Duration, int, error) {
+func majority(samples []sample, least int) (time.Duration, int, error) {
 	s := slices.Clone(samples)
 	slices.SortFunc(s, func(a, b sample) int { return cmp.Compare(a.Offset, b.Offset) })
 	start, size := 0, 0
@@ -36,8 +37,8 @@ func majority(samples []sample) (time.Duration, int, error) {
 			start, size = i, j-i
 		}
 	}
-	if size < fewest || size*2 <= len(s) {
-		return 0, size, fmt.Errorf("of %d time servers that answered %d agree, want %d and more than half", len(s), size, fewest)
+	if size < least || size*2 <= len(s) {
+		return 0, size, fmt.Errorf("of %d time servers that answered %d agree, want %d and more than half", len(s), size, least)
 	}
 	return s[start+size/2].Offset, size, nil
 }

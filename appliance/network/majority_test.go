@@ -34,7 +34,7 @@ func TestNoMajorityNoTime(t *testing.T) {
 		"ends, two and two":    samples(math.MinInt64, math.MinInt64, math.MaxInt64, math.MaxInt64),
 		"just not near enough": samples(0, 501*ms, 1002*ms),
 	} {
-		if o, n, err := majority(s); err == nil {
+		if o, n, err := majority(s, fewest); err == nil {
 			t.Errorf("%s: %v by %d", name, o, n)
 		}
 	}
@@ -48,7 +48,7 @@ func TestLiarsAreOutvoted(t *testing.T) {
 				s[0].Offset, s[2].Offset = lie, lie
 			}
 			rand.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
-			got, n, err := majority(s)
+			got, n, err := majority(s, fewest)
 			if err != nil || n != 3 || (got-honest).Abs() > 20*ms {
 				t.Errorf("honest %v, two lie by %v: %v by %d, %v", honest, lie, got, n, err)
 			}
@@ -57,7 +57,7 @@ func TestLiarsAreOutvoted(t *testing.T) {
 }
 
 func TestMajorityTakesTheMiddle(t *testing.T) {
-	got, n, err := majority(samples(100*ms, 90*ms, 110*ms, 105*ms, 400*ms))
+	got, n, err := majority(samples(100*ms, 90*ms, 110*ms, 105*ms, 400*ms), fewest)
 	if err != nil || n != 5 || got != 105*ms {
 		t.Errorf("%v by %d, %v", got, n, err)
 	}

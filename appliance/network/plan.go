@@ -14,6 +14,7 @@ type port struct {
 	Index   int
 	MAC     string // bytes, so that ports compare
 	Carrier bool
+	Card    string // the MAC address in the card, as text, if the link is one of the machine's own
 }
 
 // change is what to do about one link.
@@ -53,6 +54,7 @@ func sortedNames(m map[string]port) []string {
 // learnt is all that is known of one link.
 type learnt struct {
 	v4, v6     *lease
+	ra         advertised   // names, by router advertisements
 	linkLocal  netip.Prefix // the fallback, used while there is no v4
 	end4, end6 time.Time    // of the leases
 }
@@ -88,11 +90,29 @@ func (k learnt) request(name string, now time.Time) control.NetworkApply {
 			r.Search = append(r.Search, l.Search...)
 		}
 	}
+	if ra := values(k.ra.resolvers); len(ra) > 0 || len(k.ra.search) > 0 {
+		r.Resolvers = append(r.Resolvers, ra...)
+		r.Search = append(r.Search, values(k.ra.search)...)
+		if r.Source == "" {
+			r.Source = "slaac"
+		}
+	}
+	// In their order, each once: DHCP and advertisements often name the same.
+	var resolvers []netip.Addr
+	for _, a := range r.Resolvers {
+		if !slices.Contains(resolvers, a) && len(resolvers) < 2*mostResolvers {
+			resolvers = append(resolvers, a)
+		}
+	}
+	r.Resolvers = resolvers
 	slices.Sort(r.Search)
 	r.Search = slices.Compact(r.Search)
 	r.Search = r.Search[:min(len(r.Search), mostSearch)]
 	return r
 }
+
+// empty says that there are no servers to be had of the link.
+func (k learnt) empty() bool { return k.v4 == nil && k.v6 == nil && len(k.ra.resolvers) == 0 }
 
 // shorter is the lesser of s seconds, if there are any, and d; at least one,
 // since none means for ever.

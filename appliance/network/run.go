@@ -30,30 +30,45 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		return fmt.Errorf("learning the name of the box: %w", err)
 	}
 	s := newSources()
+	wishes := newWishes(s.wished, func(ctx context.Context) (control.NetworkSettings, error) {
+		n, err := control.OpNetwork.Call(ctx, c, control.None{})
+		return n.Settings, err
+	})
+	if err := wishes.look(ctx); err != nil {
+		return fmt.Errorf("learning what is set by hand: %w", err)
+	}
 	m := &manager{
-		name: status.Name,
-		log:  log,
-		told: s.told,
+		name:   status.Name,
+		log:    log,
+		told:   s.told,
+		wishes: wishes,
 		apply: func(ctx context.Context, r control.NetworkApply) error {
 			_, err := control.OpNetworkApply.Call(ctx, c, r)
 			return err
 		},
 		running: make(map[string]port),
 		stop:    make(map[string]func()),
+		workers: make(map[int]*worker),
 	}
 	k := &clock{sources: s, query: ask, log: log, set: func(ctx context.Context, t time.Time, servers int) error {
 		_, err := control.OpClockSet.Call(ctx, c, control.ClockSet{Time: t, Source: "ntp", Servers: servers, Actor: "system"})
 		return err
 	}}
-	return task.Run(ctx, c.Heartbeat(), task.Func("links", m.run), task.Func("clock", k.run))
+	return task.Run(ctx, c.Heartbeat(), task.Func("links", m.run), task.Func("clock", k.run),
+		task.Func("settings", func(ctx context.Context) error { return wishes.follow(ctx, log) }),
+		task.Func("advertisements", func(ctx context.Context) error { return listenAdvertised(ctx, m.advertised) }))
 }
 
 // manager has one worker for each link with a carrier.
 type manager struct {
-	name  string
-	log   *slog.Logger
-	told  func(string, learnt)
-	apply applier
+	name   string
+	log    *slog.Logger
+	told   func(string, learnt)
+	apply  applier
+	wishes *wishes
+
+	mu      sync.Mutex
+	workers map[int]*worker // by the number of the link
 
 	running map[string]port
 	stop    map[string]func() // ends the worker and waits for it
@@ -65,8 +80,8 @@ func (m *manager) run(ctx context.Context) error {
 			stop()
 		}
 	}()
-	return watchLinks(ctx, func(seen map[string]port) {
-		for _, c := range plan(m.running, seen) {
+	return watchLinks(ctx, m.wishes.changed, func(seen map[string]port) {
+		for _, c := range plan(m.running, automatic(m.wishes.get(), seen)) {
 			if c.Start {
 				m.start(ctx, c.Port)
 				continue
@@ -77,7 +92,7 @@ func (m *manager) run(ctx context.Context) error {
 }
 
 func (m *manager) start(ctx context.Context, p port) {
-	m.log.Info("link has a carrier", "link", p.Name)
+	m.log.Info("working on a link", "link", p.Name)
 	ctx, cancel := context.WithCancel(ctx)
 	w := &worker{
 		link: &net.Interface{Index: p.Index, Name: p.Name, HardwareAddr: net.HardwareAddr(p.MAC), MTU: 1500},
@@ -85,6 +100,9 @@ func (m *manager) start(ctx context.Context, p port) {
 	}
 	var done sync.WaitGroup
 	m.running[p.Name] = p
+	m.mu.Lock()
+	m.workers[p.Index] = w
+	m.mu.Unlock()
 	m.stop[p.Name] = func() { cancel(); done.Wait() }
 	done.Go(func() {
 		if err := w.run(ctx); err != nil {
@@ -97,7 +115,10 @@ func (m *manager) start(ctx context.Context, p port) {
 // that the box has left must not stay, or the next network's on-link rule would
 // hold both.
 func (m *manager) end(ctx context.Context, p port) {
-	m.log.Info("link has lost its carrier", "link", p.Name)
+	m.log.Info("leaving a link: its carrier is gone, or it is not automatic any more", "link", p.Name)
+	m.mu.Lock()
+	delete(m.workers, p.Index)
+	m.mu.Unlock()
 	m.stop[p.Name]()
 	delete(m.stop, p.Name)
 	delete(m.running, p.Name)

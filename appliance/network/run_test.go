@@ -78,6 +78,13 @@ func initPart(args []string, w io.Writer) error {
 	control.Handle(s, control.OpStatus, func(context.Context, control.Role, control.None) (control.Status, error) {
 		return control.Status{Name: "gatehouse-7f3k"}, nil
 	})
+	control.Handle(s, control.OpNetwork, func(context.Context, control.Role, control.None) (n control.NetworkState, err error) {
+		text, err := os.ReadFile(args[0] + ".settings") // what the person set; the test changes it
+		if err == nil {
+			err = json.Unmarshal(text, &n.Settings)
+		}
+		return n, err
+	})
 	control.Handle(s, control.OpNetworkApply, func(_ context.Context, _ control.Role, r control.NetworkApply) (control.None, error) {
 		err := set(r)
 		json.NewEncoder(w).Encode(told{Apply: &r, At: time.Now()})
@@ -127,6 +134,7 @@ func set(r control.NetworkApply) error {
 type bed struct {
 	t        *testing.T
 	box, lan *netns.Host
+	settings string // the file of what a person set
 	asked    <-chan seen
 	told     <-chan told
 }
@@ -145,12 +153,25 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	sock := filepath.Join(dir, "control.sock")
+	b.settings = sock + ".settings"
+	b.set(`{}`)
 	p1 := b.box.Start(t, "init", sock)
 	told := lines[told](p1.Stdout())
 	<-told // the socket is there
 	b.told = told
 	b.box.Start(t, "role", sock)
 	return b
+}
+
+// set is what a person decides, from now on.
+func (b *bed) set(text string) {
+	b.t.Helper()
+	if err := os.WriteFile(b.settings+".new", []byte(text), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.Rename(b.settings+".new", b.settings); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func (b *bed) serve(c lanConfig) {
@@ -226,6 +247,7 @@ func TestOnACable(t *testing.T) {
 		{"refused renewal", refusedRenewal},
 		{"alone", aloneOnTheCable},
 		{"managed IPv6", managedIPv6},
+		{"set by hand", setByHand},
 	}
 	if testing.Short() {
 		cables = cables[:1]
@@ -307,9 +329,41 @@ func managedIPv6(t *testing.T) {
 		return x.Apply != nil && slices.ContainsFunc(x.Apply.Addresses, func(p netip.Prefix) bool { return p.String() == "2001:db8:1::77/128" })
 	}
 	x := until(t, b.told, "an address by DHCPv6", with6)
-	if len(x.Apply.Resolvers) != 1 || x.Apply.Resolvers[0].String() != "2001:db8:1::53" || x.Apply.Seconds > 20 {
+	if len(x.Apply.Resolvers) == 0 || x.Apply.Resolvers[0].String() != "2001:db8:1::53" || x.Apply.Seconds > 20 {
 		t.Errorf("applied %+v", x.Apply)
 	}
+	until(t, b.told, "names by router advertisement, after those of DHCPv6", func(x told) bool {
+		return x.Apply != nil && fmt.Sprint(x.Apply.Resolvers) == "[2001:db8:1::53 2001:db8:1::54]" && fmt.Sprint(x.Apply.Search) == "[lan.example]"
+	})
 	until(t, b.asked, "a renewal", func(s seen) bool { return s.Kind == "RENEW" })
 	until(t, b.told, "the renewed address", with6)
+}
+
+// setByHand shows that nothing is asked on a link that a person set, that what
+// was learnt is taken back, that servers of his are asked for the time, and that
+// it all comes back.
+func setByHand(t *testing.T) {
+	b := newBed(t)
+	const byHand = `{"links":[{"name":"eth0","mode":"static","addresses":["192.0.2.99/24"]}],"time":["192.0.2.2"]}`
+	b.set(byHand)
+	b.serve(lanConfig{Lease: time.Minute, Clocks: map[string]time.Duration{"192.0.2.1": 0, "192.0.2.2": 5 * time.Hour, "192.0.2.3": 0, "192.0.2.4": 0}})
+	b.box.Up(t, "eth0", "192.0.2.99/24")
+	clock := until(t, b.told, "the time of the one server that was named", func(x told) bool {
+		if x.Apply != nil {
+			t.Errorf("something was learnt for a link that is set by hand: %+v", x.Apply)
+		}
+		return x.Clock != nil
+	})
+	if d := clock.Clock.Time.Sub(clock.At); (d-5*time.Hour).Abs() > time.Second || clock.Clock.Servers != 1 {
+		t.Errorf("%v ahead by %d servers", d, clock.Clock.Servers)
+	}
+	select {
+	case s := <-b.asked:
+		t.Errorf("asked %+v", s)
+	default:
+	}
+	b.set(`{}`)
+	until(t, b.told, "a lease", applied("192.0.2.77/24"))
+	b.set(byHand)
+	until(t, b.told, "taking back", applied(""))
 }

@@ -9,13 +9,14 @@ import (
 
 // Where things are in META (docs/architecture.md).
 const (
-	copySize   = 64 << 10
-	verifierAt = 2 * copySize
-	headerEnd  = 2 * copySize
-	erasedEnd  = 3 * copySize
-	blockSize  = 4096 // writes are whole blocks, so that a torn one never spoils a neighbour
-	copyFirst  = 0    // the copy that a first write goes to
-	copies     = 2
+	copySize     = 64 << 10
+	verifierAt   = 2 * copySize
+	headerEnd    = 2 * copySize
+	networkStart = 3 * copySize // behind it the network settings (network.go)
+	erasedEnd    = 4 * copySize
+	blockSize    = 4096 // writes are whole blocks, so that a torn one never spoils a neighbour
+	copyFirst    = 0    // the copy that a first write goes to
+	copies       = 2
 )
 
 // pages is what META holds: the newest valid header, and what each copy is.
@@ -116,7 +117,7 @@ func (p *pages) mirror(dev Device) error {
 	return nil
 }
 
-// erase zeroes header and claim verifier. Flash may keep old blocks where only
+// erase zeroes header, claim verifier and network settings. Flash may keep old blocks where only
 // its maker can read them: what is gone for good is what the TPM held.
 func erase(dev Device) error {
 	for at := int64(0); at < erasedEnd; at += copySize {

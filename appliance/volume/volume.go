@@ -27,7 +27,7 @@ var (
 )
 
 const (
-	leastMeta = 192 << 10 // two slot headers and a verifier
+	leastMeta = 256 << 10 // two slot headers, a verifier, network settings
 	leastData = 64 << 20
 )
 

@@ -333,6 +333,12 @@ func (h *Host) Start(t testing.TB, part string, args ...string) *Process {
 	return p
 }
 
+// Stop ends the process before the test does, as a power cut would.
+func (p *Process) Stop() {
+	p.cancel()
+	p.cmd.Wait() // it was killed, which is an error
+}
+
 // Stdout is what the part writes.
 func (p *Process) Stdout() io.Reader { return p.stdout }
 

@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		"fetch":  fetch,
 		"fill":   fillPart,
 		"slow":   slow,
+		"keep":   keepPart,
 	})
 }
 

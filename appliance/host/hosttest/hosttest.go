@@ -43,7 +43,7 @@ func New(t testing.TB, files map[string]string) *Machine {
 		Mount: func(_, path, fsType, _ string, _ uintptr) error {
 			return m.do("mount " + fsType + " " + strings.TrimPrefix(path, m.Root))
 		},
-		LoadModule: func(path string) error {
+		LoadModule: func(path, _ string) error {
 			return m.do("load " + strings.TrimSuffix(filepath.Base(path), ".ko"))
 		},
 		InMemory: func(path string) (bool, error) {
