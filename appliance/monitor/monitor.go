@@ -78,9 +78,12 @@ type Config struct {
 	Roles    func() []control.RoleStatus
 	Alive    func(control.Role)
 	Log      func(control.LogQuery) []control.LogLine
-	Filter   func(control.State, []netip.Prefix, netfilter.Lists) error // into the kernel; nil: not in the kernel
+	Filter   func(netfilter.State) error // Phase, OnLink, Lists and Multicast into the kernel; nil: not in the kernel
 	Counters func() ([]control.Counter, error)
 	Lists    *Lists // nil: there are none, and nobody is judged by them
+
+	// Multicast says whether the owner switched mDNS on; nil: no.
+	Multicast func() bool
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
 	// Boottime is CLOCK_BOOTTIME in ns; nil: the kernel's.
@@ -111,6 +114,7 @@ type Monitor struct {
 	budgets     map[control.Role]budget // of events
 	lists       judged
 	files       hostFiles
+	local       localName
 	trials      map[string]*trial // by what they are about
 
 	changing  sync.Mutex // one change of lists or network at a time
@@ -124,6 +128,7 @@ type filterState struct {
 	state     control.State
 	addresses []netip.Prefix
 	lists     netfilter.Lists
+	multicast bool
 	err       error
 	done      bool
 }
@@ -234,13 +239,14 @@ func (m *Monitor) Refilter() {
 	m.mu.Lock()
 	state, last := m.state, m.filtered
 	m.mu.Unlock()
+	multicast := m.multicast(state)
 	if state == control.StateReady && closed {
 		state = control.StateLocked // the rules of it: the box's own networks
 	}
-	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) {
+	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) && last.multicast == multicast {
 		return
 	}
-	err := m.cfg.Filter(state, addresses, lists)
+	err := m.cfg.Filter(netfilter.State{Phase: state, OnLink: addresses, Lists: lists, Multicast: multicast})
 	if err != nil {
 		// The rules before stay in force: they were never wider than the
 		// state they were made for, and default drop came before any link.
@@ -248,7 +254,7 @@ func (m *Monitor) Refilter() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.filtered = filterState{state, addresses, lists, err, err == nil}
+	m.filtered = filterState{state, addresses, lists, multicast, err, err == nil}
 }
 
 func (m *Monitor) boottime() int64 {
