@@ -41,14 +41,18 @@ type Finder struct {
 	zones   map[netip.Addr]string // of link-local addresses
 }
 
-// Receive takes a packet that came in on a link, and passes over what is no
-// answer about boxes.
+// Receive takes a packet, and passes over what is no answer about boxes. link
+// is where it came in; "" if that is not known, then link-local addresses are
+// of no use.
 func (f *Finder) Receive(packet []byte, link string) error {
 	m, err := parse(packet)
 	if err != nil {
 		return err
 	}
 	for _, a := range m.Answers {
+		if a.Type == dnsmessage.TypeAAAA {
+			f.zone(a, link)
+		}
 		if a.TTL == 0 || len(f.records) >= mostRecords || !strings.HasSuffix(a.Name, "."+domain) || slices.ContainsFunc(f.records, a.same) {
 			continue
 		}
@@ -62,7 +66,6 @@ func (f *Finder) Receive(packet []byte, link string) error {
 				continue
 			}
 		case dnsmessage.TypeA, dnsmessage.TypeAAAA:
-			f.zone(a, link)
 		default:
 			continue
 		}
@@ -72,7 +75,7 @@ func (f *Finder) Receive(packet []byte, link string) error {
 }
 
 func (f *Finder) zone(a record, link string) {
-	if ip, ok := netip.AddrFromSlice(a.Data); ok && ip.Is6() && ip.IsLinkLocalUnicast() {
+	if ip, ok := netip.AddrFromSlice(a.Data); ok && ip.IsLinkLocalUnicast() && link != "" && len(f.zones) < mostRecords {
 		if f.zones == nil {
 			f.zones = make(map[netip.Addr]string)
 		}
@@ -122,7 +125,13 @@ func (f *Finder) box(instance string) (b Found) {
 		if !ok || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip.Is4In6() {
 			continue
 		}
-		b.Addresses = append(b.Addresses, ip.WithZone(f.zones[ip]))
+		if zone := f.zones[ip]; ip.Is6() && ip.IsLinkLocalUnicast() {
+			if zone == "" {
+				continue
+			}
+			ip = ip.WithZone(zone)
+		}
+		b.Addresses = append(b.Addresses, ip)
 	}
 	slices.SortFunc(b.Addresses, func(x, y netip.Addr) int { return cmp.Or(cmp.Compare(rank(x), rank(y)), x.Compare(y)) })
 	return b
