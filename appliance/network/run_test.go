@@ -315,6 +315,8 @@ func managedIPv6(t *testing.T) {
 	if len(x.Apply.Resolvers) != 1 || x.Apply.Resolvers[0].String() != "2001:db8:1::53" || x.Apply.Seconds > 20 {
 		t.Errorf("applied %+v", x.Apply)
 	}
-	until(t, b.asked, "a renewal", func(s seen) bool { return s.Kind == "RENEW" })
+	if s := until(t, b.asked, "a renewal", func(s seen) bool { return s.Kind == "RENEW" }); s.Host != "gatehouse-7f3k" {
+		t.Errorf("the box calls itself %q in its renewal by DHCPv6", s.Host)
+	}
 	until(t, b.told, "the renewed address", with6)
 }
