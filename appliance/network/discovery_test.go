@@ -5,15 +5,22 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/net/ipv4"
+
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/network/mdns"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/nft"
 	"gatehouse/tests/netns"
@@ -160,10 +167,32 @@ func (l *lanBed) names() (names []string) {
 	return names
 }
 
-// TestBOX10_TwoBoxesOfOneName runs two boxes that were given the same name, as
-// their role runs on a box: one keeps it, the other finds one; the tool finds
-// both; and what was claimed is silent unless it is switched on.
-func TestBOX10_TwoBoxesOfOneName(t *testing.T) {
+// TestBOX10_FoundOnTheNetwork runs boxes on switches of their own, in real time:
+// most of it is waiting, so all at once. The short tests take the first, which
+// needs no foreign program.
+func TestBOX10_FoundOnTheNetwork(t *testing.T) {
+	switches := []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"two boxes of one name", twoBoxesOfOneName},
+		{"beside Avahi", besideAvahi},
+	}
+	if testing.Short() {
+		switches = switches[:1]
+	}
+	for _, s := range switches {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			s.run(t)
+		})
+	}
+}
+
+// twoBoxesOfOneName runs two boxes that were given the same name, as their role
+// runs on a box: one keeps it, the other finds one; the tool finds both; and
+// what was claimed is silent unless it is switched on.
+func twoBoxesOfOneName(t *testing.T) {
 	l := newLANBed(t)
 	some := func(s string) bool { return s != "" }
 	one := l.box("one", "192.0.2.40/24", "fe80::40/64", "2001:db8:1::40/64")
@@ -202,4 +231,104 @@ func TestBOX10_TwoBoxesOfOneName(t *testing.T) {
 	one.named(t, "silence without a cable", func(s string) bool { return s == "" })
 	one.Up(t, "eth0")
 	one.named(t, "the name with the cable", func(s string) bool { return s == "gatehouse-7f3k" })
+}
+
+// avahi runs another implementation of mDNS on a host of the switch, under a
+// name of our choice and without any of the system's services.
+func (l *lanBed) avahi(name, address string) *netns.Host {
+	l.t.Helper()
+	h := netns.New(l.t, "avahi")
+	l.plug(h, "eth0", address)
+	file := filepath.Join(l.t.TempDir(), "avahi.conf")
+	text := "[server]\nhost-name=" + name + "\nenable-dbus=no\nallow-interfaces=eth0\n[rlimits]\n"
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+	// Its process file is in a /run of its own: there are several of them, and maybe the machine's.
+	h.Start(l.t, "program", "unshare", "--mount", "sh", "-c",
+		"mount -t tmpfs none /run && exec avahi-daemon --no-drop-root --no-chroot --no-rlimits --no-proc-title --file "+file)
+	return h
+}
+
+// programPart runs a program of the system for as long as the test does.
+func programPart(args []string, _ io.Writer) error {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd.Run()
+}
+
+// resolvePart asks the group for the address of a name from a port of its own,
+// as a resolver does that is none of mDNS, and writes what comes first.
+func resolvePart(args []string, w io.Writer) error {
+	name, err := dnsmessage.NewName(args[0])
+	if err != nil {
+		return err
+	}
+	question := dnsmessage.Message{Header: dnsmessage.Header{ID: 4711}, Questions: []dnsmessage.Question{{Name: name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	b, err := question.Pack()
+	if err != nil {
+		return err
+	}
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	if err != nil {
+		return err
+	}
+	link, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	if err := ipv4.NewPacketConn(conn).SetMulticastInterface(link); err != nil {
+		return err
+	}
+	for range 20 {
+		if _, err := conn.WriteToUDPAddrPort(b, mdns.Group4); err != nil {
+			return err
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		answer := make([]byte, mdns.MaxPacket)
+		n, from, err := conn.ReadFromUDPAddrPort(answer)
+		if err != nil {
+			continue // nobody yet
+		}
+		var m dnsmessage.Message
+		if err := m.Unpack(answer[:n]); err != nil || m.ID != 4711 || len(m.Answers) == 0 {
+			return fmt.Errorf("%v answers %+v, %v", from, m, err)
+		}
+		a, ok := m.Answers[0].Body.(*dnsmessage.AResource)
+		if !ok {
+			return fmt.Errorf("%v answers %+v", from, m)
+		}
+		fmt.Fprintf(w, "%v from %v", netip.AddrFrom4(a.A), from)
+		return nil
+	}
+	return nil
+}
+
+func (l *lanBed) resolve(name string) string {
+	l.t.Helper()
+	return l.laptop.Run(l.t, "resolve", name+".local.")
+}
+
+// besideAvahi puts a box beside another implementation, which wants the same
+// name: whoever is first keeps it, and each hears the other.
+func besideAvahi(t *testing.T) {
+	l := newLANBed(t)
+	l.avahi("gatehouse-7f3k", "192.0.2.50/24")
+	if got := l.resolve("gatehouse-7f3k"); got != "192.0.2.50 from 192.0.2.50:5353" {
+		t.Fatalf("Avahi alone: %q", got)
+	}
+	box := l.box("box", "192.0.2.40/24", "fe80::40/64")
+	if got := box.named(t, "a name beside Avahi", func(s string) bool { return s != "" }); got != "gatehouse-7f3k-2" {
+		t.Errorf("after Avahi the box calls itself %q, want gatehouse-7f3k-2", got)
+	}
+	// One who comes later and wants the box's name gets another.
+	l.avahi("gatehouse-7f3k-2", "192.0.2.51/24")
+	for name, want := range map[string]string{"gatehouse-7f3k": "192.0.2.50", "gatehouse-7f3k-2": "192.0.2.40", "gatehouse-7f3k-3": "192.0.2.51"} {
+		if got := l.resolve(name); got != want+" from "+want+":5353" {
+			t.Errorf("%s.local is %q, want %s", name, got, want)
+		}
+	}
 }

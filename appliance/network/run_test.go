@@ -28,7 +28,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	netns.Main(m, map[string]func([]string, io.Writer) error{"lan": lan, "role": rolePart, "confined": confinedPart, "init": initPart})
+	netns.Main(m, map[string]func([]string, io.Writer) error{"lan": lan, "role": rolePart, "confined": confinedPart, "init": initPart, "program": programPart, "resolve": resolvePart})
 }
 
 // roleUID is the network role's own.
