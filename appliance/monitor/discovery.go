@@ -22,12 +22,12 @@ type localName struct {
 
 // multicast says whether the box may be found by mDNS: while nobody owns it,
 // so that its owner can find it; then only when switched on. The kernel and
-// the network role both follow.
-func (m *Monitor) multicast(s control.State) bool {
+// the network role both follow. m.mu is held.
+func (m *Monitor) multicast() bool {
 	if m.cfg.Hosted {
 		return false // there is no network role, and port 5353 is the host's
 	}
-	switch s {
+	switch m.state {
 	case control.StateUnclaimed:
 		return true
 	case control.StateReady, control.StateLocked:
@@ -43,7 +43,7 @@ func (m *Monitor) discovery(_ context.Context, _ control.Role, q control.Discove
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.local = localName{q.Name, m.cfg.Now()}
-	return control.DiscoveryState{On: m.multicast(m.state), Name: m.cfg.Name, State: m.state, Version: m.cfg.Version, Port: m.cfg.HTTPSPort}, nil
+	return control.DiscoveryState{On: m.multicast(), Name: m.cfg.Name, State: m.state, Version: m.cfg.Version, Port: m.cfg.HTTPSPort}, nil
 }
 
 // isLocalName refuses what only a role in other hands would tell: faces show it.
@@ -58,7 +58,7 @@ func isLocalName(base, name string) bool {
 
 // localNow is the whole name that answers now, or nothing. m.mu is held.
 func (m *Monitor) localNow() string {
-	if m.local.name == "" || !m.multicast(m.state) || m.cfg.Now().Sub(m.local.told) > localFor {
+	if m.local.name == "" || !m.multicast() || m.cfg.Now().Sub(m.local.told) > localFor {
 		return ""
 	}
 	return m.local.name + ".local"

@@ -233,16 +233,17 @@ func (m *Monitor) Status() control.Status {
 	m.mu.Lock()
 	s.State, s.Reason, s.Owner, s.Certificate = m.state, m.reason, m.owner, m.certificate
 	s.Local = m.localNow()
+	multicast := m.multicast()
 	if s.Volume.Problem == "" {
 		s.Volume.Problem = m.problem
 	}
 	filtered := m.filtered
 	m.mu.Unlock()
-	s.Firewall, s.Waiting = m.firewall(s.State, filtered), m.Candidates()
+	s.Firewall, s.Waiting = m.firewall(s.State, filtered, multicast), m.Candidates()
 	return s
 }
 
-func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
+func (m *Monitor) firewall(state control.State, filtered filterState, multicast bool) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
@@ -254,7 +255,7 @@ func (m *Monitor) firewall(state control.State, filtered filterState) control.Fi
 		f.Sentence = fmt.Sprintf("ports %d and %d: %s; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort, m.listsSentence())
 	default:
 		f.Sentence = "80 and 443 only; " + m.listsSentence()
-		if m.multicast(state) {
+		if multicast {
 			f.Sentence += "; mDNS on the link"
 		}
 	}

@@ -82,7 +82,8 @@ type Config struct {
 	Counters func() ([]control.Counter, error)
 	Lists    *Lists // nil: there are none, and nobody is judged by them
 
-	// Multicast says whether the owner switched mDNS on; nil: no.
+	// Multicast says whether the owner switched mDNS on; nil: no. It must not
+	// ask the monitor.
 	Multicast func() bool
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
@@ -237,9 +238,8 @@ func (m *Monitor) Refilter() {
 	addresses := m.addresses()
 	lists, closed := m.inForce()
 	m.mu.Lock()
-	state, last := m.state, m.filtered
+	state, last, multicast := m.state, m.filtered, m.multicast()
 	m.mu.Unlock()
-	multicast := m.multicast(state)
 	if state == control.StateReady && closed {
 		state = control.StateLocked // the rules of it: the box's own networks
 	}
