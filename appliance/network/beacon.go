@@ -104,13 +104,18 @@ func (b *beacon) contested(now time.Time) {
 		return
 	}
 	b.silence()
+	b.next(now)
+	b.log.Warn("another host on the network has the name of this box; going on to the next", "name", taken+".local")
+}
+
+// next chooses the next name, and counts.
+func (b *beacon) next(now time.Time) {
 	b.number = max(2, b.number+1)
 	if b.number > mostNumber {
 		b.number = 0
 	}
 	b.conflicts = append(b.conflicts, now)
 	b.conflicts = b.conflicts[max(0, len(b.conflicts)-mostConflicts):]
-	b.log.Warn("another host on the network has the name of this box; going on to the next", "name", taken+".local")
 }
 
 // resting says whether the next try has to wait.

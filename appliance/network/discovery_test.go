@@ -233,6 +233,37 @@ func twoBoxesOfOneName(t *testing.T) {
 	one.named(t, "the name with the cable", func(s string) bool { return s == "gatehouse-7f3k" })
 }
 
+// TestBOX10_WhoTakesEveryNameIsTriedSlowly: a host that answers for each name
+// the box could have costs it one try in five seconds, and no memory; and once
+// it is gone the box is not slow for ever.
+func TestBOX10_WhoTakesEveryNameIsTriedSlowly(t *testing.T) {
+	b := &beacon{}
+	now := time.Unix(1_800_000_000, 0)
+	tries := 0
+	for end := now.Add(2 * time.Hour); now.Before(end); now = now.Add(300 * time.Millisecond) {
+		if b.resting(now) {
+			continue
+		}
+		b.next(now)
+		tries++
+		if len(b.conflicts) > mostConflicts || b.number > mostNumber || b.number == 1 {
+			t.Fatalf("number %d after %d conflicts", b.number, len(b.conflicts))
+		}
+	}
+	if most := 2*60*60/5 + 2*mostConflicts; tries > most {
+		t.Errorf("%d tries in two hours, want at most %d", tries, most)
+	}
+	if tries < 1000 {
+		t.Errorf("%d tries in two hours: the box gave up", tries)
+	}
+	for range 3 {
+		if now = now.Add(time.Minute); b.resting(now) {
+			t.Error("a minute later the box still waits")
+		}
+		b.next(now)
+	}
+}
+
 // avahi runs another implementation of mDNS on a host of the switch, under a
 // name of our choice and without any of the system's services.
 func (l *lanBed) avahi(name, address string) *netns.Host {
