@@ -105,10 +105,13 @@ func (l *lanBed) plug(h *netns.Host, link string, addresses ...string) {
 	h.Up(l.t, link, addresses...)
 }
 
-func (l *lanBed) box(name string, addresses ...string) *beaconBox {
+// box makes one with a cable to the switch for each list of addresses.
+func (l *lanBed) box(name string, cables ...[]string) *beaconBox {
 	l.t.Helper()
 	b := &beaconBox{Host: netns.New(l.t, name)}
-	l.plug(b.Host, "eth0", addresses...)
+	for i, addresses := range cables {
+		l.plug(b.Host, fmt.Sprintf("eth%d", i), addresses...)
+	}
 	dir, err := os.MkdirTemp("", "beacon")
 	if err != nil {
 		l.t.Fatal(err)
@@ -176,6 +179,7 @@ func TestBOX10_FoundOnTheNetwork(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"two boxes of one name", twoBoxesOfOneName},
+		{"two cables in one network", twoCables},
 		{"beside Avahi", besideAvahi},
 	}
 	if testing.Short() {
@@ -195,11 +199,11 @@ func TestBOX10_FoundOnTheNetwork(t *testing.T) {
 func twoBoxesOfOneName(t *testing.T) {
 	l := newLANBed(t)
 	some := func(s string) bool { return s != "" }
-	one := l.box("one", "192.0.2.40/24", "fe80::40/64", "2001:db8:1::40/64")
+	one := l.box("one", []string{"192.0.2.40/24", "fe80::40/64", "2001:db8:1::40/64"})
 	if got := one.named(t, "the name of the first box", some); got != "gatehouse-7f3k" {
 		t.Fatalf("alone on the network it calls itself %q", got)
 	}
-	two := l.box("two", "192.0.2.41/24", "fe80::41/64")
+	two := l.box("two", []string{"192.0.2.41/24", "fe80::41/64"})
 	if got := two.named(t, "the name of the second box", some); got != "gatehouse-7f3k-2" {
 		t.Errorf("the second box calls itself %q, want gatehouse-7f3k-2", got)
 	}
@@ -261,6 +265,25 @@ func TestBOX10_WhoTakesEveryNameIsTriedSlowly(t *testing.T) {
 			t.Error("a minute later the box still waits")
 		}
 		b.next(now)
+	}
+}
+
+// twoCables: a box hears itself on its other link, and is no stranger to itself.
+func twoCables(t *testing.T) {
+	l := newLANBed(t)
+	box := l.box("box", []string{"192.0.2.40/24", "fe80::40/64"}, []string{"192.0.2.41/24", "fe80::41/64"})
+	if got := box.named(t, "a name on two cables", func(s string) bool { return s != "" }); got != "gatehouse-7f3k" {
+		t.Errorf("the box calls itself %q: it took its own answers for another's", got)
+	}
+	box.Down(t, "eth1") // what it told there is taken back, nothing else
+	for range 3 {
+		if got := l.names(); !slices.Equal(got, []string{"gatehouse-7f3k.local unclaimed"}) {
+			t.Errorf("with one cable less: %v", got)
+		}
+	}
+	box.Up(t, "eth1")
+	if got := l.names(); !slices.Equal(got, []string{"gatehouse-7f3k.local unclaimed"}) {
+		t.Errorf("with both cables again: %v", got)
 	}
 }
 
@@ -351,7 +374,7 @@ func besideAvahi(t *testing.T) {
 	if got := l.resolve("gatehouse-7f3k"); got != "192.0.2.50 from 192.0.2.50:5353" {
 		t.Fatalf("Avahi alone: %q", got)
 	}
-	box := l.box("box", "192.0.2.40/24", "fe80::40/64")
+	box := l.box("box", []string{"192.0.2.40/24", "fe80::40/64"})
 	if got := box.named(t, "a name beside Avahi", func(s string) bool { return s != "" }); got != "gatehouse-7f3k-2" {
 		t.Errorf("after Avahi the box calls itself %q, want gatehouse-7f3k-2", got)
 	}

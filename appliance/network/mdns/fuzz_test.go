@@ -155,6 +155,9 @@ func TestHostileAnswersAreBounded(t *testing.T) {
 	if n := len(find.Boxes()); n != mostFound {
 		t.Errorf("%d boxes are kept, want %d", n, mostFound)
 	}
+	if len(find.records) > mostRecords {
+		t.Errorf("%d records are kept, want at most %d", len(find.records), mostRecords)
+	}
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 4<<20 {
 		t.Errorf("%d bytes are kept", grown)
 	}
