@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/supervise"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/nft"
 	"gatehouse/tests/netns"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 const roleUID = 60901
 
 // rolePart starts the role as it is on a box: a user of its own with
-// CAP_NET_RAW, nothing else.
+// CAP_NET_RAW, nothing else, confined.
 func rolePart(args []string, _ io.Writer) error {
 	cmd := exec.Command("/proc/self/exe", args...) // by this name, since the user may not see the test's folder
 	cmd.Env = []string{"GATEHOUSE_NETNS_PART=confined"}
@@ -52,7 +53,20 @@ func rolePart(args []string, _ io.Writer) error {
 	return cmd.Run()
 }
 
+// confinedPart puts on itself what the supervisor's table says, as the program does.
 func confinedPart(args []string, _ io.Writer) error {
+	specs := supervise.Table(supervise.Paths{}, supervise.Options{Privileged: true, Locked: true})
+	i := slices.IndexFunc(specs, func(s supervise.Spec) bool { return s.Role == control.Network })
+	b, err := json.Marshal(specs[i].Confine)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("GATEHOUSE_CONFINEMENT", string(b)); err != nil {
+		return err
+	}
+	if _, err := supervise.Confine(control.Network); err != nil {
+		return err
+	}
 	c, err := control.Dial(args[0])
 	if err != nil {
 		return err
