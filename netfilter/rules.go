@@ -32,6 +32,10 @@ type State struct {
 	Ports  Ports          // on a box without a word: 80 and 443
 	Form   Form
 	Lists  Lists // who judges while ready
+
+	// Multicast lets mDNS questions and answers in, on the groups of the link
+	// alone (RFC 6762); never hosted, where 5353 is not ours.
+	Multicast bool
 }
 
 // The names of the counters, as faces show them.
@@ -48,6 +52,8 @@ const (
 	ICMPErrors     = "icmp_errors"         // unreachable, too big, exceeded, parameter
 	Groups         = "multicast_groups"    // IGMP and MLD of the link
 	DHCP           = "dhcp_seen"           // DHCP replies; read by a packet socket, never by the host
+	MDNS           = "mdns"                // mDNS of the link, to its groups, within the limit
+	MDNSDropped    = "mdns_dropped"        // to port 5353 otherwise: unicast, off-link, over the limit, or switched off
 	InvalidPackets = "invalid"             // belonging to no connection
 	Continued      = "established"         // answers to what the box or a let-in client began
 	OtherDropped   = "other_dropped"       // everything else that came in
@@ -243,6 +249,9 @@ func input(s State) Chain {
 	add(
 		Rule{Proto: UDP, SourcePort: 67, Port: 68, Counter: DHCP, Verdict: Drop},
 		Rule{Source: linkLocal, Proto: UDP, SourcePort: 547, Port: 546, Counter: DHCP, Verdict: Drop},
+	)
+	add(mdns(s)...)
+	add(
 		Rule{Conn: Invalid, Counter: InvalidPackets, Verdict: Drop},
 		Rule{Conn: Established | Related, Counter: Continued, Verdict: Accept},
 	)
@@ -254,6 +263,40 @@ func input(s State) Chain {
 	}
 	add(Rule{Counter: OtherDropped, Verdict: Drop})
 	return c
+}
+
+// The groups of mDNS and its port, RFC 6762 section 3.
+var (
+	groupV4 = netip.MustParseAddr("224.0.0.251")
+	groupV6 = netip.MustParseAddr("ff02::fb")
+)
+
+const (
+	mdnsPort = 5353
+	// mdnsRate is far above what a household of hosts asks, and bounds what a
+	// flood costs the role that parses it.
+	mdnsRate = 100
+)
+
+// mdns judges port 5353 before connection tracking has a word: an answer that
+// the box sent to one asker makes a flow, and its other direction would count
+// as established and reach the host by unicast.
+func mdns(s State) []Rule {
+	var rules []Rule
+	switch s.Phase {
+	case control.StateReady, control.StateUnclaimed, control.StateLocked:
+		if !s.Multicast {
+			break
+		}
+		for _, p := range OnLink(s.OnLink) {
+			group := groupV6
+			if p.Addr().Is4() {
+				group = groupV4
+			}
+			rules = append(rules, Rule{Source: p, Destination: group, Proto: UDP, Port: mdnsPort, Rate: mdnsRate, Burst: mdnsRate, Counter: MDNS, Verdict: Accept})
+		}
+	}
+	return append(rules, Rule{Proto: UDP, Port: mdnsPort, Counter: MDNSDropped, Verdict: Drop})
 }
 
 // hostedRules touch nothing but TCP to our own ports: the machine is its

@@ -37,6 +37,7 @@ func goldenStates() map[string]State {
 	m["hosted-lists"] = State{Phase: control.StateReady, OnLink: onLink, Form: Hosted, Ports: Ports{HTTP: 8080, HTTPS: 8443}, Lists: lists}
 	m["hosted-address"] = State{Phase: control.StateUnclaimed, OnLink: onLink, Form: Hosted,
 		Ports: Ports{HTTP: 8080, HTTPS: 8443, HTTPAt: netip.MustParseAddr("192.0.2.5"), HTTPSAt: netip.MustParseAddr("2001:db8:1::5")}}
+	m["box-multicast"] = State{Phase: control.StateUnclaimed, OnLink: onLink, Multicast: true}
 	m["box-nobody"] = State{Phase: control.StateReady, OnLink: onLink}
 	return m
 }
@@ -64,7 +65,7 @@ func TestGolden(t *testing.T) {
 // as "all allowed".
 func TestNET1_UnknownStateIsClosed(t *testing.T) {
 	for _, form := range []Form{Box, Hosted} {
-		base := State{OnLink: prefixes("192.0.2.5/24"), Form: form, Ports: Ports{HTTP: 80, HTTPS: 443}}
+		base := State{OnLink: prefixes("192.0.2.5/24"), Form: form, Ports: Ports{HTTP: 80, HTTPS: 443}, Multicast: true}
 		starting := base
 		starting.Phase = control.StateStarting
 		for _, phase := range []control.State{"", "READY", "ready ", "claimed", "open"} {
@@ -74,7 +75,8 @@ func TestNET1_UnknownStateIsClosed(t *testing.T) {
 				t.Errorf("form %d, state %q: not closed as while starting:\n%s", form, phase, got)
 			}
 		}
-		if strings.Contains(Rules(starting).String(), WebOnLink) || strings.Contains(Rules(starting).String(), WebOpen) {
+		if strings.Contains(Rules(starting).String(), WebOnLink) || strings.Contains(Rules(starting).String(), WebOpen) ||
+			strings.Contains(Rules(starting).String(), `"`+MDNS+`"`) {
 			t.Errorf("form %d: starting lets someone in", form)
 		}
 	}

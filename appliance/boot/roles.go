@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,9 +220,10 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 // kernelFilter puts the rules of a state into the kernel.
-func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(control.State, []netip.Prefix, netfilter.Lists) error {
-	return func(s control.State, addresses []netip.Prefix, l netfilter.Lists) error {
-		return nft.Apply(netfilter.Rules(netfilter.State{Phase: s, OnLink: addresses, Ports: ports, Form: form, Lists: l}))
+func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(netfilter.State) error {
+	return func(s netfilter.State) error {
+		s.Form, s.Ports = form, ports
+		return nft.Apply(netfilter.Rules(s))
 	}
 }
 

@@ -254,7 +254,7 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 	// A first, closed rule set says whether we may filter here at all.
 	r.form, r.ports = netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port(), HTTPAt: cfg.HTTP.Addr(), HTTPSAt: cfg.HTTPS.Addr()}
 	filter := kernelFilter(r.form, r.ports)
-	if err := filter(control.StateStarting, nil, netfilter.Lists{}); err != nil {
+	if err := filter(netfilter.State{Phase: control.StateStarting}); err != nil {
 		log.Warn("addresses are not filtered in the kernel", "err", err)
 		r.options.NoFilter = true
 	} else {

@@ -57,6 +57,7 @@ func TestHostNames(t *testing.T) {
 		"evil.example": 421, "evil.example:443": 421, "gatehouse-7f3k.evil.example": 421, "localhost": 421, "192.168.1.40.evil.example": 421,
 		"gatehouse-7f3k:x": 421, "": 200, "0x7f000001": 421, "2130706433": 421, "[fe80::1%25eth0]": 421,
 		"192.168.1.40": 200, "10.0.0.1:8443": 200, "[2001:db8::1]": 200, "[2001:db8::1]:443": 200,
+		"gatehouse-7f3k-2.local": 200, "gatehouse-7f3k-17.local.": 200, "gatehouse-7f3k-2": 421, "gatehouse-7f3k-x.local": 421, "gatehouse-7f3k-.local": 421, "gatehouse-7f3k-2-2.local": 421, "-2.local": 421,
 		"gatehouse-7f3k": 200, "GATEHOUSE-7f3k.local": 200, "gatehouse-7f3k.local.": 200, "box.example.org:443": 200,
 	} {
 		resp := request(t, b, "GET", "/", func(r *http.Request) { r.Host = host })

@@ -76,7 +76,8 @@ type Status struct {
 	Owner       string       `json:"owner,omitempty"`
 	Started     time.Time    `json:"started"`
 	Now         time.Time    `json:"now"`
-	URL         string       `json:"url,omitempty"` // what a person opens
+	URL         string       `json:"url,omitempty"`   // what a person opens
+	Local       string       `json:"local,omitempty"` // gatehouse-7f3k.local, while the box answers mDNS under it
 	Certificate Certificate  `json:"certificate"`
 	Trust       Trust        `json:"trust"`
 	Clock       Clock        `json:"clock"`

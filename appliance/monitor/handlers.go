@@ -42,6 +42,7 @@ func (m *Monitor) Register(s *control.Server) {
 	control.Handle(s, control.OpConsoleReady, m.consoleReady)
 	control.Handle(s, control.OpNetworkApply, m.networkApply)
 	control.Handle(s, control.OpClockSet, m.clockSet)
+	control.Handle(s, control.OpDiscovery, m.discovery)
 	m.registerLists(s)
 	m.registerNetwork(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
@@ -232,16 +233,18 @@ func (m *Monitor) Status() control.Status {
 	}
 	m.mu.Lock()
 	s.State, s.Reason, s.Owner, s.Certificate = m.state, m.reason, m.owner, m.certificate
+	s.Local = m.localNow()
+	multicast := m.multicast()
 	if s.Volume.Problem == "" {
 		s.Volume.Problem = m.problem
 	}
 	filtered := m.filtered
 	m.mu.Unlock()
-	s.Firewall, s.Waiting = m.firewall(s.State, filtered), m.Candidates()
+	s.Firewall, s.Waiting = m.firewall(s.State, filtered, multicast), m.Candidates()
 	return s
 }
 
-func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
+func (m *Monitor) firewall(state control.State, filtered filterState, multicast bool) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
@@ -253,6 +256,9 @@ func (m *Monitor) firewall(state control.State, filtered filterState) control.Fi
 		f.Sentence = fmt.Sprintf("ports %d and %d: %s; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort, m.listsSentence())
 	default:
 		f.Sentence = "80 and 443 only; " + m.listsSentence()
+		if multicast {
+			f.Sentence += "; mDNS on the link"
+		}
 	}
 	if f.InKernel && m.cfg.Counters != nil {
 		counters, err := m.cfg.Counters()

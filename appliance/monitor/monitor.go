@@ -78,7 +78,7 @@ type Config struct {
 	Roles    func() []control.RoleStatus
 	Alive    func(control.Role)
 	Log      func(control.LogQuery) []control.LogLine
-	Filter   func(control.State, []netip.Prefix, netfilter.Lists) error // into the kernel; nil: not in the kernel
+	Filter   func(netfilter.State) error // Phase, OnLink, Lists and Multicast into the kernel; nil: not in the kernel
 	Counters func() ([]control.Counter, error)
 	Lists    *Lists   // nil: there are none, and nobody is judged by them
 	Network  *Network // nil: the host sets its own
@@ -113,6 +113,7 @@ type Monitor struct {
 	lists       judged
 	files       hostFiles
 	network     networkSettings
+	local       localName
 	trials      map[string]*trial // by what they are about
 
 	changing  sync.Mutex // one change of lists or network at a time
@@ -126,6 +127,7 @@ type filterState struct {
 	state     control.State
 	addresses []netip.Prefix
 	lists     netfilter.Lists
+	multicast bool
 	err       error
 	done      bool
 }
@@ -235,15 +237,15 @@ func (m *Monitor) Refilter() {
 	addresses := m.addresses()
 	lists, closed := m.inForce()
 	m.mu.Lock()
-	state, last := m.state, m.filtered
+	state, last, multicast := m.state, m.filtered, m.multicast()
 	m.mu.Unlock()
 	if state == control.StateReady && closed {
 		state = control.StateLocked // the rules of it: the box's own networks
 	}
-	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) {
+	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) && last.multicast == multicast {
 		return
 	}
-	err := m.cfg.Filter(state, addresses, lists)
+	err := m.cfg.Filter(netfilter.State{Phase: state, OnLink: addresses, Lists: lists, Multicast: multicast})
 	if err != nil {
 		// The rules before stay in force: they were never wider than the
 		// state they were made for, and default drop came before any link.
@@ -251,7 +253,7 @@ func (m *Monitor) Refilter() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.filtered = filterState{state, addresses, lists, err, err == nil}
+	m.filtered = filterState{state, addresses, lists, multicast, err, err == nil}
 }
 
 func (m *Monitor) boottime() int64 {

@@ -83,8 +83,8 @@ func newBox(t *testing.T, change func(*Config)) *box {
 		Name: "gatehouse-test", HTTPSPort: 443, Vault: b.vault, Audit: b.audit,
 		Roles: func() []control.RoleStatus { return nil }, Alive: func(control.Role) {},
 		Log: func(control.LogQuery) []control.LogLine { return nil },
-		Filter: func(s control.State, _ []netip.Prefix, _ netfilter.Lists) error {
-			b.states = append(b.states, s)
+		Filter: func(s netfilter.State) error {
+			b.states = append(b.states, s.Phase)
 			return nil
 		},
 		Machine: Machine{
@@ -337,8 +337,8 @@ func TestNET1_FilterFollowsStateAndAddresses(t *testing.T) {
 	fail := errors.New("no")
 	b := newBox(t, func(c *Config) {
 		c.Machine.Links = func() []control.Link { return []control.Link{{Addresses: addresses}} }
-		c.Filter = func(_ control.State, a []netip.Prefix, _ netfilter.Lists) error {
-			seen = append(seen, slices.Clone(a))
+		c.Filter = func(s netfilter.State) error {
+			seen = append(seen, slices.Clone(s.OnLink))
 			return fail
 		}
 	})

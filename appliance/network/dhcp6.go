@@ -20,6 +20,7 @@ import (
 // router's advertisements say O, for an address too when they say M.
 type dhcp6 struct {
 	link   *net.Interface
+	name   string     // of the box, option 39
 	source netip.Addr // our link-local address
 	last   *dhcpv6.Message
 }
@@ -58,6 +59,12 @@ func (d *dhcp6) options() []dhcpv6.Modifier {
 	}
 }
 
+// named says what the box is called; a name that does not end is completed by
+// the server, with the domain of the network (RFC 4704 section 4.2).
+func (d *dhcp6) named() dhcpv6.Modifier {
+	return dhcpv6.WithOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionFQDN, OptionData: append([]byte{0, byte(len(d.name))}, d.name...)})
+}
+
 // inform asks for options alone.
 func (d *dhcp6) inform(ctx context.Context) (lease, error) {
 	return d.exchange(false, func(c *nclient6.Client) (*dhcpv6.Message, error) {
@@ -74,11 +81,11 @@ func (d *dhcp6) inform(ctx context.Context) (lease, error) {
 // discover finds a server and takes an address.
 func (d *dhcp6) discover(ctx context.Context) (lease, error) {
 	return d.exchange(true, func(c *nclient6.Client) (*dhcpv6.Message, error) {
-		advertise, err := c.Solicit(ctx, d.options()...)
+		advertise, err := c.Solicit(ctx, append(d.options(), d.named())...)
 		if err != nil {
 			return nil, err
 		}
-		return c.Request(ctx, advertise, dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList, dhcpv6.OptionNTPServer))
+		return c.Request(ctx, advertise, d.named(), dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList, dhcpv6.OptionNTPServer))
 	})
 }
 
@@ -89,7 +96,7 @@ func (d *dhcp6) extend(ctx context.Context, anyServer bool) (lease, error) {
 		if ia == nil {
 			return nil, errors.New("the lease holds no address to extend")
 		}
-		m, err := dhcpv6.NewMessage(d.options()...)
+		m, err := dhcpv6.NewMessage(append(d.options(), d.named())...)
 		if err != nil {
 			return nil, fmt.Errorf("making a DHCPv6 question: %w", err)
 		}

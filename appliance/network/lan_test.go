@@ -145,7 +145,11 @@ func managedLAN(tell func(seen)) error {
 		if err != nil {
 			return
 		}
-		tell(seen{Kind: m.MessageType.String(), Client: peer.String()})
+		host := ""
+		if f := m.Options.FQDN(); f != nil && len(f.DomainName.Labels) == 1 {
+			host = f.DomainName.Labels[0]
+		}
+		tell(seen{Kind: m.MessageType.String(), Client: peer.String(), Host: host})
 		mods := []dhcpv6.Modifier{dhcpv6.WithServerID(duid), dhcpv6.WithDNS(net.ParseIP("2001:db8:1::53"))}
 		if ia := m.Options.OneIANA(); ia != nil {
 			mods = append(mods, dhcpv6.WithIAID(ia.IaId), dhcpv6.WithIANA(dhcpv6.OptIAAddress{IPv6Addr: net.ParseIP("2001:db8:1::77"), PreferredLifetime: 20 * time.Second, ValidLifetime: 20 * time.Second}))

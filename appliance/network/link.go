@@ -147,7 +147,7 @@ const routerPoll = 10 * time.Second
 
 // run6 waits until a router asks for DHCPv6 and then holds what it gives.
 func (w *worker) run6(ctx context.Context) error {
-	d := &dhcp6{link: w.link}
+	d := &dhcp6{link: w.link, name: w.name}
 	m := &machine{jitter: jitter}
 	for asked, again := 0, time.Now(); ; {
 		w.expire(ctx)

@@ -42,7 +42,7 @@ func plan(running, seen map[string]port) []change {
 	return changes
 }
 
-func sortedNames(m map[string]port) []string {
+func sortedNames[V any](m map[string]V) []string {
 	var names []string
 	for n := range m {
 		names = append(names, n)

@@ -1,9 +1,10 @@
-// Package network is the role that learns addresses, resolvers and the time from the network, and asks the privileged process to set them.
+// Package network is the role that learns addresses, resolvers and the time from the network, asks the privileged process to set them, and has the box found.
 //
 // It runs as a user of its own with CAP_NET_RAW alone, needs no inherited file
-// and listens on no port: DHCP and DHCPv6 go through packet sockets, which see
-// frames before the packet filter does. Addresses by router advertisement are
-// the kernel's work.
+// and listens on no port of an address: DHCP and DHCPv6 go through packet
+// sockets, which see frames before the packet filter does; sockets of mDNS are
+// bound to its groups, and the filter says when they hear anything. Addresses by
+// router advertisement are the kernel's work.
 package network
 
 import (
@@ -54,7 +55,10 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		_, err := control.OpClockSet.Call(ctx, c, control.ClockSet{Time: t, Source: "ntp", Servers: servers, Actor: "system"})
 		return err
 	}}
-	return task.Run(ctx, c.Heartbeat(), task.Func("links", m.run), task.Func("clock", k.run),
+	b := &beacon{log: log, ask: func(ctx context.Context, q control.Discovery) (control.DiscoveryState, error) {
+		return control.OpDiscovery.Call(ctx, c, q)
+	}}
+	return task.Run(ctx, c.Heartbeat(), task.Func("links", m.run), task.Func("clock", k.run), task.Func("discovery", b.run),
 		task.Func("settings", func(ctx context.Context) error { return wishes.follow(ctx, log) }),
 		task.Func("advertisements", func(ctx context.Context) error { return listenAdvertised(ctx, m.advertised) }))
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,20 +23,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/supervise"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/nft"
 	"gatehouse/tests/netns"
 )
 
 func TestMain(m *testing.M) {
-	netns.Main(m, map[string]func([]string, io.Writer) error{"lan": lan, "role": rolePart, "confined": confinedPart, "init": initPart})
+	netns.Main(m, map[string]func([]string, io.Writer) error{"lan": lan, "role": rolePart, "confined": confinedPart, "init": initPart, "program": programPart, "resolve": resolvePart})
 }
 
 // roleUID is the network role's own.
 const roleUID = 60901
 
 // rolePart starts the role as it is on a box: a user of its own with
-// CAP_NET_RAW, nothing else.
+// CAP_NET_RAW, nothing else, confined.
 func rolePart(args []string, _ io.Writer) error {
 	cmd := exec.Command("/proc/self/exe", args...) // by this name, since the user may not see the test's folder
 	cmd.Env = []string{"GATEHOUSE_NETNS_PART=confined"}
@@ -52,7 +54,20 @@ func rolePart(args []string, _ io.Writer) error {
 	return cmd.Run()
 }
 
+// confinedPart puts on itself what the supervisor's table says, as the program does.
 func confinedPart(args []string, _ io.Writer) error {
+	specs := supervise.Table(supervise.Paths{}, supervise.Options{Privileged: true, Locked: true})
+	i := slices.IndexFunc(specs, func(s supervise.Spec) bool { return s.Role == control.Network })
+	b, err := json.Marshal(specs[i].Confine)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("GATEHOUSE_CONFINEMENT", string(b)); err != nil {
+		return err
+	}
+	if _, err := supervise.Confine(control.Network); err != nil {
+		return err
+	}
 	c, err := control.Dial(args[0])
 	if err != nil {
 		return err
@@ -62,9 +77,10 @@ func confinedPart(args []string, _ io.Writer) error {
 
 // told is what the role asks of the privileged process.
 type told struct {
-	Apply *control.NetworkApply
-	Clock *control.ClockSet
-	At    time.Time
+	Apply     *control.NetworkApply
+	Clock     *control.ClockSet
+	Discovery *control.Discovery
+	At        time.Time
 }
 
 // initPart does what the privileged process does for the role: it closes the
@@ -80,13 +96,19 @@ func initPart(args []string, w io.Writer) error {
 	})
 	control.Handle(s, control.OpNetwork, func(context.Context, control.Role, control.None) (n control.NetworkState, err error) {
 		text, err := os.ReadFile(args[0] + ".settings") // what the person set; the test changes it
+		if errors.Is(err, os.ErrNotExist) {
+			return n, nil // nothing
+		}
 		if err == nil {
 			err = json.Unmarshal(text, &n.Settings)
 		}
 		return n, err
 	})
 	control.Handle(s, control.OpNetworkApply, func(_ context.Context, _ control.Role, r control.NetworkApply) (control.None, error) {
-		err := set(r)
+		var err error
+		if len(args) == 1 { // or the test gives addresses by hand
+			err = set(r)
+		}
 		json.NewEncoder(w).Encode(told{Apply: &r, At: time.Now()})
 		return control.None{}, err
 	})
@@ -94,6 +116,7 @@ func initPart(args []string, w io.Writer) error {
 		json.NewEncoder(w).Encode(told{Clock: &r, At: time.Now()})
 		return control.Clock{}, nil
 	})
+	handleDiscovery(s, args, w)
 	ln, err := net.Listen("unix", args[0])
 	if err != nil {
 		return err
@@ -335,7 +358,9 @@ func managedIPv6(t *testing.T) {
 	until(t, b.told, "names by router advertisement, after those of DHCPv6", func(x told) bool {
 		return x.Apply != nil && fmt.Sprint(x.Apply.Resolvers) == "[2001:db8:1::53 2001:db8:1::54]" && fmt.Sprint(x.Apply.Search) == "[lan.example]"
 	})
-	until(t, b.asked, "a renewal", func(s seen) bool { return s.Kind == "RENEW" })
+	if s := until(t, b.asked, "a renewal", func(s seen) bool { return s.Kind == "RENEW" }); s.Host != "gatehouse-7f3k" {
+		t.Errorf("the box calls itself %q in its renewal by DHCPv6", s.Host)
+	}
 	until(t, b.told, "the renewed address", with6)
 }
 

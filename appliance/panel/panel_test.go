@@ -41,6 +41,7 @@ func status() control.Status {
 func states() map[string]func(*control.Status, *Screen) {
 	return map[string]func(*control.Status, *Screen){
 		"unclaimed": func(*control.Status, *Screen) {},
+		"found":     func(s *control.Status, _ *Screen) { s.Local = "gatehouse-7f3k-2.local" },
 		"ready":     func(s *control.Status, _ *Screen) { s.State, s.Owner = control.StateReady, "ada@example.org" },
 		"starting": func(s *control.Status, _ *Screen) {
 			*s = control.Status{Name: s.Name, Version: s.Version, State: control.StateStarting, Clock: s.Clock, Links: s.Links}

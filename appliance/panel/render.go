@@ -181,6 +181,8 @@ func (d *drawing) open(s control.Status) {
 		d.row("", "no DHCP server answered: open it from a computer on the same cable")
 	case s.URL == "":
 		d.row("Open", "the page is not up yet")
+	case s.Local != "":
+		d.row("Open", s.URL+"   https://"+s.Local+"/")
 	default:
 		d.row("Open", s.URL)
 	}

@@ -56,3 +56,13 @@ func ClearClaimVerifier(dev Device) error {
 	}
 	return nil
 }
+
+// Unwritten says that no box keeps keys in META yet: none was started from this
+// disk as far as its first commit.
+func Unwritten(dev Device) (bool, error) {
+	p, err := readPages(dev)
+	if err != nil {
+		return false, err
+	}
+	return p.unwritten(), nil
+}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +10,7 @@ import (
 	"strings"
 
 	"gatehouse/appliance/setup/proof"
-	"gatehouse/appliance/vault"
 	"gatehouse/image"
-	"gatehouse/image/disk"
 )
 
 // prepareDisk fills in the defaults and makes a disk of the built image where
@@ -121,23 +118,12 @@ func writeClaimCode(file, code string, stdin io.Reader) error {
 	if err != nil {
 		return fail(exitUsage, "the claim code: %w", err)
 	}
-	var salt [proof.SaltSize]byte
-	if _, err := rand.Read(salt[:]); err != nil {
-		return fmt.Errorf("drawing a salt: %w", err)
-	}
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("setting the claim code: %w", err)
 	}
 	defer f.Close()
-	start, err := disk.Meta(f)
-	if err != nil {
-		return fmt.Errorf("setting the claim code: %w", err)
-	}
-	if err := vault.WriteClaimVerifier(partition{f, start}, salt, proof.Derive(parsed, salt)); err != nil {
-		return fmt.Errorf("setting the claim code: %w", err)
-	}
-	return f.Close()
+	return setClaimCode(f, parsed)
 }
 
 // claimCodeText reads the code from where --code says. Unlike other secrets it

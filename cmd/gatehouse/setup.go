@@ -9,18 +9,23 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/network/mdns"
 	"gatehouse/appliance/setup/proof"
 )
 
 func setupCommand() *cobra.Command {
-	s := &takeover{}
+	s := &takeover{find: discover}
 	c := &cobra.Command{
 		Use:   "setup [ADDRESS]",
 		Short: "Take over a new box, safe from a man in the middle",
@@ -31,6 +36,8 @@ box's console, bound to their TLS channel, so that nobody between them can take
 part. The box's key is then kept in known.json. Given --name, --email and
 --password it makes the owner at once; otherwise it opens the set-up page in your
 browser at a local address, so that no certificate warning appears.
+
+Without ADDRESS it looks for boxes on the network and asks which one is meant.
 
 Code and password come from file:PATH or from standard input (-); the code is
 asked for when it is not given.`,
@@ -67,6 +74,7 @@ type takeover struct {
 	noBrowser, asJSON     bool
 
 	person         bool // somebody sits there who can be asked
+	find           func(context.Context, time.Duration) ([]mdns.Found, error)
 	stdin          *bufio.Reader
 	stdout, stderr io.Writer
 }
@@ -93,11 +101,10 @@ func (s *takeover) run(ctx context.Context) error {
 		}
 	}
 	if s.address == "" {
-		a, err := s.ask("Address of the box, as its console shows it: ", "say the address of the box")
-		if err != nil {
+		var err error
+		if s.address, err = s.which(ctx); err != nil {
 			return err
 		}
-		s.address = a
 	}
 	b, err := openBox(ctx, s.address, nil)
 	if err != nil {
@@ -129,6 +136,51 @@ func (s *takeover) run(ctx context.Context) error {
 	}
 	_, err = fmt.Fprintf(s.stdout, "%s belongs to %s now. Sign in at https://%s/ and add a second factor.\n", printable(t.Name), s.email, b.address)
 	return err
+}
+
+// which finds out with the person which box is meant. What answers on the
+// network is an offer, nothing more: the code proves the box.
+func (s *takeover) which(ctx context.Context) (string, error) {
+	if !s.person {
+		return s.ask("", "say the address of the box")
+	}
+	fmt.Fprintln(s.stderr, "Looking for boxes on the network")
+	found, err := s.find(ctx, lookAround)
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if err != nil {
+		fmt.Fprintf(s.stderr, "gatehouse: %v\n", err)
+	}
+	var offers []string
+	for _, b := range found {
+		i := slices.IndexFunc(b.Addresses, func(a netip.Addr) bool { return a.Zone() == "" }) // no URL takes one
+		if b.State != string(control.StateUnclaimed) || i < 0 {
+			continue
+		}
+		offers = append(offers, typed(b, b.Addresses[i]))
+		fmt.Fprintf(s.stderr, "%3d  %s at %s, unclaimed\n", len(offers), b.Name, offers[len(offers)-1])
+	}
+	question := "Address of the box, as its console shows it: "
+	switch len(offers) {
+	case 0:
+		fmt.Fprintln(s.stderr, "No box that waits for an owner answered.")
+	case 1:
+		question = "Enter for this one, or the address of another: "
+	default:
+		question = fmt.Sprintf("Which one, 1 to %d, or an address: ", len(offers))
+	}
+	answer, err := s.ask(question, "say the address of the box")
+	if err != nil {
+		return "", err
+	}
+	if answer == "" && len(offers) == 1 {
+		return offers[0], nil
+	}
+	if n, err := strconv.Atoi(answer); err == nil && n >= 1 && n <= len(offers) {
+		return offers[n-1], nil
+	}
+	return answer, nil
 }
 
 // check refuses what cannot work before anything is sent.

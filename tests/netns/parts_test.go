@@ -21,13 +21,14 @@ func TestMain(m *testing.M) {
 		inGuest(m)
 	}
 	Main(m, map[string]func([]string, io.Writer) error{
-		"listen": listen,
-		"scan":   func(args []string, w io.Writer) error { return scanPart(args, w) },
-		"knock":  knock,
-		"fetch":  fetch,
-		"fill":   fillPart,
-		"slow":   slow,
-		"keep":   keepPart,
+		"listen":    listen,
+		"datagrams": datagrams,
+		"scan":      func(args []string, w io.Writer) error { return scanPart(args, w) },
+		"knock":     knock,
+		"fetch":     fetch,
+		"fill":      fillPart,
+		"slow":      slow,
+		"keep":      keepPart,
 	})
 }
 

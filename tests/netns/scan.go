@@ -130,16 +130,19 @@ func (s *scanner) capture(seen func(kind string, port uint16)) {
 func answer(p []byte, target netip.Addr) (string, uint16) {
 	var proto byte
 	var body []byte
+	var to netip.Addr
 	switch {
 	case len(p) >= 20 && p[0]>>4 == 4 && target.Is4():
 		if netip.AddrFrom4([4]byte(p[12:16])) != target || len(p) < int(p[0]&15)*4 {
 			return "", 0
 		}
+		to = netip.AddrFrom4([4]byte(p[16:20]))
 		proto, body = p[9], p[int(p[0]&15)*4:]
 	case len(p) >= 40 && p[0]>>4 == 6 && target.Is6():
 		if netip.AddrFrom16([16]byte(p[8:24])) != target {
 			return "", 0
 		}
+		to = netip.AddrFrom16([16]byte(p[24:40]))
 		proto, body = p[6], p[40:]
 		if proto == 0 && len(body) >= 8 { // hop-by-hop options, RFC 8200, 4.3
 			proto, body = body[0], body[min(len(body), 8*(int(body[1])+1)):]
@@ -164,10 +167,17 @@ func answer(p []byte, target netip.Addr) (string, uint16) {
 		}
 		return "tcp", port
 	case unix.IPPROTO_UDP:
+		if to.IsLinkLocalMulticast() && binary.BigEndian.Uint16(body[2:]) == 5353 {
+			return "", 0 // tells its name to the group by mDNS, a named exception; an answer goes to the asker
+		}
 		return "udp", port
 	case unix.IPPROTO_ICMP:
 		if body[0] == 3 && len(body) >= 8+20+4 {
 			return "unreachable", binary.BigEndian.Uint16(body[8+int(body[8]&15)*4+2:])
+		}
+	case unix.IPPROTO_IGMP:
+		if body[0] == 0x16 || body[0] == 0x17 || body[0] == 0x22 {
+			return "", 0 // multicast membership, as below
 		}
 	case unix.IPPROTO_ICMPV6:
 		switch {

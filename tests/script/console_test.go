@@ -20,6 +20,8 @@ import (
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/vault"
+	"gatehouse/image/disk"
 )
 
 // tool is the command with a home and files of its own.
@@ -63,6 +65,54 @@ func TestACC1_SetupClaimsARealConsole(t *testing.T) {
 		t.Errorf("a second setup: %v, want exit 5\n%s", err, out)
 	}
 }
+
+// A code that was set in an image claims the console of the box with that image.
+func TestBOX10_CodeSetInAnImageClaims(t *testing.T) {
+	b := consoletest.Start(t, console.Run)
+	c := newTool(t, b.Code.String())
+	file := filepath.Join(c.home, "box.img")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := disk.Write(f, nil, []byte("test")); err != nil {
+		t.Fatal(err)
+	}
+	code, err := c.command("image", "claim-code", file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.home, "flashed"), code, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start, err := disk.Meta(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	salt, key, ok, err := vault.ReadClaimVerifier(metaOf{io.NewOffsetWriter(f, start), io.NewSectionReader(f, start, disk.MetaSize), f})
+	if err != nil || !ok {
+		t.Fatalf("no verifier in the image (%v)", err)
+	}
+	b.Flashed(control.ClaimMaterial{Salt: salt[:], Key: key[:]})
+	args := []string{"setup", b.URL, "--name", "Ada", "--email", "ada@example.org", "--password", "file:password", "--code"}
+	if out, err := c.command(append(args, "file:code")...).Output(); err == nil {
+		t.Fatalf("the code of another box claimed it:\n%s", out)
+	}
+	if out, err := c.command(append(args, "file:flashed")...).Output(); err != nil || !strings.Contains(string(out), "belongs to ada@example.org") {
+		t.Fatalf("setup with the code of the image: %v\n%s", err, out)
+	}
+}
+
+// metaOf is META inside of an image.
+type metaOf struct {
+	io.WriterAt
+	io.ReaderAt
+	*os.File
+}
+
+func (m metaOf) ReadAt(b []byte, off int64) (int, error)  { return m.ReaderAt.ReadAt(b, off) }
+func (m metaOf) WriteAt(b []byte, off int64) (int, error) { return m.WriterAt.WriteAt(b, off) }
 
 var hidden = regexp.MustCompile(`name="ticket"[^>]*value="([^"]+)"`)
 

@@ -253,6 +253,10 @@ func (b *Box) Powered() []control.Power {
 	return b.powered
 }
 
+// Flashed makes the claim code one that was set when flashing. Call it before
+// the first visit.
+func (b *Box) Flashed(m control.ClaimMaterial) { b.material = m }
+
 // Lock makes the next Boot one without the keys.
 func (b *Box) Lock(locked bool) { b.locked = locked }
 

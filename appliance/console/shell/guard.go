@@ -122,5 +122,17 @@ func ours(r *http.Request, names []string) bool {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return a.Zone() == ""
 	}
-	return slices.Contains(names, strings.ToLower(strings.TrimSuffix(host, ".")))
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return slices.Contains(names, host) || slices.Contains(names, unnumbered(host))
+}
+
+// unnumbered is a name of .local without the number that mDNS puts behind it
+// where another box had the name first: gatehouse-7f3k-2.local.
+func unnumbered(host string) string {
+	label, local := strings.CutSuffix(host, ".local")
+	i := strings.LastIndexByte(label, '-')
+	if !local || i < 0 || label[i+1:] == "" || strings.Trim(label[i+1:], "0123456789") != "" {
+		return host
+	}
+	return label[:i] + ".local"
 }
