@@ -65,6 +65,20 @@ func (c *Clock) Check(t time.Time) error {
 	return nil
 }
 
+// Nearest is the time to set for one that servers agree on. A clock far ahead of
+// the floor was pushed there: should the servers be honest now, and the floor
+// have crept past the true time meanwhile, then the floor is as near as the
+// clock can come. It gives a liar nothing: he could name the floor himself. A time
+// before the build is never honest.
+func (c *Clock) Nearest(t, now time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !t.Before(c.built) && t.Before(c.known.Floor) && now.After(c.known.Floor.Add(floorStep)) {
+		return c.known.Floor
+	}
+	return t
+}
+
 // Set records where the time now comes from. A person's word and three
 // agreeing servers are trusted; fewer servers are used but not trusted.
 func (c *Clock) Set(source string, servers int) {

@@ -178,10 +178,13 @@ func (m *Monitor) clockSet(ctx context.Context, from control.Role, q control.Clo
 	} else {
 		q.Source, q.Servers = "browser", 0
 	}
+	now := m.cfg.Now()
+	if t := m.cfg.Clock.Nearest(q.Time, now); from == control.Network && !t.Equal(q.Time) {
+		q.Time, q.Source, q.Servers = t, "floor", 0
+	}
 	if err := m.cfg.Clock.Check(q.Time); err != nil {
 		return control.Clock{}, err
 	}
-	now := m.cfg.Now()
 	// Steps that no one would notice are not worth a line each; the log keeps
 	// those that a person might wonder about.
 	if d := q.Time.Sub(now).Abs(); d > time.Second || from == control.Console {

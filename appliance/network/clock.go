@@ -43,6 +43,7 @@ type clock struct {
 	set     setter
 	query   func(ctx context.Context, server netip.Addr) (time.Duration, error)
 	log     *slog.Logger
+	told    time.Time // when it was last set
 }
 
 // run asks until the context ends. No answer is never an error: set-up and
@@ -110,13 +111,16 @@ func (c *clock) once(ctx context.Context, first bool) error {
 	if err != nil {
 		return errors.Join(append([]error{err}, errs...)...)
 	}
-	if !first && offset.Abs() < worthSetting {
+	// A clock that is right is told of all the same, once an hour: the owner may
+	// have reset the floor meanwhile, and the privileged process waits to be told.
+	if !first && offset.Abs() < worthSetting && time.Since(c.told) < lastAgain {
 		return nil
 	}
 	now := time.Now().Add(offset)
 	if err := c.set(ctx, now, n); err != nil {
 		return fmt.Errorf("having the clock set to %s: %w", now.UTC().Format(time.RFC3339), err)
 	}
+	c.told = time.Now()
 	c.log.Info("clock set", "servers", n, "offset", offset)
 	return nil
 }

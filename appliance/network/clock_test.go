@@ -190,3 +190,21 @@ func TestSourcesAreBounded(t *testing.T) {
 		t.Errorf("servers of a link that is gone: %v", got)
 	}
 }
+
+// A clock that is right is told of each hour: after the owner reset the floor
+// the box trusts its clock again without a start.
+func TestBOX8_ARightClockIsToldOfEachHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		k := newClock(servers{"192.0.2.1": 0, "192.0.2.2": 0, "192.0.2.3": 0}, func(context.Context, time.Time, int) error { told++; return nil })
+		k.sources.told("eth0", leased(nil, addrs("192.0.2.1", "192.0.2.2", "192.0.2.3")))
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		if err := k.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("run: %v", err)
+		}
+		if told < 12 || told > 25 {
+			t.Errorf("told %d times in a day, want about each hour", told)
+		}
+	})
+}
