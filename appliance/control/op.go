@@ -247,6 +247,9 @@ type ConsoleState struct {
 	State     State  `json:"state"`
 	Reason    string `json:"reason,omitempty"`
 	Committed bool   `json:"committed"`
+	// ResetFactor is the order of a person at the box to remove the owner's
+	// second factor; to be carried out and acknowledged before anyone is served.
+	ResetFactor string `json:"reset_factor,omitempty"`
 }
 
 // NetworkApply is what was learnt for one link; it replaces what the network

@@ -62,6 +62,7 @@ type Box struct {
 	powered  []control.Power
 	clock    control.Clock
 	lists    allowlists
+	order    string // to reset the owner's second factor
 	stop     func()
 }
 
@@ -268,6 +269,20 @@ func (b *Box) SetClaimed(claimed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.claimed = claimed
+}
+
+// OrderFactorReset is what a person at the box does; the next Boot delivers it.
+func (b *Box) OrderFactorReset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.order = rand.Text()
+}
+
+// Ordered says whether an order waits to be acknowledged.
+func (b *Box) Ordered() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.order != ""
 }
 
 // FailAudit makes every event fail, nil none.

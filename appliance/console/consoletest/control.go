@@ -35,6 +35,15 @@ func (b *Box) handle(s *control.Server) {
 	control.Handle(s, control.OpConsoleReady, func(_ context.Context, _ control.Role, q control.ConsoleReady) (control.ConsoleState, error) {
 		return b.consoleReady(q), nil
 	})
+	control.Handle(s, control.OpFactorReset, func(_ context.Context, _ control.Role, q control.FactorReset) (control.None, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.order == "" || q.Order != b.order {
+			return control.None{}, refused(control.CodeState, "there is no such order")
+		}
+		b.order = ""
+		return control.None{}, nil
+	})
 	control.Handle(s, control.OpClockSet, func(ctx context.Context, _ control.Role, q control.ClockSet) (control.Clock, error) {
 		if q.Time.Before(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)) {
 			return control.Clock{}, refused(control.CodeInvalid, "the time is before this software was built")
@@ -110,7 +119,11 @@ func (b *Box) consoleReady(q control.ConsoleReady) control.ConsoleState {
 	default:
 		b.state = control.StateUnclaimed
 	}
-	return control.ConsoleState{State: b.state, Reason: b.reason, Committed: b.claimed}
+	st := control.ConsoleState{State: b.state, Reason: b.reason, Committed: b.claimed}
+	if b.state == control.StateReady {
+		st.ResetFactor = b.order
+	}
+	return st
 }
 
 func (b *Box) status() control.Status {
