@@ -137,7 +137,9 @@ type Link struct {
 	MAC       string         `json:"mac"`
 	Carrier   bool           `json:"carrier"`
 	Addresses []netip.Prefix `json:"addresses"`
-	Source    string         `json:"source"` // dhcp, slaac, link-local, host
+	Source    string         `json:"source"` // dhcp, slaac, link-local, static, host
+	Gateways  []netip.Addr   `json:"gateways,omitempty"`
+	MTU       int            `json:"mtu,omitempty"`
 }
 
 // RoleStatus is one supervised process.

@@ -62,6 +62,9 @@ type Box struct {
 	powered  []control.Power
 	clock    control.Clock
 	lists    allowlists
+	network  network
+	trials   trials
+	keptBy   control.Keep
 	order    string // to reset the owner's second factor
 	stop     func()
 }

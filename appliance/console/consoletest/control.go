@@ -2,7 +2,6 @@ package consoletest
 
 import (
 	"context"
-	"net/netip"
 	"runtime"
 	"time"
 
@@ -11,6 +10,8 @@ import (
 
 func (b *Box) handle(s *control.Server) {
 	b.handleLists(s)
+	b.handleNetwork(s)
+	b.handleTrials(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})
@@ -45,14 +46,14 @@ func (b *Box) handle(s *control.Server) {
 		return control.None{}, nil
 	})
 	control.Handle(s, control.OpClockSet, func(ctx context.Context, _ control.Role, q control.ClockSet) (control.Clock, error) {
-		if q.Time.Before(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)) {
+		if q.Time.Before(Built) {
 			return control.Clock{}, refused(control.CodeInvalid, "the time is before this software was built")
 		}
 		_, err := b.append(ctx, control.Event{Actor: q.Actor, Action: "set clock", From: q.From})
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if err == nil {
-			b.clock = control.Clock{Trusted: true, Source: q.Source}
+			b.clock = control.Clock{Trusted: true, Source: q.Source, Floor: b.clock.Floor}
 		}
 		return b.clock, err
 	})
@@ -138,7 +139,7 @@ func (b *Box) status() control.Status {
 		Trust:    control.Trust{Mechanism: "tpm", Grade: "B", Sentence: "Sealed to the TPM, boot chain not enforced.", Raise: "Secure Boot would raise this: switch it on in the firmware"},
 		Clock:    b.clock,
 		Firewall: control.Firewall{InKernel: true, Sentence: "80 and 443 only, from the box's own networks; everything else is dropped.", Counters: []control.Counter{{Name: "web_connections", Packets: 1204}, {Name: "web_refused", Packets: 31}, {Name: "other_dropped", Packets: 88210}}},
-		Links:    []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.40/24")}, Source: "dhcp"}},
+		Links:    b.links(),
 		Volume:   control.Volume{Encrypted: true, Size: 28 << 30, Free: 27 << 30},
 		Memory:   control.Memory{Total: 256 << 20, Available: 180 << 20},
 		Audit:    head, Kernel: runtime.GOOS + " 6.12",
