@@ -177,7 +177,7 @@ func address(s string) (netip.Prefix, string) {
 		return p, fmt.Sprintf("%s has no length: write %s/%d, if the network is that large.", a, a, map[bool]int{true: 24, false: 64}[a.Is4()])
 	}
 	if host, bits, ok := strings.Cut(s, "/"); ok {
-		if a, err := netip.ParseAddr(host); err == nil && !a.Is4In6() {
+		if a, err := netip.ParseAddr(host); err == nil && !a.Is4In6() && a.Zone() == "" {
 			return p, fmt.Sprintf("%.60q: a prefix for %s ends at %d, not %.10q.", s, map[bool]string{true: "IPv4", false: "IPv6"}[a.Is4()], a.BitLen(), bits)
 		}
 	}

@@ -1,0 +1,429 @@
+package panel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gatehouse/appliance/control"
+)
+
+// The modes of a link, as control.LinkSettings has them.
+const (
+	automatic = "automatic"
+	static    = "static"
+	off       = "off"
+)
+
+// mostLinks is how many links fit the console; more are set on the page.
+const mostLinks = 14
+
+// dialogue is one guided change of the network. It asks line by line, shows
+// what it would set, and sets it at a yes; q at any question leaves all as it is.
+type dialogue struct {
+	state    control.NetworkState
+	settings control.NetworkSettings
+	link     control.LinkSettings
+	carrier  string   // what the link is made on, if it is a new VLAN
+	said     []string // what was answered so far
+}
+
+// network begins the dialogue.
+func (s *session) network() {
+	st := s.c.Network.Network()
+	switch {
+	case len(st.Links) == 0:
+		s.notice = "No network card was found: there is nothing to set."
+		return
+	case st.Candidate != nil:
+		s.notice = "A change of the network waits to be kept. Undo it first, or wait until it goes back by itself."
+		return
+	}
+	set := st.Settings
+	set.Links, set.VLANs, set.Bonds = slices.Clone(set.Links), slices.Clone(set.VLANs), slices.Clone(set.Bonds)
+	d := &dialogue{state: st, settings: set}
+	shown := []string{" Network", ""}
+	for i, l := range st.Links[:min(len(st.Links), mostLinks)] {
+		shown = append(shown, fmt.Sprintf("   %-2d %s", i+1, d.describe(l)))
+	}
+	if n := len(st.Links) - mostLinks; n > 0 {
+		shown = append(shown, fmt.Sprintf("   and %d more, on the page Network", n))
+	}
+	s.guide(d, shown, "Which link? Its number, then Enter; only Enter leaves all as it is: ", (*dialogue).pick)
+}
+
+// describe is one link in a line.
+func (d *dialogue) describe(l control.Link) string {
+	cable := "no cable"
+	if l.Carrier {
+		cable = "cable"
+	}
+	how := map[string]string{"dhcp": "DHCP", "slaac": "automatic", "link-local": "no DHCP answered", "static": "fixed", "": "automatic"}[l.Source]
+	if how == "" {
+		how = l.Source
+	}
+	if x := d.find(l.Name); x != nil && x.Mode != automatic {
+		how = map[string]string{static: "fixed", off: "off"}[x.Mode]
+	}
+	var list []string
+	for _, a := range l.Addresses {
+		if !a.Addr().Is6() || !a.Addr().IsLinkLocalUnicast() {
+			list = append(list, a.String())
+		}
+	}
+	slices.SortStableFunc(list, func(a, b string) int { // the short ones, which people know, first
+		return strings.Count(a, ":") - strings.Count(b, ":")
+	})
+	if len(list) > 2 {
+		list = append(list[:2], fmt.Sprintf("and %d more", len(list)-2))
+	}
+	return strings.TrimRight(cut(fmt.Sprintf("%-15s %-9s %-17s %s", l.Name, cable, how, strings.Join(list, " ")), Width-8), " ")
+}
+
+func (d *dialogue) find(name string) *control.LinkSettings {
+	if i := slices.IndexFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name }); i >= 0 {
+		return &d.settings.Links[i]
+	}
+	return nil
+}
+
+// guide asks one question. The step answers with why it has to be asked again,
+// or asks the next one itself.
+func (s *session) guide(d *dialogue, shown []string, text string, step func(*dialogue, context.Context, *session, string) (again string)) {
+	s.asks(question{shown: shown, text: text, wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+		if l == "q" || l == "Q" {
+			s.notice = "Nothing was changed."
+			return
+		}
+		if again := step(d, ctx, s, l); again != "" {
+			s.guide(d, shown, text, step)
+			s.notice = again
+		}
+	}})
+}
+
+// next shows what was said and asks on.
+func (d *dialogue) next(s *session, text string, step func(*dialogue, context.Context, *session, string) string) {
+	s.guide(d, d.screen(d.said), text, step)
+}
+
+// screen is what stands above a question.
+func (d *dialogue) screen(lines []string) []string {
+	shown := append([]string{" Network: " + d.link.Name, ""}, lines...)
+	if len(lines) > 0 {
+		shown = append(shown, "")
+	}
+	return append(shown, "   Enter alone takes what stands in brackets; q leaves all as it is.")
+}
+
+func (d *dialogue) note(what, value string) {
+	d.said = append(d.said, fmt.Sprintf("   %-11s %s", what, value))
+}
+
+func (d *dialogue) pick(_ context.Context, s *session, l string) string {
+	if l == "" {
+		s.notice = "Nothing was changed."
+		return ""
+	}
+	n, err := strconv.Atoi(l)
+	if err != nil || n < 1 || n > min(len(d.state.Links), mostLinks) {
+		return "There is no link of that number."
+	}
+	link := d.state.Links[n-1]
+	for _, b := range d.settings.Bonds {
+		if slices.Contains(b.Links, link.Name) {
+			return link.Name + " is a part of " + b.Name + ": choose that one."
+		}
+	}
+	d.link = control.LinkSettings{Name: link.Name, Mode: automatic}
+	if x := d.find(link.Name); x != nil {
+		d.link = *x
+	} else if !d.made() {
+		d.link.MAC = link.MAC // steadier than the name, which follows the order of cards
+	}
+	d.askMode(s)
+	return ""
+}
+
+// made says whether the link is a VLAN or bond of the settings.
+func (d *dialogue) made() bool {
+	return slices.ContainsFunc(d.settings.VLANs, func(v control.VLAN) bool { return v.Name == d.link.Name }) ||
+		slices.ContainsFunc(d.settings.Bonds, func(b control.Bond) bool { return b.Name == d.link.Name })
+}
+
+func (d *dialogue) askMode(s *session) {
+	var lines []string
+	for _, l := range d.state.Links {
+		if l.Name == d.link.Name {
+			lines = append(lines, "   now: "+strings.TrimPrefix(d.describe(l), fmt.Sprintf("%-15s ", l.Name)), "")
+		}
+	}
+	word := func(w, what string) { lines = append(lines, fmt.Sprintf("   %-11s %s", w, what)) }
+	word(automatic, "addresses by DHCP and router advertisements")
+	word(static, "addresses that you type")
+	word(off, "the link is not used")
+	if d.made() {
+		word("remove", "take "+d.link.Name+" away")
+	} else {
+		word("vlan", "a new tagged network on it")
+		if len(d.state.Links) > 1 {
+			word("bond", "join it with other links")
+		}
+	}
+	s.guide(d, d.screen(lines), "Type one of these words ["+d.link.Mode+"]: ", (*dialogue).mode)
+}
+
+func (d *dialogue) mode(_ context.Context, s *session, l string) string {
+	if l = strings.ToLower(l); l == "" {
+		l = d.link.Mode
+	}
+	made := d.made() || d.carrier != ""
+	switch {
+	case l == automatic || l == "auto" || l == "dhcp":
+		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: automatic, MTU: d.link.MTU}
+		d.note("addresses", "automatic, by DHCP and router advertisements")
+		d.askResolvers(s)
+	case l == static:
+		d.link.Mode = static
+		d.askAddresses(s)
+	case l == off:
+		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: off}
+		d.note("addresses", "none: the link is off")
+		d.confirm(s)
+	case l == "remove" && d.made() && d.carrier == "":
+		d.drop()
+		d.note("remove", d.link.Name)
+		d.confirm(s)
+	case l == "vlan" && !made:
+		d.next(s, "VLAN id, 1 to 4094: ", (*dialogue).vlan)
+	case l == "bond" && !made && len(d.state.Links) > 1:
+		d.next(s, "With which links? Their numbers in the list, with spaces between: ", (*dialogue).bond)
+	default:
+		return "Type one of these words."
+	}
+	return ""
+}
+
+// drop takes the link out of the settings.
+func (d *dialogue) drop() {
+	name := d.link.Name
+	d.settings.VLANs = slices.DeleteFunc(d.settings.VLANs, func(v control.VLAN) bool { return v.Name == name })
+	d.settings.Bonds = slices.DeleteFunc(d.settings.Bonds, func(b control.Bond) bool { return b.Name == name })
+	d.settings.Links = slices.DeleteFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name })
+	d.link.Mode = "" // nothing to set
+}
+
+func (d *dialogue) vlan(_ context.Context, s *session, l string) string {
+	id, err := strconv.ParseUint(l, 10, 16)
+	if err != nil || id < 1 || id > 4094 {
+		return "A VLAN id is a number from 1 to 4094."
+	}
+	v := control.VLAN{Name: fmt.Sprintf("%s.%d", d.link.Name, id), On: d.link.Name, ID: uint16(id)}
+	if len(v.Name) > 15 {
+		v.Name = fmt.Sprintf("vlan%d", id)
+	}
+	if slices.ContainsFunc(d.state.Links, func(x control.Link) bool { return x.Name == v.Name }) {
+		return "There is " + v.Name + " already: choose it in the list."
+	}
+	d.settings.VLANs = append(d.settings.VLANs, v)
+	d.note("new", fmt.Sprintf("VLAN %d on %s", id, d.link.Name))
+	d.carrier, d.link = v.On, control.LinkSettings{Name: v.Name, Mode: automatic}
+	d.next(s, "automatic (DHCP) or static? ["+automatic+"]: ", (*dialogue).mode)
+	return ""
+}
+
+func (d *dialogue) bond(_ context.Context, s *session, l string) string {
+	members := []string{d.link.Name}
+	for _, w := range strings.Fields(l) {
+		n, err := strconv.Atoi(w)
+		if err != nil || n < 1 || n > len(d.state.Links) {
+			return "There is no link of the number " + cut(w, 10) + "."
+		}
+		if name := d.state.Links[n-1].Name; !slices.Contains(members, name) {
+			members = append(members, name)
+		}
+	}
+	if len(members) < 2 {
+		return "A bond is made of two links or more."
+	}
+	name := "bond0"
+	for i := 1; slices.ContainsFunc(d.settings.Bonds, func(b control.Bond) bool { return b.Name == name }); i++ {
+		name = fmt.Sprint("bond", i)
+	}
+	d.settings.Bonds = append(d.settings.Bonds, control.Bond{Name: name, Links: members, Mode: "active-backup"})
+	d.settings.Links = slices.DeleteFunc(d.settings.Links, func(x control.LinkSettings) bool { return slices.Contains(members, x.Name) })
+	d.note("new", "bond of "+strings.Join(members, ", ")+": one works, the others wait")
+	d.carrier, d.link = members[0], control.LinkSettings{Name: name, Mode: automatic}
+	d.next(s, "automatic (DHCP) or static? ["+automatic+"]: ", (*dialogue).mode)
+	return ""
+}
+
+func bracket(list string) string {
+	if list == "" {
+		return ": "
+	}
+	return " [" + list + "]: "
+}
+
+func join[T fmt.Stringer](list []T) string {
+	var out []string
+	for _, x := range list {
+		out = append(out, x.String())
+	}
+	return strings.Join(out, " ")
+}
+
+func (d *dialogue) askAddresses(s *session) {
+	if len(d.link.Addresses) == 0 && d.carrier == "" { // what it has now is the best guess
+		for _, l := range d.state.Links {
+			if l.Name != d.link.Name {
+				continue
+			}
+			for _, a := range l.Addresses {
+				if a.Addr().Is4() && !a.Addr().IsLinkLocalUnicast() {
+					d.link.Addresses = append(d.link.Addresses, a)
+				}
+			}
+			if len(d.link.Addresses) > 0 && len(d.link.Gateways) == 0 {
+				d.link.Gateways = slices.Clone(l.Gateways)
+			}
+		}
+	}
+	d.next(s, "Address and length, such as 192.168.1.40/24; several with spaces between"+bracket(join(d.link.Addresses)), (*dialogue).addresses)
+}
+
+func (d *dialogue) addresses(_ context.Context, s *session, l string) string {
+	if l != "" {
+		var list []netip.Prefix
+		for _, w := range strings.Fields(strings.ReplaceAll(l, ",", " ")) {
+			p, err := netip.ParsePrefix(w)
+			if err != nil || p.Addr().Is4In6() {
+				return cut(w, 50) + " is not an address with its length, such as 192.168.1.40/24."
+			}
+			list = append(list, p)
+		}
+		d.link.Addresses = list
+		if !slices.ContainsFunc(d.link.Gateways, func(g netip.Addr) bool { return d.reaches(g) }) {
+			d.link.Gateways = nil // of the network before
+		}
+	}
+	if len(d.link.Addresses) == 0 {
+		return "A fixed link has an address, such as 192.168.1.40/24."
+	}
+	d.note("addresses", join(d.link.Addresses))
+	d.next(s, "Gateway, such as 192.168.1.1; - for none"+bracket(join(d.link.Gateways)), (*dialogue).gateways)
+	return ""
+}
+
+func (d *dialogue) reaches(g netip.Addr) bool {
+	return slices.ContainsFunc(d.link.Addresses, func(p netip.Prefix) bool { return p.Contains(g) })
+}
+
+func (d *dialogue) gateways(_ context.Context, s *session, l string) string {
+	list, again := addressList(l, d.link.Gateways)
+	if again != "" {
+		return again
+	}
+	for i, g := range list {
+		if slices.ContainsFunc(list[:i], func(x netip.Addr) bool { return x.Is4() == g.Is4() }) {
+			return "One gateway for IPv4 and one for IPv6 is the most."
+		}
+		if !d.reaches(g) && !g.IsLinkLocalUnicast() {
+			return g.String() + " is not on a network of this link."
+		}
+	}
+	d.link.Gateways = list
+	d.note("gateway", none(join(list)))
+	d.askResolvers(s)
+	return ""
+}
+
+// addressList reads addresses; nothing typed is what was before, - is none.
+func addressList(l string, before []netip.Addr) (list []netip.Addr, again string) {
+	switch l {
+	case "":
+		return before, ""
+	case "-":
+		return nil, ""
+	}
+	for _, w := range strings.Fields(strings.ReplaceAll(l, ",", " ")) {
+		a, err := netip.ParseAddr(w)
+		if err != nil || a.Zone() != "" {
+			return nil, cut(w, 50) + " is not an address."
+		}
+		list = append(list, a.Unmap())
+	}
+	return list, ""
+}
+
+func none(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func (d *dialogue) askResolvers(s *session) {
+	before := d.settings.Resolvers
+	if len(before) == 0 && d.link.Mode == static && d.carrier == "" {
+		before = d.state.Resolvers // learnt ones go with the lease
+	}
+	d.settings.Resolvers = before
+	shown := join(before)
+	if shown == "" {
+		shown = "-"
+	}
+	d.next(s, "Resolvers, for names such as time servers; - for those of the network"+bracket(shown), (*dialogue).resolvers)
+}
+
+func (d *dialogue) resolvers(_ context.Context, s *session, l string) string {
+	list, again := addressList(l, d.settings.Resolvers)
+	if again != "" {
+		return again
+	}
+	d.settings.Resolvers = list
+	text := join(list)
+	if text == "" {
+		text = "those of the network"
+	}
+	d.note("resolvers", text)
+	d.confirm(s)
+	return ""
+}
+
+// confirm shows the whole, and sets it at a yes.
+func (d *dialogue) confirm(s *session) {
+	if d.link.Mode != "" {
+		name := d.link.Name
+		d.settings.Links = slices.DeleteFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name })
+		if d.link.Mode != automatic || d.link.MTU != 0 {
+			d.settings.Links = append(d.settings.Links, d.link)
+		}
+	}
+	shown := append([]string{" Network: " + d.link.Name + " will be set so:", ""}, d.said...)
+	shown = append(shown, "", "   It takes effect at once, and stays.")
+	s.asks(question{shown: shown, text: "Set it? Type yes, then Enter: ", wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+		if l != "yes" {
+			s.notice = "Nothing was changed."
+			return
+		}
+		s.act(ctx, "The network is set.", func(ctx context.Context) error {
+			report, err := s.c.Network.SetNetwork(ctx, d.settings)
+			if err == nil && len(report.Problems) > 0 {
+				err = problem(report.Problems[0])
+			}
+			return err
+		})
+	}})
+}
+
+// problem is one of a report as an error.
+func problem(p control.Problem) error {
+	if p.Text != "" {
+		return fmt.Errorf("%s: %s", p.Text, p.Reason)
+	}
+	return fmt.Errorf("%s", p.Reason)
+}
