@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
@@ -28,6 +29,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"gatehouse/appliance/audit"
+	"gatehouse/appliance/console"
+	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
 )
@@ -55,6 +58,7 @@ func TestUSE2_Scripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "box": startBox, "man": startMan, "auditlog": writeLog, "edit": edit,
+			"console": func(ts *testscript.TestScript, neg bool, args []string) { startConsole(t, ts, neg, args) },
 		},
 	})
 }
@@ -96,6 +100,21 @@ func startBox(ts *testscript.TestScript, neg bool, args []string) {
 	address, spki := serve(ts, routes(owned, salt, key))
 	ts.Setenv("BOX", address)
 	ts.Setenv("WORDS", proof.Words(spki))
+}
+
+// console starts the box's own console, owned by ada@example.org, sets BOX, and
+// leaves the files password and code1 to code9, of which each works once.
+func startConsole(t *testing.T, ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: console")
+	}
+	b, br := consoletest.Owned(t, console.Run)
+	ts.Check(os.WriteFile(ts.MkAbs("password"), []byte(consoletest.Password+"\n"), 0o600))
+	for i, c := range br.Codes[:9] {
+		ts.Check(os.WriteFile(ts.MkAbs(fmt.Sprintf("code%d", i+1)), []byte(c+"\n"), 0o600))
+	}
+	ts.Setenv("BOX", strings.TrimPrefix(b.URL, "https://"))
+	ts.Setenv("WORDS", b.Ready().Certificate.Words)
 }
 
 func routes(owned bool, salt [16]byte, key [32]byte) http.Handler {
