@@ -11,7 +11,7 @@ import (
 )
 
 // network doubles settings and links. The tests' browsers come to loopback,
-// which stands for the box's address 192.168.1.40; an address that is not on
+// which stands for the first address of eth0; an address that is not on
 // the network of its gateway is refused, as the real judge does.
 type network struct {
 	settings, kept control.NetworkSettings
@@ -47,7 +47,7 @@ func (b *Box) judgeNetwork(q control.NetworkTry) (r control.NetworkReport) {
 		}
 		r.Summary = append(r.Summary, fmt.Sprintf("Link %s: %s %v.", l.Name, l.Mode, l.Addresses))
 		if l.Name == "eth0" && q.Local.IsLoopback() && l.Mode != "automatic" {
-			r.SelfCut = !slices.Contains(l.Addresses, eth0Address)
+			r.SelfCut = !slices.Contains(l.Addresses, b.links()[0].Addresses[0])
 		}
 	}
 	for _, v := range q.Settings.VLANs {
