@@ -46,7 +46,7 @@ func TestBOX7_NetworkPageRefuses(t *testing.T) {
 		"markup":              {[]string{"addresses", "<script>alert(1)</script>"}, "is not an address with its length"},
 		"gateway":             {[]string{"gateways", "router"}, "is not an address"},
 		"two gateways":        {[]string{"gateways", "192.168.1.1 192.168.1.2"}, "one too many"},
-		"gateway elsewhere":   {[]string{"gateways", "10.0.0.1"}, "10.0.0.1: the gateway is not on a network of eth0"},
+		"gateway elsewhere":   {[]string{"gateways", "10.0.0.1"}, "10.0.0.1 is not another host on this link"},
 		"route without via":   {[]string{"routes", "10.1.0.0/16 192.168.1.254"}, "is not a route"},
 		"route with host":     {[]string{"routes", "10.1.0.1/16 via 192.168.1.254"}, "10.1.0.0/16"},
 		"route by a name":     {[]string{"routes", "10.1.0.0/16 via router"}, "is not the address of a neighbour"},
@@ -57,6 +57,9 @@ func TestBOX7_NetworkPageRefuses(t *testing.T) {
 		"VLAN on nothing":     {[]string{"old", "", "kind", "vlan", "name", "x", "on", "", "id", "20"}, "Choose the link"},
 		"a taken name":        {[]string{"old", "", "kind", "vlan", "name", "eth1", "on", "eth0", "id", "20"}, "a link of this name already"},
 		"a name with a slash": {[]string{"old", "", "kind", "vlan", "name", "../x", "on", "eth0", "id", "20"}, "A name has 1 to 15"},
+		"network address":     {[]string{"addresses", "192.168.1.0/24"}, "names the network or all of its hosts"},
+		"a wide network":      {[]string{"addresses", "10.0.0.1/4"}, "use /8 or longer"},
+		"VLAN on a VLAN":      {[]string{"old", "", "kind", "vlan", "name", "x", "on", "y", "id", "20"}, "There is no link"},
 		"bond of one":         {[]string{"old", "", "kind", "bond", "name", "bond0", "member", "eth1", "bonding", "active-backup"}, "at least two links"},
 	} {
 		p := link(c.fields...)
@@ -96,7 +99,7 @@ func TestNET3_NetworkIsKeptOnANewConnectionOnly(t *testing.T) {
 	old.Open("/network") // a connection from before the change
 	vlan := []string{"old", "", "kind", "vlan", "name", "", "on", "eth0", "id", "20", "mode", "static", "addresses", "10.20.0.5/24", "gateways", "10.20.0.1", "do", "check"}
 	check := br.Send("/network/link", vlan...)
-	if !strings.Contains(check.Body, "VLAN 20 on eth0 is eth0.20") || !strings.Contains(check.Body, "The address that you use stays") {
+	if !strings.Contains(check.Body, "eth0.20 is made: VLAN 20 on eth0") || !strings.Contains(check.Body, "The address that you use stays") {
 		t.Fatalf("check: %d\n%s", check.Status, check.Body)
 	}
 	fields := proposal(t, check)
@@ -194,7 +197,7 @@ func TestBOX7_NetworkByAPI(t *testing.T) {
 		}
 	}
 	change := `{"settings":{"links":[{"name":"eth1","mode":"static","addresses":["10.0.0.5/24"],"gateways":["10.1.0.1"]}]}}`
-	if p := br.SendJSON("/api/v1/network/try", change); p.Status != 422 || !strings.Contains(p.Body, `"text":"10.1.0.1"`) {
+	if p := br.SendJSON("/api/v1/network/try", change); p.Status != 422 || !strings.Contains(p.Body, `"text":"eth1 gateways"`) {
 		t.Errorf("a gateway elsewhere: %d %s", p.Status, p.Body)
 	}
 	change = strings.Replace(change, "10.1.0.1", "10.0.0.1", 1)

@@ -9,13 +9,7 @@ import (
 	"strings"
 
 	"gatehouse/appliance/control"
-)
-
-// The modes of a link, as control.LinkSettings has them.
-const (
-	automatic = "automatic"
-	static    = "static"
-	off       = "off"
+	"gatehouse/appliance/netconf"
 )
 
 // mostLinks is how many links fit the console; more are set on the page.
@@ -38,10 +32,10 @@ func (s *session) network() {
 	case len(st.Links) == 0:
 		s.notice = "No network card was found: there is nothing to set."
 		return
-	case st.Candidate != nil:
-		s.notice = "A change of the network waits to be kept. Undo it first, or wait until it goes back by itself."
-		return
+	case st.Candidate != nil: // it is over with what is set here
+		st.Settings = st.Kept
 	}
+	st.Settings = netconf.Named(st.Settings, st.Own)
 	set := st.Settings
 	set.Links, set.VLANs, set.Bonds = slices.Clone(set.Links), slices.Clone(set.VLANs), slices.Clone(set.Bonds)
 	d := &dialogue{state: st, settings: set}
@@ -65,8 +59,8 @@ func (d *dialogue) describe(l control.Link) string {
 	if how == "" {
 		how = l.Source
 	}
-	if x := d.find(l.Name); x != nil && x.Mode != automatic {
-		how = map[string]string{static: "fixed", off: "off"}[x.Mode]
+	if x := d.find(l.Name); x != nil && x.Mode != netconf.Automatic {
+		how = map[string]string{netconf.Static: "fixed", netconf.Off: "off"}[x.Mode]
 	}
 	var list []string
 	for _, a := range l.Addresses {
@@ -138,11 +132,11 @@ func (d *dialogue) pick(_ context.Context, s *session, l string) string {
 			return link.Name + " is a part of " + b.Name + ": choose that one."
 		}
 	}
-	d.link = control.LinkSettings{Name: link.Name, Mode: automatic}
+	d.link = control.LinkSettings{Name: link.Name, Mode: netconf.Automatic}
 	if x := d.find(link.Name); x != nil {
 		d.link = *x
-	} else if !d.made() {
-		d.link.MAC = link.MAC // steadier than the name, which follows the order of cards
+	} else if i := slices.IndexFunc(d.state.Own, func(x control.Link) bool { return x.Name == link.Name }); i >= 0 {
+		d.link.MAC = d.state.Own[i].MAC // steadier than the name, which follows the order of cards
 	}
 	d.askMode(s)
 	return ""
@@ -162,9 +156,9 @@ func (d *dialogue) askMode(s *session) {
 		}
 	}
 	word := func(w, what string) { lines = append(lines, fmt.Sprintf("   %-11s %s", w, what)) }
-	word(automatic, "addresses by DHCP and router advertisements")
-	word(static, "addresses that you type")
-	word(off, "the link is not used")
+	word(netconf.Automatic, "addresses by DHCP and router advertisements")
+	word(netconf.Static, "addresses that you type")
+	word(netconf.Off, "the link is not used")
 	if d.made() {
 		word("remove", "take "+d.link.Name+" away")
 	} else {
@@ -182,15 +176,15 @@ func (d *dialogue) mode(_ context.Context, s *session, l string) string {
 	}
 	made := d.made() || d.carrier != ""
 	switch {
-	case l == automatic || l == "auto" || l == "dhcp":
-		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: automatic, MTU: d.link.MTU}
+	case l == netconf.Automatic || l == "auto" || l == "dhcp":
+		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: netconf.Automatic, MTU: d.link.MTU}
 		d.note("addresses", "automatic, by DHCP and router advertisements")
 		d.askResolvers(s)
-	case l == static:
-		d.link.Mode = static
+	case l == netconf.Static:
+		d.link.Mode = netconf.Static
 		d.askAddresses(s)
-	case l == off:
-		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: off}
+	case l == netconf.Off:
+		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: netconf.Off}
 		d.note("addresses", "none: the link is off")
 		d.confirm(s)
 	case l == "remove" && d.made() && d.carrier == "":
@@ -230,8 +224,8 @@ func (d *dialogue) vlan(_ context.Context, s *session, l string) string {
 	}
 	d.settings.VLANs = append(d.settings.VLANs, v)
 	d.note("new", fmt.Sprintf("VLAN %d on %s", id, d.link.Name))
-	d.carrier, d.link = v.On, control.LinkSettings{Name: v.Name, Mode: automatic}
-	d.next(s, "automatic (DHCP) or static? ["+automatic+"]: ", (*dialogue).mode)
+	d.carrier, d.link = v.On, control.LinkSettings{Name: v.Name, Mode: netconf.Automatic}
+	d.next(s, "automatic (DHCP) or static? [automatic]: ", (*dialogue).mode)
 	return ""
 }
 
@@ -256,8 +250,8 @@ func (d *dialogue) bond(_ context.Context, s *session, l string) string {
 	d.settings.Bonds = append(d.settings.Bonds, control.Bond{Name: name, Links: members, Mode: "active-backup"})
 	d.settings.Links = slices.DeleteFunc(d.settings.Links, func(x control.LinkSettings) bool { return slices.Contains(members, x.Name) })
 	d.note("new", "bond of "+strings.Join(members, ", ")+": one works, the others wait")
-	d.carrier, d.link = members[0], control.LinkSettings{Name: name, Mode: automatic}
-	d.next(s, "automatic (DHCP) or static? ["+automatic+"]: ", (*dialogue).mode)
+	d.carrier, d.link = members[0], control.LinkSettings{Name: name, Mode: netconf.Automatic}
+	d.next(s, "automatic (DHCP) or static? [automatic]: ", (*dialogue).mode)
 	return ""
 }
 
@@ -368,7 +362,7 @@ func none(s string) string {
 
 func (d *dialogue) askResolvers(s *session) {
 	before := d.settings.Resolvers
-	if len(before) == 0 && d.link.Mode == static && d.carrier == "" {
+	if len(before) == 0 && d.link.Mode == netconf.Static && d.carrier == "" {
 		before = d.state.Resolvers // learnt ones go with the lease
 	}
 	d.settings.Resolvers = before
@@ -399,7 +393,7 @@ func (d *dialogue) confirm(s *session) {
 	if d.link.Mode != "" {
 		name := d.link.Name
 		d.settings.Links = slices.DeleteFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name })
-		if d.link.Mode != automatic || d.link.MTU != 0 {
+		if d.link.Mode != netconf.Automatic || d.link.MTU != 0 {
 			d.settings.Links = append(d.settings.Links, d.link)
 		}
 	}
@@ -411,19 +405,7 @@ func (d *dialogue) confirm(s *session) {
 			return
 		}
 		s.act(ctx, "The network is set.", func(ctx context.Context) error {
-			report, err := s.c.Network.SetNetwork(ctx, d.settings)
-			if err == nil && len(report.Problems) > 0 {
-				err = problem(report.Problems[0])
-			}
-			return err
+			return s.c.Network.SetNetwork(ctx, d.settings)
 		})
 	}})
-}
-
-// problem is one of a report as an error.
-func problem(p control.Problem) error {
-	if p.Text != "" {
-		return fmt.Errorf("%s: %s", p.Text, p.Reason)
-	}
-	return fmt.Errorf("%s", p.Reason)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/netconf"
 )
 
 // links doubles what the monitor does: it holds settings, and refuses a gateway
@@ -24,7 +25,8 @@ type links struct {
 }
 
 func newLinks() *links {
-	return &links{state: control.NetworkState{Links: []control.Link{
+	own := []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01"}, {Name: "eth1", MAC: "02:00:00:00:00:02"}}
+	return &links{state: control.NetworkState{Own: own, Links: []control.Link{
 		{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true, Source: "dhcp", Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.40/24"), netip.MustParsePrefix("fe80::1/64")}, Gateways: []netip.Addr{netip.MustParseAddr("192.168.1.1")}},
 		{Name: "eth1", MAC: "02:00:00:00:00:02"},
 	}, Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}}}
@@ -36,23 +38,22 @@ func (l *links) Network() control.NetworkState {
 	return l.state
 }
 
-func (l *links) SetNetwork(_ context.Context, s control.NetworkSettings) (r control.NetworkReport, err error) {
+func (l *links) SetNetwork(_ context.Context, s control.NetworkSettings) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, x := range s.Links {
 		for _, g := range x.Gateways {
 			if g.String() == "10.9.9.9" {
-				r.Problems = append(r.Problems, control.Problem{Text: "10.9.9.9", Reason: "that one is nobody's"})
-				return r, nil
+				return errors.New("10.9.9.9: that one is nobody's")
 			}
 		}
-		if x.Mode == off && x.Name == "eth1" {
-			return r, errors.New("the audit log cannot be written")
+		if x.Mode == netconf.Off && x.Name == "eth1" {
+			return errors.New("the audit log cannot be written")
 		}
 	}
 	l.set = append(l.set, s)
 	l.state.Settings = s
-	return r, nil
+	return nil
 }
 
 func (l *links) last() (control.NetworkSettings, int) {
@@ -103,10 +104,17 @@ func TestBOX9_NetworkDialogueRefuses(t *testing.T) {
 	b.shows("It did not work: 10.9.9.9: that one is nobody's.")
 	b.types("1\n2\noff\nyes\n")
 	b.shows("It did not work: the audit log cannot be written.")
-	b.set(func() { b.links.state.Candidate = &control.Candidate{ID: "x"} })
-	b.types("1\n")
-	b.shows("waits to be kept. Undo it first")
-	b.set(func() { b.links.state.Candidate, b.links.state.Links = nil, nil })
+	// What waits to be kept is not taken over: it may be what locks somebody out.
+	b.set(func() {
+		b.links.state.Candidate = &control.Candidate{ID: "x"}
+		b.links.state.Settings.Resolvers = addresses("192.0.2.66")
+	})
+	b.types("1\n2\nautomatic\n\nyes\n")
+	b.shows("The network is set.")
+	if s, _ := b.links.last(); len(s.Resolvers) != 0 {
+		t.Errorf("set with what waits: %+v", s)
+	}
+	b.set(func() { b.links.state.Links = nil })
 	b.types("1\n")
 	b.shows("No network card was found")
 }
@@ -119,7 +127,7 @@ func TestBOX9_NetworkDialogueSets(t *testing.T) {
 			t.Fatalf("set\n%+v\nwant\n%+v", got, want)
 		}
 	}
-	eth0 := control.LinkSettings{Name: "eth0", MAC: "02:00:00:00:00:01", Mode: static}
+	eth0 := control.LinkSettings{Name: "eth0", MAC: "02:00:00:00:00:01", Mode: netconf.Static}
 	// What it has now is offered; Enter takes it.
 	b.types("1\n")
 	b.shows("1 eth0 cable DHCP 192.168.1.40/24 2 eth1 no cable")
@@ -144,7 +152,7 @@ func TestBOX9_NetworkDialogueSets(t *testing.T) {
 	b.types("1\n1\nvlan\n20\nstatic\n10.20.0.5/24\n-\n\nyes\n")
 	b.shows("The network is set.")
 	want.VLANs = []control.VLAN{{Name: "eth0.20", On: "eth0", ID: 20}}
-	want.Links = append(want.Links, control.LinkSettings{Name: "eth0.20", Mode: static, Addresses: prefixes("10.20.0.5/24")})
+	want.Links = append(want.Links, control.LinkSettings{Name: "eth0.20", Mode: netconf.Static, Addresses: prefixes("10.20.0.5/24")})
 	expect(want)
 	b.set(func() {
 		b.links.state.Links = append(b.links.state.Links, control.Link{Name: "eth0.20", Carrier: true})

@@ -31,7 +31,7 @@ type Actions interface {
 // back by itself: what he sets is kept at once.
 type Network interface {
 	Network() control.NetworkState
-	SetNetwork(ctx context.Context, s control.NetworkSettings) (control.NetworkReport, error)
+	SetNetwork(ctx context.Context, s control.NetworkSettings) error // refusals are sentences
 }
 
 // Terminal is one console in the kernel's line mode, which echoes and edits.

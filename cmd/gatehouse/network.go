@@ -247,7 +247,7 @@ func (r *networkRun) apply(ctx context.Context, args []string) error {
 		return err
 	}
 	// The first look is always a dry one: it says where to go on.
-	report, err := r.try(ctx, s, true)
+	report, err := r.try(ctx, s, true, patient)
 	if err != nil {
 		return err
 	}
@@ -269,7 +269,11 @@ func (r *networkRun) apply(ctx context.Context, args []string) error {
 		}
 		return nil
 	}
-	tried, err := r.try(ctx, s, false)
+	within := patient
+	if report.SelfCut {
+		within = impatient
+	}
+	tried, err := r.try(ctx, s, false, within)
 	if report.SelfCut {
 		// The answer may have gone down with the address.
 		var refused *failure
@@ -301,8 +305,15 @@ func (r *networkRun) apply(ctx context.Context, args []string) error {
 	return boxes.move(from, r.address)
 }
 
-func (r *networkRun) try(ctx context.Context, s control.NetworkSettings, dry bool) (report control.NetworkReport, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+// How long an answer is waited for: making a bond takes seconds; and one that
+// goes down with the address never comes, while a minute is all there is.
+const (
+	patient   = 25 * time.Second
+	impatient = 6 * time.Second
+)
+
+func (r *networkRun) try(ctx context.Context, s control.NetworkSettings, dry bool, within time.Duration) (report control.NetworkReport, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	_, err = r.call(ctx, "POST", r.api+"/try", map[string]any{"settings": s, "dry_run": dry}, &report)
 	var refused *refusal

@@ -2,22 +2,25 @@ package consoletest
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/netconf"
 )
 
 // network doubles settings and links. The tests' browsers come to loopback,
-// which stands for the first address of eth0; an address that is not on
-// the network of its gateway is refused, as the real judge does.
+// which stands for the first address of eth0. The judge is the real one.
 type network struct {
 	settings, kept control.NetworkSettings
 }
 
 var eth0Address = netip.MustParsePrefix("192.168.1.40/24")
+
+// own are the links that the machine has by itself.
+func own() []control.Link {
+	return []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true}, {Name: "eth1", MAC: "02:00:00:00:00:02"}}
+}
 
 func (b *Box) links() []control.Link {
 	n := b.network
@@ -39,23 +42,15 @@ func (b *Box) links() []control.Link {
 }
 
 func (b *Box) judgeNetwork(q control.NetworkTry) (r control.NetworkReport) {
-	for _, l := range q.Settings.Links {
-		for _, g := range l.Gateways {
-			if !slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Contains(g) }) && l.Mode == "static" {
-				r.Problems = append(r.Problems, control.Problem{File: "links", Text: g.String(), Reason: "the gateway is not on a network of " + l.Name})
-			}
-		}
-		r.Summary = append(r.Summary, fmt.Sprintf("Link %s: %s %v.", l.Name, l.Mode, l.Addresses))
-		if l.Name == "eth0" && q.Local.IsLoopback() && l.Mode != "automatic" {
-			r.SelfCut = !slices.Contains(l.Addresses, b.links()[0].Addresses[0])
-		}
+	if r.Problems = netconf.Check(q.Settings, own()); len(r.Problems) > 0 {
+		return r
 	}
-	for _, v := range q.Settings.VLANs {
-		r.Summary = append(r.Summary, fmt.Sprintf("VLAN %d on %s is %s.", v.ID, v.On, v.Name))
+	r.Summary = netconf.Changes(b.network.settings, q.Settings)
+	local := q.Local
+	if local.IsLoopback() {
+		local = b.links()[0].Addresses[0].Addr()
 	}
-	if len(q.Settings.Time)+len(q.Settings.Resolvers) > 0 {
-		r.Summary = append(r.Summary, "Other resolvers or time servers.")
-	}
+	r.SelfCut = netconf.Cut(netconf.Named(b.network.settings, own()), netconf.Named(q.Settings, own()), b.links(), local)
 	return r
 }
 
@@ -64,7 +59,7 @@ func (b *Box) handleNetwork(s *control.Server) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		n := &b.network
-		st := control.NetworkState{Settings: n.settings, Kept: n.kept, Candidate: b.trials.candidate(control.AboutNetwork), Links: b.links(), Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, Search: []string{"example.org"}}
+		st := control.NetworkState{Settings: n.settings, Kept: n.kept, Candidate: b.trials.candidate(control.AboutNetwork), Links: b.links(), Own: own(), Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, Search: []string{"example.org"}}
 		if len(n.settings.Resolvers) > 0 {
 			st.Resolvers = n.settings.Resolvers
 		}
@@ -74,7 +69,7 @@ func (b *Box) handleNetwork(s *control.Server) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		r := b.judgeNetwork(q)
-		if q.DryRun || len(r.Problems) > 0 {
+		if q.DryRun || len(r.Problems) > 0 || netconf.Equal(b.network.settings, q.Settings) {
 			return r, nil
 		}
 		if err := b.trials.free(control.AboutNetwork); err != nil {

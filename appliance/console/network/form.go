@@ -9,13 +9,7 @@ import (
 	"strings"
 
 	"gatehouse/appliance/control"
-)
-
-// The modes of a link, as control.LinkSettings has them.
-const (
-	automatic = "automatic"
-	static    = "static"
-	off       = "off"
+	"gatehouse/appliance/netconf"
 )
 
 // linkForm is the form of one link as a person fills it in, with what is wrong
@@ -48,14 +42,14 @@ func readLink(f url.Values) *linkForm {
 
 // linkOf is the form as it stands for a link in the settings.
 func linkOf(name string, s control.NetworkSettings) *linkForm {
-	f := &linkForm{Old: name, Name: name, Kind: "ethernet", Mode: automatic, Bonding: "active-backup", Wrong: make(map[string]string)}
+	f := &linkForm{Old: name, Name: name, Kind: "ethernet", Mode: netconf.Automatic, Bonding: "active-backup", Wrong: make(map[string]string)}
 	if v := vlanOf(s, name); v != nil {
 		f.Kind, f.On, f.ID = "vlan", v.On, strconv.Itoa(int(v.ID))
 	}
 	if b := bondOf(s, name); b != nil {
 		f.Kind, f.Members, f.Bonding = "bond", b.Links, b.Mode
 	}
-	if l := settingsOf(s, name); l != nil {
+	if l := netconf.Of(s, name); l != nil {
 		f.Mode, f.Addresses, f.Gateways = l.Mode, lines(l.Addresses), lines(l.Gateways)
 		for _, r := range l.Routes {
 			f.Routes += r.To.String() + " via " + r.Via.String() + "\n"
@@ -73,13 +67,6 @@ func lines[T fmt.Stringer](list []T) string {
 		b.WriteString(x.String() + "\n")
 	}
 	return b.String()
-}
-
-func settingsOf(s control.NetworkSettings, name string) *control.LinkSettings {
-	if i := slices.IndexFunc(s.Links, func(l control.LinkSettings) bool { return l.Name == name }); i >= 0 {
-		return &s.Links[i]
-	}
-	return nil
 }
 
 func vlanOf(s control.NetworkSettings, name string) *control.VLAN {
@@ -110,12 +97,12 @@ func (f *linkForm) wrong(field, format string, a ...any) {
 // link reads the addressing; what is wrong is noted by field.
 func (f *linkForm) link(s control.NetworkSettings, now control.NetworkState) control.LinkSettings {
 	l := control.LinkSettings{Name: f.Name, Mode: f.Mode}
-	if before := settingsOf(s, f.Old); before != nil && f.Old == f.Name {
+	if before := netconf.Of(s, f.Old); before != nil && f.Old == f.Name {
 		l.MAC = before.MAC
 	} else if f.Kind == "ethernet" {
 		// A name follows the order in which the kernel finds cards; the MAC stays.
-		if i := slices.IndexFunc(now.Links, func(x control.Link) bool { return x.Name == f.Name }); i >= 0 {
-			l.MAC = now.Links[i].MAC
+		if i := slices.IndexFunc(now.Own, func(x control.Link) bool { return x.Name == f.Name }); i >= 0 {
+			l.MAC = now.Own[i].MAC
 		}
 	}
 	if f.MTU != "" {
@@ -125,11 +112,11 @@ func (f *linkForm) link(s control.NetworkSettings, now control.NetworkState) con
 		}
 		l.MTU = n
 	}
-	if f.Mode != automatic && f.Mode != static && f.Mode != off {
+	if f.Mode != netconf.Automatic && f.Mode != netconf.Static && f.Mode != netconf.Off {
 		f.wrong("mode", "Choose one of the three.")
 	}
-	if f.Mode == off {
-		return l
+	if f.Mode != netconf.Static {
+		return l // what stands in the other fields is of a fixed link
 	}
 	for _, w := range words(f.Addresses) {
 		p, problem := address(w)
@@ -139,7 +126,7 @@ func (f *linkForm) link(s control.NetworkSettings, now control.NetworkState) con
 		}
 		l.Addresses = append(l.Addresses, p)
 	}
-	if f.Mode == static && len(l.Addresses) == 0 {
+	if len(l.Addresses) == 0 && f.Wrong["addresses"] == "" {
 		f.wrong("addresses", "A fixed link has at least one address, such as 192.168.1.40/24.")
 	}
 	for _, w := range words(f.Gateways) {
@@ -233,7 +220,7 @@ func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
 		}
 	case "bond":
 		if len(f.Members) < 2 {
-			f.wrong("member", "Choose at least two links.")
+			f.wrong("links", "Choose at least two links.")
 		}
 		b := control.Bond{Name: f.Name, Links: f.Members, Mode: f.Bonding}
 		if at := bondOf(s, old); at != nil {
@@ -248,7 +235,7 @@ func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
 		f.wrong("name", "%s", wrong)
 	}
 	s.Links = slices.DeleteFunc(s.Links, func(x control.LinkSettings) bool { return x.Name == old || x.Name == f.Name })
-	if l.Mode != automatic || len(l.Addresses)+len(l.Gateways)+len(l.Routes)+l.MTU > 0 {
+	if l.Mode != netconf.Automatic || l.MTU > 0 {
 		s.Links = append(s.Links, l)
 	}
 	return s

@@ -18,6 +18,7 @@ import (
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/trial"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/netconf"
 )
 
 //go:embed *.html
@@ -82,8 +83,8 @@ type row struct {
 func rows(st control.NetworkState) []row {
 	var out []row
 	add := func(l control.Link) {
-		r := row{Link: l, Mode: automatic}
-		if x := settingsOf(st.Settings, l.Name); x != nil {
+		r := row{Link: l, Mode: netconf.Automatic}
+		if x := netconf.Of(st.Settings, l.Name); x != nil {
 			r.Mode = x.Mode
 		}
 		if v := vlanOf(st.Settings, l.Name); v != nil {
@@ -118,16 +119,26 @@ func rows(st control.NetworkState) []row {
 	return out
 }
 
+// state is the network with the names that its links have now: settings may
+// know a card by its MAC address.
+func (p *Pages) state(ctx context.Context) (control.NetworkState, error) {
+	st, err := p.Network(ctx)
+	st.Settings = netconf.Named(st.Settings, st.Own)
+	return st, err
+}
+
 func (p *Pages) view(v *shell.Visit) (view, error) {
-	st, err := p.Network(v.Ctx())
+	status, err := v.Box.Status(v.Ctx())
 	if err != nil {
 		return view{}, err
 	}
-	status, err := v.Box.Status(v.Ctx())
-	if status.Hosted && len(st.Links) == 0 {
-		st.Links = status.Links
+	st := control.NetworkState{Links: status.Links}
+	if !status.Hosted {
+		if st, err = p.state(v.Ctx()); err != nil {
+			return view{}, err
+		}
 	}
-	return view{st, rows(st), v.Local(), status.Hosted}, err
+	return view{st, rows(st), v.Local(), status.Hosted}, nil
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -147,7 +158,7 @@ func (p *Pages) again(v *shell.Visit, err error) error {
 }
 
 func (p *Pages) openLink(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -171,16 +182,21 @@ func (p *Pages) openLink(v *shell.Visit) error {
 
 // carriers are the links that a VLAN or bond can be made of.
 func carriers(st control.NetworkState, except string) (list []string) {
-	for _, r := range rows(st) {
-		if r.Name != except && r.Source != "host" && vlanOf(st.Settings, r.Name) == nil {
-			list = append(list, r.Name)
+	for _, l := range st.Own {
+		if b := netconf.BondOf(st.Settings, l.Name); b == "" || b == except {
+			list = append(list, l.Name)
+		}
+	}
+	for _, b := range st.Settings.Bonds {
+		if b.Name != except {
+			list = append(list, b.Name)
 		}
 	}
 	return list
 }
 
 func (p *Pages) changeLink(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -201,39 +217,38 @@ func (p *Pages) changeLink(v *shell.Visit) error {
 		return v.ShowAgain(p.link, f, err)
 	}
 	if len(report.Problems) > 0 {
-		fields := map[string]string{"addresses": f.Addresses, "gateways": f.Gateways, "routes": f.Routes, "mtu": f.MTU, "id": f.ID, "name": f.Name}
-		f.Rest = place(report.Problems, f.Wrong, fields)
+		f.Rest = place(report.Problems, f.Name, f.Wrong, "name", "on", "id", "links", "mode", "addresses", "gateways", "routes", "mtu")
 		return v.ShowAgain(p.link, f, shell.Refuse("Nothing was changed. See below."))
 	}
 	return p.showChecked(v, st, s, report)
 }
 
-// place puts problems beside the fields that they are about: one whose text
-// stands in a field, or whose file ends in the field's name. It returns the rest.
-func place(problems []control.Problem, wrong, fields map[string]string) (rest []string) {
-	names := []string{"id", "name", "mtu", "addresses", "gateways", "routes", "resolvers", "search", "time"}
+// place puts problems beside the fields that they are about, by the words
+// that netconf.Check names them with: the link, if it is of one, and the field.
+// It returns the rest.
+func place(problems []control.Problem, link string, wrong map[string]string, fields ...string) (rest []string) {
 	for _, q := range problems {
-		text := strings.ToUpper(q.Reason[:min(1, len(q.Reason))]) + q.Reason[min(1, len(q.Reason)):]
-		if q.Text != "" {
-			text = q.Text + ": " + q.Reason
+		of, field := "", q.Text
+		if i := strings.LastIndexByte(q.Text, ' '); i >= 0 {
+			of, field = q.Text[:i], q.Text[i+1:]
 		}
-		text = strings.TrimSuffix(text, ".") + "."
-		at := slices.IndexFunc(names, func(n string) bool {
-			content, there := fields[n]
-			named := strings.HasSuffix(q.File, n) || strings.HasSuffix(q.File, strings.TrimSuffix(n, "s"))
-			return there && wrong[n] == "" && (named || q.Text != "" && slices.Contains(words(content), q.Text))
-		})
-		if at < 0 {
-			rest = append(rest, text)
+		text := strings.TrimSuffix(q.Reason, ".") + "."
+		if of == link && wrong[field] == "" && slices.Contains(fields, field) {
+			wrong[field] = upper(text)
 			continue
 		}
-		wrong[names[at]] = text
+		if q.Text != "" {
+			text = q.Text + ": " + text
+		}
+		rest = append(rest, upper(text))
 	}
 	return rest
 }
 
+func upper(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] }
+
 func (p *Pages) openNames(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -241,7 +256,7 @@ func (p *Pages) openNames(v *shell.Visit) error {
 }
 
 func (p *Pages) changeNames(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -261,14 +276,14 @@ func (p *Pages) changeNames(v *shell.Visit) error {
 		return v.ShowAgain(p.names, f, err)
 	}
 	if len(report.Problems) > 0 {
-		f.Rest = place(report.Problems, f.Wrong, map[string]string{"resolvers": f.Resolvers, "search": f.Search, "time": f.Time})
+		f.Rest = place(report.Problems, "", f.Wrong, "resolvers", "search", "time")
 		return v.ShowAgain(p.names, f, shell.Refuse("Nothing was changed. See below."))
 	}
 	return p.showChecked(v, st, s, report)
 }
 
 func (p *Pages) remove(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -281,13 +296,21 @@ func (p *Pages) remove(v *shell.Visit) error {
 		return err
 	}
 	if len(report.Problems) > 0 {
-		return shell.Refuse("Nothing was changed: " + strings.Join(place(report.Problems, nil, nil), " "))
+		return shell.Refuse("Nothing was changed: " + strings.Join(place(report.Problems, "", nil), " "))
 	}
 	return p.showChecked(v, st, s, report)
 }
 
 func (p *Pages) judge(v *shell.Visit, s control.NetworkSettings, dry bool) (control.NetworkReport, error) {
-	return p.Try(v.Ctx(), control.NetworkTry{Settings: s, DryRun: dry, Actor: v.Person().Email, From: v.Address().String(), Local: v.Local()})
+	ctx := v.Ctx()
+	if !dry {
+		// The browser's connection may be what ends by it; the answer has to be
+		// heard all the same.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+	}
+	return p.Try(ctx, control.NetworkTry{Settings: s, DryRun: dry, Actor: v.Person().Email, From: v.Address().String(), Local: v.Local()})
 }
 
 // checked is the page between the form and the change.
@@ -358,7 +381,7 @@ func hostPort(a netip.Addr, port uint16) string {
 
 // try puts what was checked into effect.
 func (p *Pages) try(v *shell.Visit) error {
-	st, err := p.Network(v.Ctx())
+	st, err := p.state(v.Ctx())
 	if err != nil {
 		return err
 	}
@@ -373,8 +396,11 @@ func (p *Pages) try(v *shell.Visit) error {
 	if err != nil {
 		return p.again(v, err)
 	}
+	if report.Candidate == nil && len(report.Problems) == 0 {
+		return p.again(v, shell.Refuse("Nothing was changed: these are the settings that are in effect."))
+	}
 	if report.Candidate == nil {
-		return p.again(v, shell.Refuse("Nothing was changed: "+strings.Join(place(report.Problems, nil, nil), " ")))
+		return p.again(v, shell.Refuse("Nothing was changed: "+strings.Join(place(report.Problems, "", nil), " ")))
 	}
 	ticket := v.R.FormValue("ticket")
 	p.tickets.bind(ticket, v.Person().Email, report.Candidate.ID)

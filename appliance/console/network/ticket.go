@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/netconf"
 )
 
 // A change of the address that a person uses takes the browser's session with
@@ -73,7 +74,7 @@ func (t *tickets) use(name string) {
 // where a person goes on whose address goes away.
 func newAddresses(s control.NetworkSettings, now control.NetworkState) (list []netip.Addr) {
 	for _, l := range s.Links {
-		if l.Mode == off {
+		if l.Mode == netconf.Off {
 			continue
 		}
 		for _, p := range l.Addresses {
@@ -91,10 +92,10 @@ func newAddresses(s control.NetworkSettings, now control.NetworkState) (list []n
 // otherAddresses are those that the box keeps, for one who can reach it there.
 func otherAddresses(s control.NetworkSettings, now control.NetworkState, local netip.Addr) (list []netip.Addr) {
 	for _, l := range now.Links {
-		x := settingsOf(s, l.Name)
+		x := netconf.Of(s, l.Name)
 		for _, p := range l.Addresses {
 			a := p.Addr()
-			stays := x == nil || x.Mode == automatic || x.Mode == static && slices.Contains(x.Addresses, p)
+			stays := x == nil || x.Mode == netconf.Automatic || x.Mode == netconf.Static && slices.Contains(x.Addresses, p)
 			if stays && a != local && !a.IsLinkLocalUnicast() && !a.IsLoopback() && l.Carrier {
 				list = append(list, a)
 			}
