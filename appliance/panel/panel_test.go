@@ -55,7 +55,12 @@ func states() map[string]func(*control.Status, *Screen) {
 		"no-dhcp": func(s *control.Status, _ *Screen) {
 			s.Links[0].Source, s.URL = "link-local", "https://169.254.12.7/"
 		},
-		"clock": func(s *control.Status, _ *Screen) { s.Clock.Trusted = false },
+		"clock":     func(s *control.Status, _ *Screen) { s.Clock.Trusted, s.Clock.Source, s.Clock.Servers = false, "rtc", 0 },
+		"clock-one": func(s *control.Status, _ *Screen) { s.Clock.Trusted, s.Clock.Servers = false, 1 },
+		"waiting": func(s *control.Status, _ *Screen) {
+			s.State, s.Owner = control.StateReady, "ada@example.org"
+			s.Waiting, s.Firewall.Lists = []control.Candidate{{ID: "x", About: control.AboutNetwork, Actor: "ada@example.org"}}, true
+		},
 		"data": func(s *control.Status, _ *Screen) {
 			s.State, s.Owner = control.StateReady, "ada@example.org"
 			s.Volume.Problem = "the data volume is full: erase old logs on the page"

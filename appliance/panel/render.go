@@ -92,6 +92,10 @@ func Render(s control.Status, screen Screen, width int) string {
 	d.row("Clock", clock(s.Clock))
 	d.row("Firewall", s.Firewall.Sentence)
 	d.row("Data", s.Volume.Problem)
+	for _, c := range s.Waiting { // without the seconds, which would print it anew each time
+		what := map[string]string{control.AboutLists: "the allowlists", control.AboutNetwork: "the network"}[c.About]
+		d.row("Waiting", "a change of "+what+" by "+c.Actor+"; it goes back by itself")
+	}
 	d.rule()
 	d.row(">>", screen.Notice)
 	if screen.Prompt != "" {
@@ -300,6 +304,8 @@ func clock(c control.Clock) string {
 	switch {
 	case c.Time.IsZero():
 		return ""
+	case !c.Trusted && c.Source == "ntp":
+		return fmt.Sprintf("%s, not to be trusted: %s, and three have to", t, map[bool]string{true: "only 1 server says so", false: fmt.Sprintf("only %d servers say so", c.Servers)}[c.Servers == 1])
 	case !c.Trusted:
 		return t + ", not to be trusted: no time server has answered yet"
 	case c.Source == "ntp" && c.Servers == 1:
