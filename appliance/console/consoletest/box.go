@@ -72,6 +72,17 @@ type Box struct {
 // Start starts a box that nobody owns.
 func Start(t testing.TB, run RunFunc) *Box {
 	t.Helper()
+	return start(t, run, nil)
+}
+
+// StartOn is Start on a machine, in a network namespace of the test's own.
+func StartOn(t testing.TB, run RunFunc, m Machine) *Box {
+	t.Helper()
+	return start(t, run, &m)
+}
+
+func start(t testing.TB, run RunFunc, m *Machine) *Box {
+	t.Helper()
 	code, err := proof.NewCode(rand.Reader)
 	must(t, err)
 	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3}}
@@ -81,10 +92,18 @@ func Start(t testing.TB, run RunFunc) *Box {
 	rand.Read(salt[:])
 	key := proof.Derive(code, salt)
 	b.material = control.ClaimMaterial{Salt: salt[:], Key: key[:]}
-	b.listener, err = net.Listen("tcp", "127.0.0.1:0")
+	address := "127.0.0.1:0"
+	if m != nil {
+		address = ":443"
+		b.network = network{settings: m.Settings, kept: m.Settings, machine: m}
+	}
+	b.listener, err = net.Listen("tcp", address)
 	must(t, err)
 	t.Cleanup(func() { b.listener.Close() })
 	b.URL = "https://" + b.listener.Addr().String()
+	if m != nil {
+		b.URL = "https://" + m.Address.String()
+	}
 	must(t, os.MkdirAll(filepath.Join(b.Dir, "audit"), 0o700))
 	b.writer, err = audit.Open(filepath.Join(b.Dir, "audit"), audit.Config{
 		Key: &b.key.PublicKey, Now: time.Now, Rand: rand.Reader, GID: -1,

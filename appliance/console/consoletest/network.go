@@ -13,17 +13,42 @@ import (
 // which stands for the first address of eth0. The judge is the real one.
 type network struct {
 	settings, kept control.NetworkSettings
+	machine        *Machine // nil: the links are doubled
+}
+
+// Machine is a real one in the place of doubled links: the console listens on
+// port 443 of all its addresses, and settings are applied to it.
+type Machine struct {
+	Address  netip.Addr // at which the box is reached first
+	Settings control.NetworkSettings
+	Links    func() []control.Link
+	Own      func() []control.Link
+	Apply    func(control.NetworkSettings) error
+}
+
+// apply brings settings into effect.
+func (n *network) apply(s control.NetworkSettings) error {
+	n.settings = s
+	if n.machine == nil {
+		return nil
+	}
+	return n.machine.Apply(s)
+}
+
+func (n *network) own() []control.Link {
+	if n.machine != nil {
+		return n.machine.Own()
+	}
+	return []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true}, {Name: "eth1", MAC: "02:00:00:00:00:02"}}
 }
 
 var eth0Address = netip.MustParsePrefix("192.168.1.40/24")
 
-// own are the links that the machine has by itself.
-func own() []control.Link {
-	return []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true}, {Name: "eth1", MAC: "02:00:00:00:00:02"}}
-}
-
 func (b *Box) links() []control.Link {
-	n := b.network
+	n := &b.network
+	if n.machine != nil {
+		return n.machine.Links()
+	}
 	out := []control.Link{
 		{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true, Addresses: []netip.Prefix{eth0Address, netip.MustParsePrefix("2001:db8:1::40/64")}, Source: "dhcp", Gateways: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, MTU: 1500},
 		{Name: "eth1", MAC: "02:00:00:00:00:02", Source: "dhcp", MTU: 1500},
@@ -42,7 +67,7 @@ func (b *Box) links() []control.Link {
 }
 
 func (b *Box) judgeNetwork(q control.NetworkTry) (r control.NetworkReport) {
-	if r.Problems = netconf.Check(q.Settings, own()); len(r.Problems) > 0 {
+	if r.Problems = netconf.Check(q.Settings, b.network.own()); len(r.Problems) > 0 {
 		return r
 	}
 	r.Summary = netconf.Changes(b.network.settings, q.Settings)
@@ -50,7 +75,7 @@ func (b *Box) judgeNetwork(q control.NetworkTry) (r control.NetworkReport) {
 	if local.IsLoopback() {
 		local = b.links()[0].Addresses[0].Addr()
 	}
-	r.SelfCut = netconf.Cut(netconf.Named(b.network.settings, own()), netconf.Named(q.Settings, own()), b.links(), local)
+	r.SelfCut = netconf.Cut(netconf.Named(b.network.settings, b.network.own()), netconf.Named(q.Settings, b.network.own()), b.links(), local)
 	return r
 }
 
@@ -59,7 +84,7 @@ func (b *Box) handleNetwork(s *control.Server) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		n := &b.network
-		st := control.NetworkState{Settings: n.settings, Kept: n.kept, Candidate: b.trials.candidate(control.AboutNetwork), Links: b.links(), Own: own(), Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, Search: []string{"example.org"}}
+		st := control.NetworkState{Settings: n.settings, Kept: n.kept, Candidate: b.trials.candidate(control.AboutNetwork), Links: b.links(), Own: b.network.own(), Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, Search: []string{"example.org"}}
 		if len(n.settings.Resolvers) > 0 {
 			st.Resolvers = n.settings.Resolvers
 		}
@@ -76,10 +101,12 @@ func (b *Box) handleNetwork(s *control.Server) {
 			return r, err
 		}
 		n := &b.network
-		n.settings = q.Settings
+		if err := n.apply(q.Settings); err != nil {
+			return r, err
+		}
 		r.Candidate = b.trials.begin(control.AboutNetwork, q.Actor, r.Summary,
 			func() error { n.kept = n.settings; return nil },
-			func() error { n.settings = n.kept; return nil })
+			func() error { return n.apply(n.kept) })
 		return r, nil
 	})
 	control.Handle(s, control.OpClockFloor, func(ctx context.Context, _ control.Role, q control.ClockFloor) (control.Clock, error) {
