@@ -140,14 +140,17 @@ if (!whole) {
 	await page.click("button:has-text('Take it back now')");
 	expect((await page.textContent("main")).includes("VLAN 20 on eth0"), "taken back");
 }
-await page.goto(url + "/network/names");
-await look(page, "09p-names");
+await page.goto(url + "/network");
+if (await page.locator("a[href='/network/names']").count()) { // not where the host sets its own
+	await page.click("a[href='/network/names']");
+	await look(page, "09p-names");
+}
 await page.goto(url + "/clock");
 await page.waitForSelector("text=They agree.");
 await look(page, "09q-clock");
-await page.click("a:has-text('Reset the floor')");
-await look(page, "09r-clock-floor");
 if (!whole) {
+	await page.click("a:has-text('Reset the floor')");
+	await look(page, "09r-clock-floor");
 	await page.click("button:has-text('Reset the floor')");
 	at(page, "/clock");
 	await look(page, "09s-clock-reset");

@@ -85,7 +85,7 @@ func start(t testing.TB, run RunFunc, m *Machine) *Box {
 	t.Helper()
 	code, err := proof.NewCode(rand.Reader)
 	must(t, err)
-	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3}}
+	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3, Floor: Built.Add(26 * time.Hour)}}
 	b.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	var salt [proof.SaltSize]byte
@@ -283,7 +283,7 @@ func (b *Box) Lock(locked bool) { b.locked = locked }
 func (b *Box) DoubtClock() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.clock = control.Clock{Source: "rtc"}
+	b.clock = control.Clock{Source: "rtc", Floor: b.clock.Floor}
 }
 
 // SetClaimed sets the fact in the TPM, as a test of disagreement needs it.
