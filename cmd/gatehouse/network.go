@@ -306,7 +306,7 @@ func (r *networkRun) apply(ctx context.Context, args []string) error {
 }
 
 // How long an answer is waited for: making a bond takes seconds; and one that
-// goes down with the address never comes, while a minute is all there is.
+// may go down with the address is not waited for while a minute is all there is.
 const (
 	patient   = 25 * time.Second
 	impatient = 6 * time.Second
@@ -365,16 +365,16 @@ func (r *networkRun) moveTo(ctx context.Context, next string) (*control.Candidat
 	ctx, cancel := context.WithTimeout(ctx, control.KeepWithin-5*time.Second)
 	defer cancel()
 	for {
+		select { // the box answers first, and moves then
+		case <-ctx.Done():
+			return nil, fail(exitUnreachable, "the box does not answer at %s: it goes back to %s by itself, within a minute", next, r.moved)
+		case <-time.After(time.Second):
+		}
 		one, done := context.WithTimeout(ctx, 3*time.Second)
 		st, err := r.state(one)
 		done()
 		if err == nil && st.Candidate != nil {
 			return st.Candidate, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fail(exitUnreachable, "the box does not answer at %s: it goes back to %s by itself, within a minute", next, r.moved)
-		case <-time.After(time.Second):
 		}
 	}
 }

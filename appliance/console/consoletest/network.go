@@ -2,6 +2,7 @@ package consoletest
 
 import (
 	"context"
+	"math"
 	"net/netip"
 	"time"
 
@@ -101,12 +102,30 @@ func (b *Box) handleNetwork(s *control.Server) {
 			return r, err
 		}
 		n := &b.network
-		if err := n.apply(q.Settings); err != nil {
-			return r, err
+		later := r.SelfCut && n.machine != nil
+		if !later {
+			if err := n.apply(q.Settings); err != nil {
+				return r, err
+			}
 		}
 		r.Candidate = b.trials.begin(control.AboutNetwork, q.Actor, r.Summary,
 			func() error { n.kept = n.settings; return nil },
 			func() error { return n.apply(n.kept) })
+		if later { // the answer goes out first, and nothing is younger until it has
+			r.Candidate.Applied = math.MaxInt64
+			told := *r.Candidate
+			time.AfterFunc(500*time.Millisecond, func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if err := n.apply(q.Settings); err != nil {
+					b.t.Errorf("applying: %v", err)
+				}
+				if w := b.trials.waiting[control.AboutNetwork]; w != nil {
+					w.Applied = boottime()
+				}
+			})
+			r.Candidate = &told
+		}
 		return r, nil
 	})
 	control.Handle(s, control.OpClockFloor, func(ctx context.Context, _ control.Role, q control.ClockFloor) (control.Clock, error) {
