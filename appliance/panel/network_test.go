@@ -10,10 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/netconf"
+	"gatehouse/appliance/panel/guide"
 )
 
 // links doubles what the monitor does: it holds settings, and refuses a gateway
@@ -203,18 +203,14 @@ func TestBOX9_DialogueFitsTheConsole(t *testing.T) {
 	for range 30 {
 		l.state.Links = append(l.state.Links, control.Link{Name: "enp129s0f0np0v9", Carrier: true, Source: "dhcp", Addresses: prefixes("2001:db8:1111:2222:3333:4444:5555:6666/64 2001:db8:1111:2222:3333:4444:5555:7777/64 10.0.0.5/24")})
 	}
-	s := &session{Panel: New(Config{Network: l, Now: time.Now})}
-	s.network()
+	g := guide.New(l.state)
 	var all strings.Builder
-	typed := []string{"1", "static", "10.0.0.5/24 2001:db8::5/64", "10.0.0.1", "10.0.0.1", ""}
-	for _, answer := range typed {
-		st := status()
-		out := Render(st, Screen{Prompt: s.ask.text, Dialogue: s.ask.shown, Network: true}, Width)
+	for _, answer := range []string{"1", "static", "10.0.0.5/24 2001:db8::5/64", "10.0.0.1", "10.0.0.1", "yes"} {
+		shown, text := g.Question()
+		out := Render(status(), Screen{Prompt: text, Dialogue: shown, Network: true}, Width)
 		fits(t, "dialogue", out)
 		all.WriteString(out + "\n")
-		q := s.ask
-		s.ask = nil
-		q.take(t.Context(), s, answer)
+		g.Answer(answer)
 	}
 	path := filepath.Join("testdata", "dialogue.txt")
 	if *update {

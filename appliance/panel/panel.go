@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/panel/guide"
 )
 
 // Actions is what the menu can do. Whoever stands at the console has the box
@@ -269,6 +270,32 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 			})
 		})
 	}
+}
+
+// network guides through a change of the network.
+func (s *session) network() {
+	st := s.c.Network.Network()
+	if len(st.Links) == 0 {
+		s.notice = "No network card was found: there is nothing to set."
+		return
+	}
+	s.guide(guide.New(st))
+}
+
+func (s *session) guide(g *guide.Guide) {
+	shown, text := g.Question()
+	s.asks(question{shown: shown, text: text, wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+		outcome, again := g.Answer(l)
+		switch outcome {
+		case guide.Left:
+			s.notice = "Nothing was changed."
+		case guide.Set:
+			s.act(ctx, "The network is set.", func(ctx context.Context) error { return s.c.Network.SetNetwork(ctx, g.Settings()) })
+		default:
+			s.guide(g)
+			s.notice = again
+		}
+	}})
 }
 
 // question asks for one answer; any other one does nothing.

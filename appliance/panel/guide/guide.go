@@ -1,7 +1,7 @@
-package panel
+// Package guide is the guided change of the network at the console: questions, answers and what comes of them, without a terminal.
+package guide
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,30 +15,44 @@ import (
 // mostLinks is how many links fit the console; more are set on the page.
 const mostLinks = 14
 
-// dialogue is one guided change of the network. It asks line by line, shows
-// what it would set, and sets it at a yes; q at any question leaves all as it is.
-type dialogue struct {
+// width is what a line may have, of the console's 80 columns.
+const width = 72
+
+// Guide is one guided change. It asks line by line, shows what it would set,
+// and wants a yes; q at any question leaves all as it is.
+type Guide struct {
 	state    control.NetworkState
 	settings control.NetworkSettings
 	link     control.LinkSettings
-	carrier  string   // what the link is made on, if it is a new VLAN
+	carrier  string   // what the link is made on, if it is a new VLAN or bond
 	said     []string // what was answered so far
+
+	shown []string
+	text  string
+	step  func(*Guide, string) (again string)
+	end   Outcome
 }
 
-// network begins the dialogue.
-func (s *session) network() {
-	st := s.c.Network.Network()
-	switch {
-	case len(st.Links) == 0:
-		s.notice = "No network card was found: there is nothing to set."
-		return
-	case st.Candidate != nil: // it is over with what is set here
-		st.Settings = st.Kept
-	}
-	st.Settings = netconf.Named(st.Settings, st.Own)
+// Outcome is what an answer led to.
+type Outcome int
+
+// Asks: there is another question, or the same again. Left: nothing is to be
+// changed. Set: Settings are what is wanted.
+const (
+	Asks Outcome = iota
+	Left
+	Set
+)
+
+// New begins a change of the network. A change that waits to be kept is no
+// part of it: it may be what locked somebody out.
+func New(st control.NetworkState) *Guide {
 	set := st.Settings
-	set.Links, set.VLANs, set.Bonds = slices.Clone(set.Links), slices.Clone(set.VLANs), slices.Clone(set.Bonds)
-	d := &dialogue{state: st, settings: set}
+	if st.Candidate != nil {
+		set = st.Kept
+	}
+	set = netconf.Named(set, st.Own) // a copy
+	d := &Guide{state: st, settings: set}
 	shown := []string{" Network", ""}
 	for i, l := range st.Links[:min(len(st.Links), mostLinks)] {
 		shown = append(shown, fmt.Sprintf("   %-2d %s", i+1, d.describe(l)))
@@ -46,11 +60,31 @@ func (s *session) network() {
 	if n := len(st.Links) - mostLinks; n > 0 {
 		shown = append(shown, fmt.Sprintf("   and %d more, on the page Network", n))
 	}
-	s.guide(d, shown, "Which link? Its number, then Enter; only Enter leaves all as it is: ", (*dialogue).pick)
+	d.ask(shown, "Which link? Its number, then Enter; only Enter leaves all as it is: ", (*Guide).pick)
+	return d
+}
+
+// Question is what stands on the console, and what is asked below it.
+func (d *Guide) Question() (shown []string, text string) { return d.shown, d.text }
+
+// Settings are what was asked for, once the outcome is Set.
+func (d *Guide) Settings() control.NetworkSettings { return d.settings }
+
+// Answer takes a line. A wrong one is asked again, and again says why.
+func (d *Guide) Answer(l string) (o Outcome, again string) {
+	if l == "q" || l == "Q" {
+		return Left, ""
+	}
+	again = d.step(d, l)
+	return d.end, again
+}
+
+func (d *Guide) ask(shown []string, text string, step func(*Guide, string) string) {
+	d.shown, d.text, d.step = shown, text, step
 }
 
 // describe is one link in a line.
-func (d *dialogue) describe(l control.Link) string {
+func (d *Guide) describe(l control.Link) string {
 	cable := "no cable"
 	if l.Carrier {
 		cable = "cable"
@@ -74,38 +108,23 @@ func (d *dialogue) describe(l control.Link) string {
 	if len(list) > 2 {
 		list = append(list[:2], fmt.Sprintf("and %d more", len(list)-2))
 	}
-	return strings.TrimRight(cut(fmt.Sprintf("%-15s %-9s %-17s %s", l.Name, cable, how, strings.Join(list, " ")), Width-8), " ")
+	return strings.TrimRight(cut(fmt.Sprintf("%-15s %-9s %-17s %s", l.Name, cable, how, strings.Join(list, " ")), width), " ")
 }
 
-func (d *dialogue) find(name string) *control.LinkSettings {
+func (d *Guide) find(name string) *control.LinkSettings {
 	if i := slices.IndexFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name }); i >= 0 {
 		return &d.settings.Links[i]
 	}
 	return nil
 }
 
-// guide asks one question. The step answers with why it has to be asked again,
-// or asks the next one itself.
-func (s *session) guide(d *dialogue, shown []string, text string, step func(*dialogue, context.Context, *session, string) (again string)) {
-	s.asks(question{shown: shown, text: text, wait: addressPause, take: func(ctx context.Context, s *session, l string) {
-		if l == "q" || l == "Q" {
-			s.notice = "Nothing was changed."
-			return
-		}
-		if again := step(d, ctx, s, l); again != "" {
-			s.guide(d, shown, text, step)
-			s.notice = again
-		}
-	}})
-}
-
 // next shows what was said and asks on.
-func (d *dialogue) next(s *session, text string, step func(*dialogue, context.Context, *session, string) string) {
-	s.guide(d, d.screen(d.said), text, step)
+func (d *Guide) next(text string, step func(*Guide, string) string) {
+	d.ask(d.screen(d.said), text, step)
 }
 
 // screen is what stands above a question.
-func (d *dialogue) screen(lines []string) []string {
+func (d *Guide) screen(lines []string) []string {
 	shown := append([]string{" Network: " + d.link.Name, ""}, lines...)
 	if len(lines) > 0 {
 		shown = append(shown, "")
@@ -113,13 +132,13 @@ func (d *dialogue) screen(lines []string) []string {
 	return append(shown, "   Enter alone takes what stands in brackets; q leaves all as it is.")
 }
 
-func (d *dialogue) note(what, value string) {
+func (d *Guide) note(what, value string) {
 	d.said = append(d.said, fmt.Sprintf("   %-11s %s", what, value))
 }
 
-func (d *dialogue) pick(_ context.Context, s *session, l string) string {
+func (d *Guide) pick(l string) string {
 	if l == "" {
-		s.notice = "Nothing was changed."
+		d.end = Left
 		return ""
 	}
 	n, err := strconv.Atoi(l)
@@ -138,17 +157,17 @@ func (d *dialogue) pick(_ context.Context, s *session, l string) string {
 	} else if i := slices.IndexFunc(d.state.Own, func(x control.Link) bool { return x.Name == link.Name }); i >= 0 {
 		d.link.MAC = d.state.Own[i].MAC // steadier than the name, which follows the order of cards
 	}
-	d.askMode(s)
+	d.askMode()
 	return ""
 }
 
 // made says whether the link is a VLAN or bond of the settings.
-func (d *dialogue) made() bool {
+func (d *Guide) made() bool {
 	return slices.ContainsFunc(d.settings.VLANs, func(v control.VLAN) bool { return v.Name == d.link.Name }) ||
 		slices.ContainsFunc(d.settings.Bonds, func(b control.Bond) bool { return b.Name == d.link.Name })
 }
 
-func (d *dialogue) askMode(s *session) {
+func (d *Guide) askMode() {
 	var lines []string
 	for _, l := range d.state.Links {
 		if l.Name == d.link.Name {
@@ -167,10 +186,10 @@ func (d *dialogue) askMode(s *session) {
 			word("bond", "join it with other links")
 		}
 	}
-	s.guide(d, d.screen(lines), "Type one of these words ["+d.link.Mode+"]: ", (*dialogue).mode)
+	d.ask(d.screen(lines), "Type one of these words ["+d.link.Mode+"]: ", (*Guide).mode)
 }
 
-func (d *dialogue) mode(_ context.Context, s *session, l string) string {
+func (d *Guide) mode(l string) string {
 	if l = strings.ToLower(l); l == "" {
 		l = d.link.Mode
 	}
@@ -179,22 +198,22 @@ func (d *dialogue) mode(_ context.Context, s *session, l string) string {
 	case l == netconf.Automatic || l == "auto" || l == "dhcp":
 		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: netconf.Automatic, MTU: d.link.MTU}
 		d.note("addresses", "automatic, by DHCP and router advertisements")
-		d.askResolvers(s)
+		d.askResolvers()
 	case l == netconf.Static:
 		d.link.Mode = netconf.Static
-		d.askAddresses(s)
+		d.askAddresses()
 	case l == netconf.Off:
 		d.link = control.LinkSettings{Name: d.link.Name, MAC: d.link.MAC, Mode: netconf.Off}
 		d.note("addresses", "none: the link is off")
-		d.confirm(s)
+		d.confirm()
 	case l == "remove" && d.made() && d.carrier == "":
 		d.drop()
 		d.note("remove", d.link.Name)
-		d.confirm(s)
+		d.confirm()
 	case l == "vlan" && !made:
-		d.next(s, "VLAN id, 1 to 4094: ", (*dialogue).vlan)
+		d.next("VLAN id, 1 to 4094: ", (*Guide).vlan)
 	case l == "bond" && !made && len(d.state.Links) > 1:
-		d.next(s, "With which links? Their numbers in the list, with spaces between: ", (*dialogue).bond)
+		d.next("With which links? Their numbers in the list, with spaces between: ", (*Guide).bond)
 	default:
 		return "Type one of these words."
 	}
@@ -202,7 +221,7 @@ func (d *dialogue) mode(_ context.Context, s *session, l string) string {
 }
 
 // drop takes the link out of the settings.
-func (d *dialogue) drop() {
+func (d *Guide) drop() {
 	name := d.link.Name
 	d.settings.VLANs = slices.DeleteFunc(d.settings.VLANs, func(v control.VLAN) bool { return v.Name == name })
 	d.settings.Bonds = slices.DeleteFunc(d.settings.Bonds, func(b control.Bond) bool { return b.Name == name })
@@ -210,7 +229,7 @@ func (d *dialogue) drop() {
 	d.link.Mode = "" // nothing to set
 }
 
-func (d *dialogue) vlan(_ context.Context, s *session, l string) string {
+func (d *Guide) vlan(l string) string {
 	id, err := strconv.ParseUint(l, 10, 16)
 	if err != nil || id < 1 || id > 4094 {
 		return "A VLAN id is a number from 1 to 4094."
@@ -225,11 +244,11 @@ func (d *dialogue) vlan(_ context.Context, s *session, l string) string {
 	d.settings.VLANs = append(d.settings.VLANs, v)
 	d.note("new", fmt.Sprintf("VLAN %d on %s", id, d.link.Name))
 	d.carrier, d.link = v.On, control.LinkSettings{Name: v.Name, Mode: netconf.Automatic}
-	d.next(s, "automatic (DHCP) or static? [automatic]: ", (*dialogue).mode)
+	d.next("automatic (DHCP) or static? [automatic]: ", (*Guide).mode)
 	return ""
 }
 
-func (d *dialogue) bond(_ context.Context, s *session, l string) string {
+func (d *Guide) bond(l string) string {
 	members := []string{d.link.Name}
 	for _, w := range strings.Fields(l) {
 		n, err := strconv.Atoi(w)
@@ -251,7 +270,7 @@ func (d *dialogue) bond(_ context.Context, s *session, l string) string {
 	d.settings.Links = slices.DeleteFunc(d.settings.Links, func(x control.LinkSettings) bool { return slices.Contains(members, x.Name) })
 	d.note("new", "bond of "+strings.Join(members, ", ")+": one works, the others wait")
 	d.carrier, d.link = members[0], control.LinkSettings{Name: name, Mode: netconf.Automatic}
-	d.next(s, "automatic (DHCP) or static? [automatic]: ", (*dialogue).mode)
+	d.next("automatic (DHCP) or static? [automatic]: ", (*Guide).mode)
 	return ""
 }
 
@@ -270,7 +289,7 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(out, " ")
 }
 
-func (d *dialogue) askAddresses(s *session) {
+func (d *Guide) askAddresses() {
 	if len(d.link.Addresses) == 0 && d.carrier == "" { // what it has now is the best guess
 		for _, l := range d.state.Links {
 			if l.Name != d.link.Name {
@@ -286,10 +305,10 @@ func (d *dialogue) askAddresses(s *session) {
 			}
 		}
 	}
-	d.next(s, "Address and length, such as 192.168.1.40/24; several with spaces between"+bracket(join(d.link.Addresses)), (*dialogue).addresses)
+	d.next("Address and length, such as 192.168.1.40/24; several with spaces between"+bracket(join(d.link.Addresses)), (*Guide).addresses)
 }
 
-func (d *dialogue) addresses(_ context.Context, s *session, l string) string {
+func (d *Guide) addresses(l string) string {
 	if l != "" {
 		var list []netip.Prefix
 		for _, w := range strings.Fields(strings.ReplaceAll(l, ",", " ")) {
@@ -308,15 +327,15 @@ func (d *dialogue) addresses(_ context.Context, s *session, l string) string {
 		return "A fixed link has an address, such as 192.168.1.40/24."
 	}
 	d.note("addresses", join(d.link.Addresses))
-	d.next(s, "Gateway, such as 192.168.1.1; - for none"+bracket(join(d.link.Gateways)), (*dialogue).gateways)
+	d.next("Gateway, such as 192.168.1.1; - for none"+bracket(join(d.link.Gateways)), (*Guide).gateways)
 	return ""
 }
 
-func (d *dialogue) reaches(g netip.Addr) bool {
+func (d *Guide) reaches(g netip.Addr) bool {
 	return slices.ContainsFunc(d.link.Addresses, func(p netip.Prefix) bool { return p.Contains(g) })
 }
 
-func (d *dialogue) gateways(_ context.Context, s *session, l string) string {
+func (d *Guide) gateways(l string) string {
 	list, again := addressList(l, d.link.Gateways)
 	if again != "" {
 		return again
@@ -331,7 +350,7 @@ func (d *dialogue) gateways(_ context.Context, s *session, l string) string {
 	}
 	d.link.Gateways = list
 	d.note("gateway", none(join(list)))
-	d.askResolvers(s)
+	d.askResolvers()
 	return ""
 }
 
@@ -360,7 +379,7 @@ func none(s string) string {
 	return s
 }
 
-func (d *dialogue) askResolvers(s *session) {
+func (d *Guide) askResolvers() {
 	before := d.settings.Resolvers
 	if len(before) == 0 && d.link.Mode == netconf.Static && d.carrier == "" {
 		before = d.state.Resolvers // learnt ones go with the lease
@@ -370,10 +389,10 @@ func (d *dialogue) askResolvers(s *session) {
 	if shown == "" {
 		shown = "-"
 	}
-	d.next(s, "Resolvers, for names such as time servers; - for those of the network"+bracket(shown), (*dialogue).resolvers)
+	d.next("Resolvers, for names such as time servers; - for those of the network"+bracket(shown), (*Guide).resolvers)
 }
 
-func (d *dialogue) resolvers(_ context.Context, s *session, l string) string {
+func (d *Guide) resolvers(l string) string {
 	list, again := addressList(l, d.settings.Resolvers)
 	if again != "" {
 		return again
@@ -384,12 +403,12 @@ func (d *dialogue) resolvers(_ context.Context, s *session, l string) string {
 		text = "those of the network"
 	}
 	d.note("resolvers", text)
-	d.confirm(s)
+	d.confirm()
 	return ""
 }
 
 // confirm shows the whole, and sets it at a yes.
-func (d *dialogue) confirm(s *session) {
+func (d *Guide) confirm() {
 	if d.link.Mode != "" {
 		name := d.link.Name
 		d.settings.Links = slices.DeleteFunc(d.settings.Links, func(l control.LinkSettings) bool { return l.Name == name })
@@ -399,13 +418,19 @@ func (d *dialogue) confirm(s *session) {
 	}
 	shown := append([]string{" Network: " + d.link.Name + " will be set so:", ""}, d.said...)
 	shown = append(shown, "", "   It takes effect at once, and stays.")
-	s.asks(question{shown: shown, text: "Set it? Type yes, then Enter: ", wait: addressPause, take: func(ctx context.Context, s *session, l string) {
-		if l != "yes" {
-			s.notice = "Nothing was changed."
-			return
+	d.ask(shown, "Set it? Type yes, then Enter: ", func(d *Guide, l string) string {
+		d.end = Left
+		if l == "yes" {
+			d.end = Set
 		}
-		s.act(ctx, "The network is set.", func(ctx context.Context) error {
-			return s.c.Network.SetNetwork(ctx, d.settings)
-		})
-	}})
+		return ""
+	})
+}
+
+// cut shortens what does not fit.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n-2] + ".."
 }
