@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"gatehouse/appliance/console/network/form"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/trial"
 	"gatehouse/appliance/control"
@@ -87,10 +89,10 @@ func rows(st control.NetworkState) []row {
 		if x := netconf.Of(st.Settings, l.Name); x != nil {
 			r.Mode = x.Mode
 		}
-		if v := vlanOf(st.Settings, l.Name); v != nil {
-			r.What, r.Made = vlanWords(*v), true
+		if v := form.VLANOf(st.Settings, l.Name); v != nil {
+			r.What, r.Made = fmt.Sprintf("VLAN %d on %s", v.ID, v.On), true
 		}
-		if b := bondOf(st.Settings, l.Name); b != nil {
+		if b := form.BondOf(st.Settings, l.Name); b != nil {
 			r.What, r.Made = "bond of "+strings.Join(b.Links, ", ")+", "+b.Mode, true
 		}
 		for _, b := range st.Settings.Bonds {
@@ -163,16 +165,16 @@ func (p *Pages) openLink(v *shell.Visit) error {
 		return err
 	}
 	name, kind := v.R.FormValue("name"), v.R.FormValue("new")
-	var f *linkForm
+	var f *form.Link
 	switch {
 	case kind == "vlan" || kind == "bond":
-		f = linkOf("", st.Settings)
+		f = form.LinkOf("", st.Settings)
 		f.Kind = kind
 		if kind == "bond" {
 			f.Name = "bond0"
 		}
 	case slices.ContainsFunc(rows(st), func(r row) bool { return r.Name == name }):
-		f = linkOf(name, st.Settings)
+		f = form.LinkOf(name, st.Settings)
 	default:
 		return shell.Refuse("There is no such link. It may have been removed, or its card was taken out.")
 	}
@@ -203,12 +205,12 @@ func (p *Pages) changeLink(v *shell.Visit) error {
 	if err := v.R.ParseForm(); err != nil {
 		return err
 	}
-	f := readLink(v.R.PostForm)
+	f := form.ReadLink(v.R.PostForm)
 	f.Links = carriers(st, f.Old)
 	if v.R.PostForm.Get("do") == "edit" {
 		return v.Show(p.link, f)
 	}
-	s := f.apply(st)
+	s := f.Apply(st)
 	if len(f.Wrong) > 0 {
 		return v.ShowAgain(p.link, f, shell.Refuse("Nothing was changed. See the fields below."))
 	}
@@ -252,7 +254,7 @@ func (p *Pages) openNames(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	return v.Show(p.names, namesOf(st.Settings))
+	return v.Show(p.names, form.NamesOf(st.Settings))
 }
 
 func (p *Pages) changeNames(v *shell.Visit) error {
@@ -263,11 +265,11 @@ func (p *Pages) changeNames(v *shell.Visit) error {
 	if err := v.R.ParseForm(); err != nil {
 		return err
 	}
-	f := readNames(v.R.PostForm)
+	f := form.ReadNames(v.R.PostForm)
 	if v.R.PostForm.Get("do") == "edit" {
 		return v.Show(p.names, f)
 	}
-	s := f.apply(st)
+	s := f.Apply(st)
 	if len(f.Wrong) > 0 {
 		return v.ShowAgain(p.names, f, shell.Refuse("Nothing was changed. See the fields below."))
 	}
@@ -287,7 +289,7 @@ func (p *Pages) remove(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	s, there := remove(st.Settings, v.R.FormValue("name"))
+	s, there := form.Remove(st.Settings, v.R.FormValue("name"))
 	if !there {
 		return shell.Refuse("There is no such VLAN or bond. It may have been removed already.")
 	}

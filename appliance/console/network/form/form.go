@@ -1,4 +1,5 @@
-package network
+// Package form reads the forms of the network as a person fills them in, and notes what is wrong beside each field.
+package form
 
 import (
 	"fmt"
@@ -12,9 +13,9 @@ import (
 	"gatehouse/appliance/netconf"
 )
 
-// linkForm is the form of one link as a person fills it in, with what is wrong
+// Link is the form of one link as a person fills it in, with what is wrong
 // by field. Text stays as it was typed: a mistake is mended, not typed again.
-type linkForm struct {
+type Link struct {
 	Old     string // the link that is edited; "" for a new one
 	Kind    string // ethernet, vlan, bond
 	Name    string
@@ -31,22 +32,23 @@ type linkForm struct {
 	Links []string          // those that a VLAN or bond can be made of
 }
 
-func readLink(f url.Values) *linkForm {
+// ReadLink reads the form of a link.
+func ReadLink(f url.Values) *Link {
 	text := func(name string) string { return strings.TrimSpace(strings.ReplaceAll(f.Get(name), "\r\n", "\n")) }
-	return &linkForm{
+	return &Link{
 		Old: text("old"), Kind: text("kind"), Name: text("name"), On: text("on"), ID: text("id"), Members: f["member"], Bonding: text("bonding"),
 		Mode: text("mode"), Addresses: text("addresses"), Gateways: text("gateways"), Routes: text("routes"), MTU: text("mtu"),
 		Wrong: make(map[string]string),
 	}
 }
 
-// linkOf is the form as it stands for a link in the settings.
-func linkOf(name string, s control.NetworkSettings) *linkForm {
-	f := &linkForm{Old: name, Name: name, Kind: "ethernet", Mode: netconf.Automatic, Bonding: "active-backup", Wrong: make(map[string]string)}
-	if v := vlanOf(s, name); v != nil {
+// LinkOf is the form as it stands for a link in the settings.
+func LinkOf(name string, s control.NetworkSettings) *Link {
+	f := &Link{Old: name, Name: name, Kind: "ethernet", Mode: netconf.Automatic, Bonding: "active-backup", Wrong: make(map[string]string)}
+	if v := VLANOf(s, name); v != nil {
 		f.Kind, f.On, f.ID = "vlan", v.On, strconv.Itoa(int(v.ID))
 	}
-	if b := bondOf(s, name); b != nil {
+	if b := BondOf(s, name); b != nil {
 		f.Kind, f.Members, f.Bonding = "bond", b.Links, b.Mode
 	}
 	if l := netconf.Of(s, name); l != nil {
@@ -69,14 +71,16 @@ func lines[T fmt.Stringer](list []T) string {
 	return b.String()
 }
 
-func vlanOf(s control.NetworkSettings, name string) *control.VLAN {
+// VLANOf is the VLAN of that name; nil: there is none.
+func VLANOf(s control.NetworkSettings, name string) *control.VLAN {
 	if i := slices.IndexFunc(s.VLANs, func(v control.VLAN) bool { return v.Name == name }); i >= 0 {
 		return &s.VLANs[i]
 	}
 	return nil
 }
 
-func bondOf(s control.NetworkSettings, name string) *control.Bond {
+// BondOf is the bond of that name; nil: there is none.
+func BondOf(s control.NetworkSettings, name string) *control.Bond {
 	if i := slices.IndexFunc(s.Bonds, func(b control.Bond) bool { return b.Name == name }); i >= 0 {
 		return &s.Bonds[i]
 	}
@@ -88,14 +92,14 @@ func words(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == ' ' || r == '\t' || r == ',' })
 }
 
-func (f *linkForm) wrong(field, format string, a ...any) {
+func (f *Link) wrong(field, format string, a ...any) {
 	if f.Wrong[field] == "" {
 		f.Wrong[field] = fmt.Sprintf(format, a...)
 	}
 }
 
 // link reads the addressing; what is wrong is noted by field.
-func (f *linkForm) link(s control.NetworkSettings, now control.NetworkState) control.LinkSettings {
+func (f *Link) link(s control.NetworkSettings, now control.NetworkState) control.LinkSettings {
 	l := control.LinkSettings{Name: f.Name, Mode: f.Mode}
 	if before := netconf.Of(s, f.Old); before != nil && f.Old == f.Name {
 		l.MAC = before.MAC
@@ -191,8 +195,8 @@ func route(line string) (r control.Route, problem string) {
 	return r, ""
 }
 
-// apply puts the form into a copy of the settings.
-func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
+// Apply puts the form into a copy of the settings.
+func (f *Link) Apply(now control.NetworkState) control.NetworkSettings {
 	s := clone(now.Settings)
 	old := f.Old
 	if old == "" && f.taken(s, now) {
@@ -213,7 +217,7 @@ func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
 			l.Name = f.Name
 		}
 		v := control.VLAN{Name: f.Name, On: f.On, ID: uint16(id)}
-		if at := vlanOf(s, old); at != nil {
+		if at := VLANOf(s, old); at != nil {
 			*at = v
 		} else {
 			s.VLANs = append(s.VLANs, v)
@@ -223,7 +227,7 @@ func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
 			f.wrong("links", "Choose at least two links.")
 		}
 		b := control.Bond{Name: f.Name, Links: f.Members, Mode: f.Bonding}
-		if at := bondOf(s, old); at != nil {
+		if at := BondOf(s, old); at != nil {
 			*at = b
 		} else {
 			s.Bonds = append(s.Bonds, b)
@@ -241,8 +245,8 @@ func (f *linkForm) apply(now control.NetworkState) control.NetworkSettings {
 	return s
 }
 
-func (f *linkForm) taken(s control.NetworkSettings, now control.NetworkState) bool {
-	return vlanOf(s, f.Name) != nil || bondOf(s, f.Name) != nil || slices.ContainsFunc(now.Links, func(l control.Link) bool { return l.Name == f.Name })
+func (f *Link) taken(s control.NetworkSettings, now control.NetworkState) bool {
+	return VLANOf(s, f.Name) != nil || BondOf(s, f.Name) != nil || slices.ContainsFunc(now.Links, func(l control.Link) bool { return l.Name == f.Name })
 }
 
 func nameProblem(name string) string {
@@ -257,8 +261,8 @@ func clone(s control.NetworkSettings) control.NetworkSettings {
 	return s
 }
 
-// remove takes a VLAN or bond away, with what was set for it.
-func remove(s control.NetworkSettings, name string) (control.NetworkSettings, bool) {
+// Remove takes a VLAN or bond away, with what was set for it.
+func Remove(s control.NetworkSettings, name string) (control.NetworkSettings, bool) {
 	out := clone(s)
 	out.VLANs = slices.DeleteFunc(out.VLANs, func(v control.VLAN) bool { return v.Name == name })
 	out.Bonds = slices.DeleteFunc(out.Bonds, func(b control.Bond) bool { return b.Name == name })
@@ -266,23 +270,26 @@ func remove(s control.NetworkSettings, name string) (control.NetworkSettings, bo
 	return out, len(out.VLANs)+len(out.Bonds) < len(s.VLANs)+len(s.Bonds)
 }
 
-// namesForm is resolvers, search, time servers and mDNS.
-type namesForm struct {
+// Names is resolvers, search, time servers and mDNS.
+type Names struct {
 	Resolvers, Search, Time string
 	Multicast               bool
 	Wrong                   map[string]string
 	Rest                    []string
 }
 
-func namesOf(s control.NetworkSettings) *namesForm {
-	return &namesForm{Resolvers: lines(s.Resolvers), Search: strings.Join(s.Search, "\n"), Time: strings.Join(s.Time, "\n"), Multicast: s.Multicast}
+// NamesOf is the form as it stands for the settings.
+func NamesOf(s control.NetworkSettings) *Names {
+	return &Names{Resolvers: lines(s.Resolvers), Search: strings.Join(s.Search, "\n"), Time: strings.Join(s.Time, "\n"), Multicast: s.Multicast}
 }
 
-func readNames(f url.Values) *namesForm {
-	return &namesForm{Resolvers: f.Get("resolvers"), Search: f.Get("search"), Time: f.Get("time"), Multicast: f.Get("multicast") == "yes", Wrong: make(map[string]string)}
+// ReadNames reads that form.
+func ReadNames(f url.Values) *Names {
+	return &Names{Resolvers: f.Get("resolvers"), Search: f.Get("search"), Time: f.Get("time"), Multicast: f.Get("multicast") == "yes", Wrong: make(map[string]string)}
 }
 
-func (f *namesForm) apply(now control.NetworkState) control.NetworkSettings {
+// Apply puts the form into a copy of the settings.
+func (f *Names) Apply(now control.NetworkState) control.NetworkSettings {
 	s := clone(now.Settings)
 	s.Resolvers, s.Search, s.Time, s.Multicast = nil, words(f.Search), words(f.Time), f.Multicast
 	for _, w := range words(f.Resolvers) {
@@ -310,5 +317,3 @@ func hostName(s string) bool {
 	}
 	return len(s) <= 253 && strings.Trim(strings.ToLower(s), "abcdefghijklmnopqrstuvwxyz0123456789.-") == "" && !strings.HasPrefix(s, "-") && !strings.HasPrefix(s, ".") && !strings.Contains(s, "..")
 }
-
-func vlanWords(v control.VLAN) string { return fmt.Sprintf("VLAN %d on %s", v.ID, v.On) }
