@@ -222,6 +222,26 @@ func TestBOX7_NetworkByAPI(t *testing.T) {
 	}
 }
 
+func TestBOX14_HostsNetworkAndClockAreShownOnly(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	b.Host()
+	p := br.Open("/network")
+	if p.Status != 200 || !strings.Contains(p.Body, "192.168.1.40/24") || !strings.Contains(p.Body, "sets its own network") || strings.Contains(p.Body, "/network/link") || strings.Contains(p.Body, "/network/names") {
+		t.Errorf("%d\n%s", p.Status, p.Body)
+	}
+	if p := br.Open("/clock"); p.Status != 200 || strings.Contains(p.Body, "floor") || strings.Contains(p.Body, "<form method=\"post\" action=\"/clock") {
+		t.Errorf("%d\n%s", p.Status, p.Body)
+	}
+	for _, path := range []string{"/network/link?name=eth0", "/network/names", "/clock/floor", "/api/v1/network"} {
+		if p := br.Open(path); p.Status != 403 {
+			t.Errorf("%s: %d", path, p.Status)
+		}
+	}
+	if p := br.Send("/clock", "action", "set", "time", "2026-12-01 10:00:00"); p.Status != 422 {
+		t.Errorf("setting the host's clock: %d", p.Status)
+	}
+}
+
 func TestBOX8_ClockFloorIsTheOwners(t *testing.T) {
 	for key, r := range wholeTable(t) {
 		if strings.Contains(key, "floor") && (r.Right != "reset-clock" || !r.Fresh) {

@@ -65,6 +65,7 @@ type Box struct {
 	network  network
 	trials   trials
 	keptBy   control.Keep
+	hosted   bool
 	order    string // to reset the owner's second factor
 	stop     func()
 }
@@ -291,6 +292,13 @@ func (b *Box) SetClaimed(claimed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.claimed = claimed
+}
+
+// Host makes it one that runs on somebody's host.
+func (b *Box) Host() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hosted, b.clock = true, control.Clock{Source: "host", Trusted: true}
 }
 
 // OrderFactorReset is what a person at the box does; the next Boot delivers it.

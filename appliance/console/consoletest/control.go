@@ -134,7 +134,7 @@ func (b *Box) status() control.Status {
 	now := time.Now()
 	since := b.started
 	st := control.Status{
-		Name: Name, Version: "0.1.0+test", State: b.state, Reason: b.reason, Owner: b.ready.Owner,
+		Name: Name, Version: "0.1.0+test", Hosted: b.hosted, State: b.state, Reason: b.reason, Owner: b.ready.Owner,
 		Started: since, Now: now, URL: "https://192.168.1.40/", Names: []string{"box.example.org"}, Certificate: b.ready.Certificate,
 		Trust:    control.Trust{Mechanism: "tpm", Grade: "B", Sentence: "Sealed to the TPM, boot chain not enforced.", Raise: "Secure Boot would raise this: switch it on in the firmware"},
 		Clock:    b.clock,

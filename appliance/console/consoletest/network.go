@@ -85,6 +85,9 @@ func (b *Box) handleNetwork(s *control.Server) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		n := &b.network
+		if b.hosted {
+			return control.NetworkState{}, refused(control.CodeState, "this Gatehouse runs on a host of yours: set the network there")
+		}
 		st := control.NetworkState{Settings: n.settings, Kept: n.kept, Candidate: b.trials.candidate(control.AboutNetwork), Links: b.links(), Own: b.network.own(), Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1")}, Search: []string{"example.org"}}
 		if len(n.settings.Resolvers) > 0 {
 			st.Resolvers = n.settings.Resolvers
