@@ -11,6 +11,7 @@ import (
 
 	"gatehouse/appliance/account/onetime"
 	"gatehouse/appliance/account/password"
+	"gatehouse/appliance/account/right"
 )
 
 // wrongPassword does not say which of the two it was.
@@ -166,6 +167,29 @@ func (a *Accounts) VerifyFactor(ctx context.Context, p Person, typed string, com
 			return err
 		}
 		_, err = tx.ExecContext(ctx, "UPDATE person SET totp = ?, totp_step = ?, totp_pending = NULL WHERE id = ?", a.db.Seal(totpCell(p.ID), r.pending), step, p.ID)
+		return err
+	})
+}
+
+// ResetFactor removes the owner's second factor with all that hangs on it:
+// recovery codes, sessions, known browsers, and the count of failures that may
+// have kept the owner out. The password stays, and the next sign-in with it
+// sets up a new factor. Doing it twice is doing it once.
+func (a *Accounts) ResetFactor(ctx context.Context) error {
+	return a.db.Update(ctx, func(tx *sql.Tx) error {
+		r, err := a.load(ctx, tx, "role", string(right.Owner))
+		if err != nil {
+			return fmt.Errorf("looking for the owner: %w", err)
+		}
+		for _, q := range []string{
+			"UPDATE person SET totp = NULL, totp_step = 0, totp_pending = NULL WHERE id = ?",
+			"DELETE FROM recovery WHERE person = ?", "DELETE FROM session WHERE person = ?", "DELETE FROM device WHERE person = ?",
+		} {
+			if _, err := tx.ExecContext(ctx, q, r.ID); err != nil {
+				return fmt.Errorf("removing the second factor: %w", err)
+			}
+		}
+		_, err = tx.ExecContext(ctx, "DELETE FROM guess WHERE lookup = ?", a.lookup(r.Email))
 		return err
 	})
 }

@@ -30,7 +30,7 @@ func (b *box) panel(m *monitor.Monitor) task.Task {
 		terminals = append(terminals, panel.Terminal{Name: t.path, ReadWriter: f, Screen: t.screen})
 	}
 	return panel.New(panel.Config{
-		Terminals: terminals, Actions: m, Now: time.Now, Log: b.log,
+		Terminals: terminals, Actions: m, Network: m, Now: time.Now, Log: b.log,
 		Read: func() (control.Status, string) { return m.Status(), m.Code() },
 	})
 }

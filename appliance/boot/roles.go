@@ -114,7 +114,7 @@ func (r *roles) run(ctx context.Context) error {
 	}
 	c := r.monitor
 	c.Version, c.Development = r.release.Version, true
-	c.Roles, c.Alive = supervisor.Status, supervisor.Alive
+	c.Roles, c.Alive, c.Restart = supervisor.Status, supervisor.Alive, supervisor.Restart
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
 	if r.keys != nil {

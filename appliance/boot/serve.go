@@ -318,7 +318,7 @@ func links(machine *host.Host, source string, log *slog.Logger) []control.Link {
 	}
 	var out []control.Link
 	for _, l := range found {
-		c := control.Link{Name: l.Name, MAC: l.MAC.String(), Carrier: l.Carrier, Source: source}
+		c := control.Link{Name: l.Name, MAC: l.MAC.String(), Carrier: l.Carrier, Source: source, Gateways: l.Gateways, MTU: l.MTU}
 		for _, p := range l.Addresses {
 			if !p.Addr().IsLoopback() {
 				c.Addresses = append(c.Addresses, p)

@@ -164,7 +164,26 @@ func (s *console) open(ctx context.Context) (tls.Certificate, error) {
 		return tls.Certificate{}, err
 	}
 	s.reason = state.Reason
+	if state.ResetFactor != "" {
+		if err := s.resetFactor(ctx, state.ResetFactor); err != nil {
+			return tls.Certificate{}, err
+		}
+	}
 	return certificate, s.follow(state.State)
+}
+
+// resetFactor carries out what a person at the box ordered, before anybody is
+// served. A crash between the two steps does the first again at the next
+// start, which changes nothing: nobody could set up a new factor meanwhile.
+func (s *console) resetFactor(ctx context.Context, order string) error {
+	if err := s.box.Accounts.ResetFactor(ctx); err != nil {
+		return err
+	}
+	s.log.Info("the owner's second factor was removed, as ordered at the box")
+	if _, err := control.OpFactorReset.Call(ctx, s.control, control.FactorReset{Order: order}); err != nil {
+		return fmt.Errorf("acknowledging that the second factor was removed: %w", err)
+	}
+	return nil
 }
 
 func (s *console) show(c tls.Certificate) {

@@ -51,6 +51,12 @@ ready:GET:/allowlists:3:configure ready:POST:/allowlists/switch:3:configure read
 ready:POST:/allowlists/remove:3:configure ready:POST:/allowlists/keep:3:configure ready:POST:/allowlists/revert:3:configure
 ready:GET:/api/v1/allowlists:3:configure ready:GET:/api/v1/allowlists/document:3:configure ready:POST:/api/v1/allowlists/try:3:configure
 ready:POST:/api/v1/allowlists/test:3:configure ready:POST:/api/v1/allowlists/keep:3:configure ready:POST:/api/v1/allowlists/revert:3:configure
+ready:GET:/network:3:configure ready:GET:/network/link:3:configure ready:POST:/network/link:3:configure ready:GET:/network/names:3:configure
+ready:POST:/network/names:3:configure ready:POST:/network/remove:3:configure ready:POST:/network/try:3:configure ready:POST:/network/keep:3:configure
+ready:POST:/network/revert:3:configure ready:GET:/network/here:0: ready:POST:/network/here:0: ready:GET:/api/v1/network:3:configure
+ready:POST:/api/v1/network/try:3:configure ready:POST:/api/v1/network/keep:3:configure ready:POST:/api/v1/network/revert:3:configure
+ready:GET:/clock:3:read-status ready:POST:/clock:3:configure ready:GET:/clock/floor:3:reset-clock:fresh ready:POST:/clock/floor:3:reset-clock:fresh
+ready:GET:/api/v1/clock:3:read-status ready:POST:/api/v1/clock/reset-floor:3:reset-clock:fresh
 ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/audit/export.jsonl:3:read-audit
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure

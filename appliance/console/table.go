@@ -8,8 +8,10 @@ import (
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/claim"
+	"gatehouse/appliance/console/clock"
 	"gatehouse/appliance/console/factor"
 	"gatehouse/appliance/console/locked"
+	"gatehouse/appliance/console/network"
 	"gatehouse/appliance/console/profile"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/signin"
@@ -35,6 +37,8 @@ func (s *console) table(state control.State) []shell.Route {
 		factor.New(s.settings, s.steady).Routes(),
 		status.New(s.settings, s.hub.Sites, s.auditReader()).Routes(),
 		allowlists.New(s.listPorts()).Routes(),
+		network.New(s.networkPorts()).Routes(),
+		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
 		profile.New().Routes(),
@@ -58,6 +62,10 @@ func (s *console) setClock(ctx context.Context, q control.ClockSet) (control.Clo
 	return control.OpClockSet.Call(ctx, s.control, q)
 }
 
+func (s *console) resetFloor(ctx context.Context, q control.ClockFloor) (control.Clock, error) {
+	return control.OpClockFloor.Call(ctx, s.control, q)
+}
+
 func (s *console) power(ctx context.Context, q control.Power) error {
 	_, err := control.OpPower.Call(ctx, s.control, q)
 	return err
@@ -79,15 +87,31 @@ func (s *console) listPorts() allowlists.Ports {
 		Try: func(ctx context.Context, q control.ListsTry) (control.ListsReport, error) {
 			return control.OpListsTry.Call(ctx, s.control, q)
 		},
-		Keep: func(ctx context.Context, q control.Keep) error {
-			_, err := control.OpKeep.Call(ctx, s.control, q)
-			return err
-		},
-		Revert: func(ctx context.Context, q control.Revert) error {
-			_, err := control.OpRevert.Call(ctx, s.control, q)
-			return err
-		},
+		Keep: s.keep, Revert: s.revert,
 		Judge: func(a netip.Addr) ([]string, allowlist.Scope) { return s.lists.Lists(a), s.lists.Scopes(a) },
+	}
+}
+
+func (s *console) keep(ctx context.Context, q control.Keep) error {
+	_, err := control.OpKeep.Call(ctx, s.control, q)
+	return err
+}
+
+func (s *console) revert(ctx context.Context, q control.Revert) error {
+	_, err := control.OpRevert.Call(ctx, s.control, q)
+	return err
+}
+
+// networkPorts are the requests about the network.
+func (s *console) networkPorts() network.Ports {
+	return network.Ports{
+		Network: func(ctx context.Context) (control.NetworkState, error) {
+			return control.OpNetwork.Call(ctx, s.control, control.None{})
+		},
+		Try: func(ctx context.Context, q control.NetworkTry) (control.NetworkReport, error) {
+			return control.OpNetworkTry.Call(ctx, s.control, q)
+		},
+		Keep: s.keep, Revert: s.revert, Steady: s.steady,
 	}
 }
 

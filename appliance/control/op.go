@@ -138,7 +138,9 @@ type Link struct {
 	MAC       string         `json:"mac"`
 	Carrier   bool           `json:"carrier"`
 	Addresses []netip.Prefix `json:"addresses"`
-	Source    string         `json:"source"` // dhcp, slaac, link-local, host
+	Source    string         `json:"source"` // dhcp, slaac, link-local, static, host
+	Gateways  []netip.Addr   `json:"gateways,omitempty"`
+	MTU       int            `json:"mtu,omitempty"`
 }
 
 // RoleStatus is one supervised process.
@@ -248,6 +250,9 @@ type ConsoleState struct {
 	State     State  `json:"state"`
 	Reason    string `json:"reason,omitempty"`
 	Committed bool   `json:"committed"`
+	// ResetFactor is the order of a person at the box to remove the owner's
+	// second factor; to be carried out and acknowledged before anyone is served.
+	ResetFactor string `json:"reset_factor,omitempty"`
 }
 
 // NetworkApply is what was learnt for one link; it replaces what the network

@@ -200,6 +200,7 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"power", []Role{Console}, offer(s, OpPower)},
 			{"log", []Role{Console}, offer(s, OpLog)},
 			{"audit-checkpoint", []Role{Console}, offer(s, OpAuditCheckpoint)},
+			{"factor-reset", []Role{Console}, offer(s, OpFactorReset)},
 		}
 		if len(rows) != len(s.ops) {
 			t.Errorf("%d operations, %d rows", len(s.ops), len(rows))

@@ -25,6 +25,7 @@ type Link struct {
 	Up        bool // administratively
 	Carrier   bool // a cable, or a radio, is there
 	Addresses []netip.Prefix
+	Gateways  []netip.Addr // of default routes
 }
 
 // applied is what Apply set on one interface: the next Apply takes away what
@@ -43,6 +44,10 @@ func (h *Host) Links() ([]Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing network interfaces: %w", err)
 	}
+	ways, err := defaultWays()
+	if err != nil {
+		return nil, err
+	}
 	var links []Link
 	for _, l := range list {
 		a := l.Attrs()
@@ -57,11 +62,31 @@ func (h *Host) Links() ([]Link, error) {
 			Index: a.Index, Name: a.Name, MAC: a.HardwareAddr, MTU: a.MTU,
 			Up:        a.Flags&net.FlagUp != 0,
 			Carrier:   a.RawFlags&unix.IFF_LOWER_UP != 0,
-			Addresses: prefixes(addrs),
+			Addresses: prefixes(addrs), Gateways: ways[a.Index],
 		})
 	}
 	slices.SortFunc(links, func(a, b Link) int { return a.Index - b.Index })
 	return links, nil
+}
+
+// defaultWays are the gateways of the default routes, by the index of their link.
+func defaultWays() (map[int][]netip.Addr, error) {
+	list, err := netlink.RouteList(nil, unix.AF_UNSPEC)
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	ways := make(map[int][]netip.Addr)
+	for _, r := range list {
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones > 0 || !r.Dst.IP.IsUnspecified() {
+				continue
+			}
+		}
+		if gw, ok := netip.AddrFromSlice(r.Gw); ok && !slices.Contains(ways[r.LinkIndex], gw.Unmap()) {
+			ways[r.LinkIndex] = append(ways[r.LinkIndex], gw.Unmap())
+		}
+	}
+	return ways, nil
 }
 
 // prefixes leaves out what cannot be used yet or any more: tentative

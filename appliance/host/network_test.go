@@ -196,7 +196,7 @@ func TestApply(t *testing.T) {
 		}
 	}
 	l := link(t, h, "eth0")
-	if !slices.Equal(v4(l), first.Addresses) || l.MTU != 1400 || !slices.Equal(gateways(t), []string{"10.0.0.1"}) {
+	if !slices.Equal(v4(l), first.Addresses) || l.MTU != 1400 || !slices.Equal(l.Gateways, first.Gateways) || !slices.Equal(gateways(t), []string{"10.0.0.1"}) {
 		t.Errorf("after the first: %+v, %v", l, gateways(t))
 	}
 	if err := h.Apply(control.NetworkApply{Interface: "eth0", Gateways: addrList("10.9.9.9")}); err == nil || len(gateways(t)) != 1 {

@@ -144,7 +144,7 @@ func (m *Monitor) consoleReady(ctx context.Context, _ control.Role, q control.Co
 	if m.State() != state {
 		m.setState(state, reason)
 	}
-	return control.ConsoleState{State: state, Reason: reason, Committed: claimed}, nil
+	return control.ConsoleState{State: state, Reason: reason, Committed: claimed, ResetFactor: m.orderFor(state)}, nil
 }
 
 func judge(claimed bool, db control.DatabaseClaim) (control.State, string, error) {

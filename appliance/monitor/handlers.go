@@ -45,6 +45,7 @@ func (m *Monitor) Register(s *control.Server) {
 	control.Handle(s, control.OpDiscovery, m.discovery)
 	m.registerLists(s)
 	m.registerNetwork(s)
+	control.Handle(s, control.OpFactorReset, m.factorReset)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})

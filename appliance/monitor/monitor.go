@@ -77,6 +77,7 @@ type Config struct {
 
 	Roles    func() []control.RoleStatus
 	Alive    func(control.Role)
+	Restart  func(control.Role) error // ends a role and starts it at once
 	Log      func(control.LogQuery) []control.LogLine
 	Filter   func(netfilter.State) error // Phase, OnLink, Lists and Multicast into the kernel; nil: not in the kernel
 	Counters func() ([]control.Counter, error)
@@ -115,6 +116,7 @@ type Monitor struct {
 	network     networkSettings
 	local       localName
 	trials      map[string]*trial // by what they are about
+	order       *order            // to the console, from a person at the box
 
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time

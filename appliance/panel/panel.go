@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/panel/guide"
 )
 
 // Actions is what the menu can do. Whoever stands at the console has the box
@@ -22,8 +23,16 @@ type Actions interface {
 	PowerOff(ctx context.Context) error
 	Erase(ctx context.Context) error // everything; the box then restarts
 	// The ways out for those who locked themselves out.
-	RevertAll(ctx context.Context) error // what waits to be kept goes back
-	ListsOff(ctx context.Context) error  // the lists stay, and judge nobody
+	RevertAll(ctx context.Context) error   // what waits to be kept goes back
+	ListsOff(ctx context.Context) error    // the lists stay, and judge nobody
+	ResetFactor(ctx context.Context) error // the owner sets up a new second factor
+}
+
+// Network is what the menu sets of the network. Who stands here needs no way
+// back by itself: what he sets is kept at once.
+type Network interface {
+	Network() control.NetworkState
+	SetNetwork(ctx context.Context, s control.NetworkSettings) error // refusals are sentences
 }
 
 // Terminal is one console in the kernel's line mode, which echoes and edits.
@@ -42,6 +51,7 @@ type Config struct {
 	Terminals []Terminal
 	Read      func() (s control.Status, code string) // asked every second
 	Actions   Actions
+	Network   Network // nil: the menu has no such entry
 	Now       func() time.Time
 	Log       *slog.Logger
 	// Every is how often the status is looked at; 0: each second.
@@ -51,9 +61,11 @@ type Config struct {
 const (
 	// redrawPause keeps a status that changes all the time from flooding a serial line.
 	redrawPause = 3 * time.Second
-	// askPause is how long a question waits for its answer.
-	askPause = time.Minute
-	maxInput = 128
+	// askPause is how long a question waits for its answer; an address takes
+	// longer to type than a yes.
+	askPause     = time.Minute
+	addressPause = 5 * time.Minute
+	maxInput     = 128
 )
 
 // Panel is the task that draws the block and answers the menu.
@@ -102,11 +114,12 @@ type session struct {
 	drawn time.Time
 }
 
-// question waits for one line of input. A wrong answer ends it.
+// question waits for one line of input.
 type question struct {
-	text   string
-	answer string
-	then   func(ctx context.Context, s *session)
+	shown []string // in the place of the block; nil: the block stays
+	text  string
+	wait  time.Duration
+	take  func(ctx context.Context, s *session, answer string)
 }
 
 func (s *session) run(ctx context.Context) {
@@ -123,7 +136,7 @@ func (s *session) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if s.ask != nil && s.c.Now().Sub(s.asked) > askPause {
+			if s.ask != nil && s.c.Now().Sub(s.asked) > s.ask.wait {
 				s.ask, s.notice = nil, "No answer: nothing was done."
 			}
 		case l, open := <-lines:
@@ -174,9 +187,9 @@ func (s *session) draw(now bool) error {
 		}
 		s.line = l
 	}
-	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice}
+	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice, Network: s.c.Network != nil}
 	if s.ask != nil {
-		screen.Prompt = s.ask.text
+		screen.Prompt, screen.Dialogue = s.ask.text, s.ask.shown
 	}
 	timeless := status
 	timeless.Clock.Time = time.Unix(1, 0)
@@ -203,15 +216,11 @@ func (s *session) input(ctx context.Context, l string) {
 	s.notice, s.qr = "", false
 	if q := s.ask; q != nil {
 		s.ask = nil
-		if l != q.answer {
-			s.notice = "Nothing was done."
-			return
-		}
-		q.then(ctx, s)
+		q.take(ctx, s, l)
 		return
 	}
 	status, _ := s.c.Read()
-	for _, c := range choices(status) {
+	for _, c := range s.choices(status) {
 		if c.key == l {
 			s.choose(ctx, c, status)
 			return
@@ -228,33 +237,83 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 	case "0":
 		s.qr = true
 	case "1":
-		s.act(ctx, "The old code is void, this is the new one.", s.c.Actions.NewCode)
+		s.network()
 	case "2":
+		s.act(ctx, "The old code is void, this is the new one.", s.c.Actions.NewCode)
+	case "3":
 		s.question("Restart now? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
 			s.act(ctx, "Restarting.", s.c.Actions.Restart)
 		})
-	case "3":
+	case "4":
 		s.question("Switch off now? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
 			s.act(ctx, "Switching off.", s.c.Actions.PowerOff)
 		})
 	case "5":
-		s.act(ctx, "It is as it was before.", s.c.Actions.RevertAll)
-	case "6":
-		s.question("Anyone could then open the sign-in page. Type off, then Enter: ", "off", func(ctx context.Context, s *session) {
-			s.act(ctx, "The allowlists are off. The page switches them on again.", s.c.Actions.ListsOff)
-		})
-	case "4":
 		what := "people, settings, audit log and keys of this box will be gone for ever, and nobody will own it."
 		s.question(c.name+": "+what+" Type the name of the box, "+name+", to go on: ", name, func(_ context.Context, s *session) {
 			s.question("Once more: everything on "+name+" will be erased now. Type its name again: ", name, func(ctx context.Context, s *session) {
 				s.act(ctx, "Erased. The box starts anew.", s.c.Actions.Erase)
 			})
 		})
+	case "6":
+		s.act(ctx, "It is as it was before.", s.c.Actions.RevertAll)
+	case "7":
+		s.question("Anyone could then open the sign-in page. Type off, then Enter: ", "off", func(ctx context.Context, s *session) {
+			s.act(ctx, "The allowlists are off. The page switches them on again.", s.c.Actions.ListsOff)
+		})
+	case "8":
+		owner := clean(status.Owner)
+		what := "The app, the recovery codes and all sign-ins of " + owner + " end. Until a new app is set up, the password alone opens this box."
+		s.question(what+" Type the name of the box, "+name+", to go on: ", name, func(_ context.Context, s *session) {
+			s.question("Once more: does "+owner+" know of this? Type yes, then Enter: ", "yes", func(ctx context.Context, s *session) {
+				s.act(ctx, "Done. "+owner+" signs in with the password now, and sets up a new app.", s.c.Actions.ResetFactor)
+			})
+		})
 	}
 }
 
+// network guides through a change of the network.
+func (s *session) network() {
+	st := s.c.Network.Network()
+	if len(st.Links) == 0 {
+		s.notice = "No network card was found: there is nothing to set."
+		return
+	}
+	s.guide(guide.New(st))
+}
+
+func (s *session) guide(g *guide.Guide) {
+	shown, text := g.Question()
+	s.asks(question{shown: shown, text: text, wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+		outcome, again := g.Answer(l)
+		switch outcome {
+		case guide.Left:
+			s.notice = "Nothing was changed."
+		case guide.Set:
+			s.act(ctx, "The network is set.", func(ctx context.Context) error { return s.c.Network.SetNetwork(ctx, g.Settings()) })
+		default:
+			s.guide(g)
+			s.notice = again
+		}
+	}})
+}
+
+// question asks for one answer; any other one does nothing.
 func (s *session) question(text, answer string, then func(context.Context, *session)) {
-	s.ask, s.asked = &question{text, answer, then}, s.c.Now()
+	s.asks(question{text: text, wait: askPause, take: func(ctx context.Context, s *session, l string) {
+		if l != answer {
+			s.notice = "Nothing was done."
+			return
+		}
+		then(ctx, s)
+	}})
+}
+
+func (s *session) asks(q question) { s.ask, s.asked = &q, s.c.Now() }
+
+// choices are those of the menu, with the network where it can be set.
+func (s *session) choices(status control.Status) []choice {
+	return choices(status, s.c.Network != nil)
 }
 
 func (s *session) act(ctx context.Context, done string, do func(context.Context) error) {

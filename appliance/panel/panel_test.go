@@ -56,7 +56,12 @@ func states() map[string]func(*control.Status, *Screen) {
 		"no-dhcp": func(s *control.Status, _ *Screen) {
 			s.Links[0].Source, s.URL = "link-local", "https://169.254.12.7/"
 		},
-		"clock": func(s *control.Status, _ *Screen) { s.Clock.Trusted = false },
+		"clock":     func(s *control.Status, _ *Screen) { s.Clock.Trusted, s.Clock.Source, s.Clock.Servers = false, "rtc", 0 },
+		"clock-one": func(s *control.Status, _ *Screen) { s.Clock.Trusted, s.Clock.Servers = false, 1 },
+		"waiting": func(s *control.Status, _ *Screen) {
+			s.State, s.Owner = control.StateReady, "ada@example.org"
+			s.Waiting, s.Firewall.Lists = []control.Candidate{{ID: "x", About: control.AboutNetwork, Actor: "ada@example.org"}}, true
+		},
 		"data": func(s *control.Status, _ *Screen) {
 			s.State, s.Owner = control.StateReady, "ada@example.org"
 			s.Volume.Problem = "the data volume is full: erase old logs on the page"
@@ -70,7 +75,7 @@ func states() map[string]func(*control.Status, *Screen) {
 
 func TestBOX9_EachStateHasItsBlock(t *testing.T) {
 	for name, change := range states() {
-		s, x := status(), Screen{Code: testCode}
+		s, x := status(), Screen{Code: testCode, Network: true}
 		change(&s, &x)
 		got := Render(s, x, Width)
 		path := filepath.Join("testdata", name+".txt")
@@ -223,34 +228,35 @@ func (a *actions) list() string {
 	return strings.Join(a.done, " ")
 }
 
-func (a *actions) NewCode(context.Context) error   { return a.do("code") }
-func (a *actions) Restart(context.Context) error   { return a.do("restart") }
-func (a *actions) PowerOff(context.Context) error  { return a.do("off") }
-func (a *actions) Erase(context.Context) error     { return a.do("erase") }
-func (a *actions) RevertAll(context.Context) error { return a.do("undo") }
-func (a *actions) ListsOff(context.Context) error  { return a.do("lists off") }
+func (a *actions) NewCode(context.Context) error     { return a.do("code") }
+func (a *actions) Restart(context.Context) error     { return a.do("restart") }
+func (a *actions) PowerOff(context.Context) error    { return a.do("off") }
+func (a *actions) Erase(context.Context) error       { return a.do("erase") }
+func (a *actions) RevertAll(context.Context) error   { return a.do("undo") }
+func (a *actions) ListsOff(context.Context) error    { return a.do("lists off") }
+func (a *actions) ResetFactor(context.Context) error { return a.do("factor") }
 
 // TestNET3_ConsoleLetsTheLockedOutBackIn: what waits is undone by one key, the
 // lists are switched off after a question, and neither is offered for nothing.
 func TestNET3_ConsoleLetsTheLockedOutBackIn(t *testing.T) {
 	b := start(t, false, func(*control.Status) {})
-	b.types("5\n")
-	b.shows("There is no such choice.")
 	b.types("6\n")
+	b.shows("There is no such choice.")
+	b.types("7\n")
 	b.shows("There is no such choice.")
 	b.set(func() {
 		b.status.Waiting = []control.Candidate{{ID: "x", About: control.AboutLists}}
 		b.status.Firewall.Lists = true
 		b.now = b.now.Add(time.Minute)
 	})
-	b.shows("5 Undo the change that waits 6 Switch the allowlists off")
-	b.types("5\n")
-	b.shows("It is as it was before.")
+	b.shows("6 Undo the change that waits 7 Switch the allowlists off")
 	b.types("6\n")
+	b.shows("It is as it was before.")
+	b.types("7\n")
 	b.shows("Type off, then Enter:")
 	b.types("no\n")
 	b.shows("Nothing was done.")
-	b.types("6\n")
+	b.types("7\n")
 	b.shows("Type off, then Enter:")
 	b.types("off\n")
 	b.shows("The allowlists are off.")
@@ -267,6 +273,7 @@ type bench struct {
 	keyboard *io.PipeWriter
 	console  *terminal
 	actions  *actions
+	links    *links
 	mu       sync.Mutex
 	now      time.Time
 	status   control.Status
@@ -275,7 +282,7 @@ type bench struct {
 func start(t *testing.T, screen bool, change func(*control.Status)) *bench {
 	t.Helper()
 	r, w := io.Pipe()
-	b := &bench{t: t, keyboard: w, console: &terminal{Reader: r}, actions: &actions{}, now: time.Unix(1e9, 0), status: status()}
+	b := &bench{t: t, keyboard: w, console: &terminal{Reader: r}, actions: &actions{}, links: newLinks(), now: time.Unix(1e9, 0), status: status()}
 	change(&b.status)
 	p := New(Config{
 		Terminals: []Terminal{{Name: "test", ReadWriter: b.console, Screen: screen}},
@@ -289,7 +296,7 @@ func start(t *testing.T, screen bool, change func(*control.Status)) *bench {
 			defer b.mu.Unlock()
 			return b.now
 		},
-		Actions: b.actions, Log: slog.New(slog.DiscardHandler), Every: time.Millisecond,
+		Actions: b.actions, Network: b.links, Log: slog.New(slog.DiscardHandler), Every: time.Millisecond,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -335,14 +342,14 @@ func (b *bench) shows(text string) {
 
 func TestBOX9_EraseAsksTwice(t *testing.T) {
 	b := start(t, false, func(s *control.Status) { s.State = control.StateLocked })
-	for _, refused := range []string{"4\nyes\n", "4\ngatehouse\n", "4\n\n", "4\ngatehouse-7f3k\nyes\n", "4\ngatehouse-7f3k\n\n", "4\nGATEHOUSE-7F3K\n", "4\n4\n"} {
+	for _, refused := range []string{"5\nyes\n", "5\ngatehouse\n", "5\n\n", "5\ngatehouse-7f3k\nyes\n", "5\ngatehouse-7f3k\n\n", "5\nGATEHOUSE-7F3K\n", "5\n5\n"} {
 		b.types(refused)
 		b.shows("Nothing was done.")
 	}
 	if done := b.actions.list(); done != "" {
 		t.Fatalf("done without being asked twice: %s", done)
 	}
-	b.types("4\n")
+	b.types("5\n")
 	b.shows("will be gone for ever")
 	b.types("gatehouse-7f3k\n")
 	b.shows("Once more")
@@ -355,7 +362,7 @@ func TestBOX9_EraseAsksTwice(t *testing.T) {
 
 func TestBOX9_OnlyWhatExistsIsOffered(t *testing.T) {
 	b := start(t, false, func(s *control.Status) { s.State, s.URL = control.StateReady, "" })
-	for _, choice := range []string{"1", "0", "5", "x", "11", "2 3", "\x1b[A", strings.Repeat("2", 300)} {
+	for _, choice := range []string{"2", "0", "6", "7", "9", "x", "11", "2 3", "\x1b[A", strings.Repeat("2", 300)} {
 		b.types(choice + "\n")
 		b.shows("There is no such choice.")
 	}
@@ -366,15 +373,15 @@ func TestBOX9_OnlyWhatExistsIsOffered(t *testing.T) {
 
 func TestBOX9_Menu(t *testing.T) {
 	b := start(t, true, func(*control.Status) {})
-	b.types("1\n")
+	b.types("2\n")
 	b.shows("this is the new one")
 	b.types("0\n")
 	b.shows("Enter goes back")
 	b.types("\n")
-	b.shows("1 New code")
-	b.types("2\nyes\n")
+	b.shows("1 Network 2 New code")
+	b.types("3\nyes\n")
 	b.shows("Restarting.")
-	b.types("3\nyes\r\n")
+	b.types("4\nyes\r\n")
 	b.shows("Switching off.")
 	if done := b.actions.list(); done != "code restart off" {
 		t.Errorf("done: %s", done)
@@ -382,13 +389,13 @@ func TestBOX9_Menu(t *testing.T) {
 	b.actions.mu.Lock()
 	b.actions.err = errors.New("the audit log cannot be written")
 	b.actions.mu.Unlock()
-	b.types("1\n")
+	b.types("2\n")
 	b.shows("It did not work: the audit log cannot be written.")
 }
 
 func TestQuestionsDoNotWaitForEver(t *testing.T) {
 	b := start(t, false, func(*control.Status) {})
-	b.types("2\n")
+	b.types("3\n")
 	b.shows("Type yes")
 	b.set(func() { b.now = b.now.Add(2 * time.Minute) })
 	b.shows("No answer")

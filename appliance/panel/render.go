@@ -17,10 +17,12 @@ import (
 
 // Screen is what a console shows beside the status.
 type Screen struct {
-	Code   string // claim code, shown only while unclaimed
-	QR     bool   // the address as a QR code instead of the block
-	Notice string // what came of the last choice
-	Prompt string // what is asked now, instead of the menu
+	Code     string   // claim code, shown only while unclaimed
+	QR       bool     // the address as a QR code instead of the block
+	Notice   string   // what came of the last choice
+	Prompt   string   // what is asked now, instead of the menu
+	Dialogue []string // what the question is about, instead of the block
+	Network  bool     // the menu sets the network
 }
 
 // Width is that of a console; a block has at most 24 lines of it.
@@ -59,6 +61,16 @@ func Render(s control.Status, screen Screen, width int) string {
 		return d.String()
 	}
 	d.title(s)
+	if screen.Dialogue != nil {
+		for _, l := range screen.Dialogue {
+			text := strings.TrimLeft(l, " ")
+			d.text(l[:len(l)-len(text)], clean(text))
+		}
+		d.rule()
+		d.row(">>", screen.Notice)
+		d.text(" ", screen.Prompt)
+		return d.String()
+	}
 	switch s.State {
 	case control.StateLocked:
 		d.row("Locked", s.Reason)
@@ -80,36 +92,44 @@ func Render(s control.Status, screen Screen, width int) string {
 	d.row("Clock", clock(s.Clock))
 	d.row("Firewall", s.Firewall.Sentence)
 	d.row("Data", s.Volume.Problem)
+	for _, c := range s.Waiting { // without the seconds, which would print it anew each time
+		what := map[string]string{control.AboutLists: "the allowlists", control.AboutNetwork: "the network"}[c.About]
+		d.row("Waiting", "a change of "+what+" by "+c.Actor+"; it goes back by itself")
+	}
 	d.rule()
 	d.row(">>", screen.Notice)
 	if screen.Prompt != "" {
 		d.text(" ", screen.Prompt)
 	} else {
-		d.menu(s)
+		d.menu(s, screen.Network)
 	}
 	return d.String()
 }
 
-// choices are the menu's entries that do something now.
-func choices(s control.Status) []choice {
+// choices are the menu's entries that do something now. A number means the
+// same in every state, so that a page of paper beside the box stays true.
+func choices(s control.Status, network bool) []choice {
+	started := s.State != control.StateStarting
+	all := []struct {
+		choice
+		now bool
+	}{
+		{choice{"1", "Network"}, network && started},
+		{choice{"2", "New code"}, s.State == control.StateUnclaimed},
+		{choice{"3", "Restart"}, true},
+		{choice{"4", "Switch off"}, true},
+		{choice{"5", "Erase everything"}, s.State == control.StateReady},
+		{choice{"5", "Erase and start anew"}, started && s.State != control.StateReady},
+		{choice{"6", "Undo the change that waits"}, len(s.Waiting) > 0},
+		{choice{"7", "Switch the allowlists off"}, s.Firewall.Lists},
+		{choice{"8", "Reset second factor"}, s.State == control.StateReady},
+		{choice{"0", "Show QR"}, s.URL != ""},
+	}
 	var c []choice
-	if s.State == control.StateUnclaimed {
-		c = append(c, choice{"1", "New code"})
-	}
-	c = append(c, choice{"2", "Restart"}, choice{"3", "Switch off"})
-	if s.State == control.StateReady {
-		c = append(c, choice{"4", "Erase everything"})
-	} else if s.State != control.StateStarting {
-		c = append(c, choice{"4", "Erase and start anew"})
-	}
-	if len(s.Waiting) > 0 {
-		c = append(c, choice{"5", "Undo the change that waits"})
-	}
-	if s.Firewall.Lists {
-		c = append(c, choice{"6", "Switch the allowlists off"})
-	}
-	if s.URL != "" {
-		c = append(c, choice{"0", "Show QR"})
+	for _, x := range all {
+		if x.now {
+			c = append(c, x.choice)
+		}
 	}
 	return c
 }
@@ -202,12 +222,17 @@ func (d *drawing) hash(h string) {
 	d.row("SHA-256", h)
 }
 
-func (d *drawing) menu(s control.Status) {
-	var b strings.Builder
-	for _, c := range choices(s) {
-		fmt.Fprintf(&b, "%s %s   ", c.key, c.name)
+func (d *drawing) menu(s control.Status, network bool) {
+	line := " "
+	for _, c := range choices(s, network) { // an entry is not broken in two
+		entry := c.key + " " + c.name
+		if len(line)+len(entry) > d.width-1 {
+			d.line(line)
+			line = " "
+		}
+		line += entry + "   "
 	}
-	d.text(" ", b.String())
+	d.line(line)
 	d.text(" ", "Type a number, then Enter.")
 }
 
@@ -281,6 +306,8 @@ func clock(c control.Clock) string {
 	switch {
 	case c.Time.IsZero():
 		return ""
+	case !c.Trusted && c.Source == "ntp":
+		return fmt.Sprintf("%s, not to be trusted: %s, and three have to", t, map[bool]string{true: "only 1 server says so", false: fmt.Sprintf("only %d servers say so", c.Servers)}[c.Servers == 1])
 	case !c.Trusted:
 		return t + ", not to be trusted: no time server has answered yet"
 	case c.Source == "ntp" && c.Servers == 1:

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,37 +42,27 @@ func (d *allowlistDocument) find(name string) *allowlistPart {
 
 // allowlistFlags are those of every verb.
 type allowlistFlags struct {
-	address string
-	who     signIn
-	asJSON  bool
-	dryRun  bool
-	force   bool
-	keep    bool
+	changeFlags
+	force bool
 }
 
 func allowlistCommand() *cobra.Command {
 	var f allowlistFlags
-	c := &cobra.Command{
-		Use:   "allowlist",
-		Short: "Say who may reach a box",
-		Long: `Show and change the lists of addresses that may reach ports 80 and 443 of a box.
+	c := group("allowlist", "Say who may reach a box")
+	c.Long = `Show and change the lists of addresses that may reach ports 80 and 443 of a box.
 
 A change takes effect at once and goes back by itself after 60 seconds unless it is
 kept, over a new connection: that shows that you still get in. The files are
-allowlists.toml (switch, order, scopes) and NAME.list (a range a line, # for notes).`,
-		Example: "  gatehouse allowlist list --email ann@example.com --password file:password --code -\n" +
-			"  gatehouse allowlist apply office.list --dry-run --email …\n" +
-			"  gatehouse allowlist apply lists/ --keep --email …",
-	}
-	p := c.PersistentFlags()
-	p.StringVar(&f.address, "box", "", "the `ADDRESS` of the box; the only known one if not given")
-	p.StringVar(&f.who.email, "email", "", "sign in as `ADDRESS`")
-	p.StringVar(&f.who.password, "password", "", "read the password from file:`PATH` or -")
-	p.StringVar(&f.who.code, "code", "", "read the code of the second factor, or a recovery code, from file:`PATH` or -")
-	p.BoolVar(&f.asJSON, "json", false, "print JSON")
+allowlists.toml (switch, order, scopes) and NAME.list (a range a line, # for notes).`
+	c.Example = "  gatehouse allowlist list --email ann@example.com --password file:password --code -\n" +
+		"  gatehouse allowlist apply office.list --dry-run --email …\n" +
+		"  gatehouse allowlist apply lists/ --keep --email …"
+	f.register(c)
 	verb := func(use, short string, args cobra.PositionalArgs, run func(*allowlistRun, context.Context, []string) error) *cobra.Command {
 		v := &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
-			return f.run(cmd, func(ctx context.Context, r *allowlistRun) error { return run(r, ctx, args) })
+			return f.signedIn(cmd, "allowlists are", "/api/v1/allowlists", func(ctx context.Context, r *change) error {
+				return run(&allowlistRun{r, f.force}, ctx, args)
+			})
 		}}
 		c.AddCommand(v)
 		return v
@@ -86,41 +74,18 @@ allowlists.toml (switch, order, scopes) and NAME.list (a range a line, # for not
 	verb("revert", "Take the change that waits back at once", cobra.NoArgs, (*allowlistRun).revert)
 	for _, v := range []*cobra.Command{
 		verb("apply FILE|FOLDER", "Apply NAME.list, or a folder with allowlists.toml and all lists", cobra.ExactArgs(1), (*allowlistRun).apply),
-		verb("edit NAME", "Edit one list with $EDITOR and apply it", cobra.ExactArgs(1), (*allowlistRun).edit),
+		verb("edit NAME", "Edit one list with $EDITOR and apply it", cobra.ExactArgs(1), (*allowlistRun).editList),
 	} {
-		v.Flags().BoolVar(&f.dryRun, "dry-run", false, "say what would change and who would be cut off, and change nothing")
+		f.registerTry(v)
 		v.Flags().BoolVar(&f.force, "force", false, "apply even if your own address would not get in")
-		v.Flags().BoolVar(&f.keep, "keep", false, "keep it without asking, over a new connection")
 	}
 	return c
 }
 
 // allowlistRun is one verb at work, signed in.
 type allowlistRun struct {
-	allowlistFlags
-	*box
-	in  io.Reader
-	out io.Writer
-	err io.Writer
-}
-
-func (f *allowlistFlags) run(cmd *cobra.Command, do func(context.Context, *allowlistRun) error) error {
-	if f.who.email == "" {
-		return fail(exitUsage, "allowlists are for people who sign in: give --email, --password and --code")
-	}
-	if err := f.who.check(); err != nil {
-		return err
-	}
-	var args []string
-	if f.address != "" {
-		args = []string{f.address}
-	}
-	b, _, err := askStatus(cmd.Context(), args, "")
-	if err != nil {
-		return err
-	}
-	r := &allowlistRun{allowlistFlags: *f, box: b, in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
-	return b.signedIn(cmd.Context(), f.who, r.in, func(ctx context.Context) error { return do(ctx, r) })
+	*change
+	force bool
 }
 
 func (r *allowlistRun) lists(ctx context.Context) (control.Lists, error) {
@@ -292,32 +257,12 @@ func (r *allowlistRun) apply(ctx context.Context, args []string) error {
 	return r.propose(ctx, d)
 }
 
-// edit opens an editor on a copy that nobody else can read.
-func (r *allowlistRun) edit(ctx context.Context, args []string) error {
+func (r *allowlistRun) editList(ctx context.Context, args []string) error {
 	text, err := r.text(ctx, args[0])
 	if err != nil {
 		return err
 	}
-	editor := os.Getenv("EDITOR")
-	if editor == "" {
-		return fail(exitUsage, "EDITOR names no editor: set it, or use allowlist show and allowlist apply")
-	}
-	dir, err := os.MkdirTemp("", "gatehouse-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, args[0]+allowlist.Suffix)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		return err
-	}
-	words := strings.Fields(editor)
-	c := exec.CommandContext(ctx, words[0], append(words[1:], path)...)
-	c.Stdin, c.Stdout, c.Stderr = r.in, r.err, r.err
-	if err := c.Run(); err != nil {
-		return fmt.Errorf("%s ended with an error, nothing was changed: %w", editor, err)
-	}
-	return r.apply(ctx, []string{path})
+	return r.edit(ctx, args[0]+allowlist.Suffix, text, func(path string) error { return r.apply(ctx, []string{path}) })
 }
 
 func (r *allowlistRun) propose(ctx context.Context, d allowlistDocument) error {
@@ -345,42 +290,18 @@ func (r *allowlistRun) propose(ctx context.Context, d allowlistDocument) error {
 	if report.Candidate == nil {
 		return nil
 	}
-	if !r.keep {
-		fmt.Fprintf(r.err, "It is in effect, and goes back in %d seconds. Type yes to keep it: ", report.Candidate.Seconds)
-		line, err := bufio.NewReader(r.in).ReadString('\n')
-		if strings.TrimSpace(line) != "yes" {
-			if err != nil {
-				fmt.Fprintln(r.err)
-			}
-			return fail(exitConflict, "the change was not kept: the box takes it back by itself")
-		}
-	}
-	return r.confirm(ctx, "keep", report.Candidate.ID)
+	return r.offer(ctx, report.Candidate)
 }
 
-// confirm keeps or reverts, over a new connection.
-func (r *allowlistRun) confirm(ctx context.Context, verb, id string) error {
-	r.client.CloseIdleConnections()
-	var answer struct{}
-	if _, err := r.call(ctx, "POST", "/api/v1/allowlists/"+verb, map[string]string{"id": id}, &answer); err != nil {
-		return err
-	}
-	fmt.Fprintln(r.err, map[string]string{"keep": "Kept.", "revert": "Taken back."}[verb])
-	return nil
-}
-
-func (r *allowlistRun) waiting(ctx context.Context, verb string) error {
+func (r *allowlistRun) settle(ctx context.Context, verb string) error {
 	l, err := r.lists(ctx)
 	if err != nil {
 		return err
 	}
-	if l.Candidate == nil {
-		return fail(exitNotFound, "no change waits to be kept")
-	}
-	return r.confirm(ctx, verb, l.Candidate.ID)
+	return r.waiting(ctx, verb, l.Candidate)
 }
 
 func (r *allowlistRun) keepWaiting(ctx context.Context, _ []string) error {
-	return r.waiting(ctx, "keep")
+	return r.settle(ctx, "keep")
 }
-func (r *allowlistRun) revert(ctx context.Context, _ []string) error { return r.waiting(ctx, "revert") }
+func (r *allowlistRun) revert(ctx context.Context, _ []string) error { return r.settle(ctx, "revert") }

@@ -32,6 +32,7 @@ var errOtherKey = errors.New("the certificate is not the box's")
 type box struct {
 	address string // host:port, the host a literal address
 	client  *http.Client
+	moved   string // the address before, if it was left for another
 
 	mu  sync.Mutex
 	key *[32]byte // SHA-256 of the SubjectPublicKeyInfo

@@ -61,6 +61,17 @@ func (k *known) find(address string) (knownBox, bool) {
 	return k.Boxes[i], true
 }
 
+// move says that a box answers at another address now.
+func (k *known) move(from, to string) error {
+	b, ok := k.find(from)
+	if !ok {
+		return nil // it was never kept
+	}
+	k.Boxes = slices.DeleteFunc(k.Boxes, func(o knownBox) bool { return o.Address == from })
+	b.Address = to
+	return k.put(b)
+}
+
 // put replaces what was known of an address, and the file by a whole new one.
 func (k *known) put(b knownBox) error {
 	k.Boxes = append(slices.DeleteFunc(k.Boxes, func(o knownBox) bool { return o.Address == b.Address }), b)

@@ -37,7 +37,7 @@ func TestACC1_ImageIsClaimedAndComesBack(t *testing.T) {
 	}
 	block(t, guest, "box of: "+email)
 
-	choose(t, guest, "2")
+	choose(t, guest, "3")
 	say(t, guest, `Restart now\? Type yes`)
 	choose(t, guest, "yes")
 	boots.firmware.Add(1)

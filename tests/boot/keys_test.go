@@ -137,11 +137,11 @@ func TestACC1_DiskFromBeforeTheClaim(t *testing.T) {
 	block(t, guest, why)
 	visit(t, guest.Addr(443), nil).locked(got, why)
 
-	choose(t, guest, "4")
+	choose(t, guest, "5")
 	block(t, guest, "Type the name of the box")
 	choose(t, guest, "yes")
 	block(t, guest, "Nothing was done.")
-	choose(t, guest, "4")
+	choose(t, guest, "5")
 	block(t, guest, "Type the name of the box")
 	choose(t, guest, got["name"])
 	block(t, guest, "Once more:")

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
@@ -28,6 +29,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"gatehouse/appliance/audit"
+	"gatehouse/appliance/console"
+	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
 )
@@ -55,6 +58,7 @@ func TestUSE2_Scripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "box": startBox, "man": startMan, "auditlog": writeLog, "edit": edit,
+			"console": func(ts *testscript.TestScript, neg bool, args []string) { startConsole(t, ts, neg, args) },
 		},
 	})
 }
@@ -96,6 +100,21 @@ func startBox(ts *testscript.TestScript, neg bool, args []string) {
 	address, spki := serve(ts, routes(owned, salt, key))
 	ts.Setenv("BOX", address)
 	ts.Setenv("WORDS", proof.Words(spki))
+}
+
+// console starts the box's own console, owned by ada@example.org, sets BOX, and
+// leaves the files password and code1 to code9, of which each works once.
+func startConsole(t *testing.T, ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: console")
+	}
+	b, br := consoletest.Owned(t, console.Run)
+	ts.Check(os.WriteFile(ts.MkAbs("password"), []byte(consoletest.Password+"\n"), 0o600))
+	for i, c := range br.Codes[:9] {
+		ts.Check(os.WriteFile(ts.MkAbs(fmt.Sprintf("code%d", i+1)), []byte(c+"\n"), 0o600))
+	}
+	ts.Setenv("BOX", strings.TrimPrefix(b.URL, "https://"))
+	ts.Setenv("WORDS", b.Ready().Certificate.Words)
 }
 
 func routes(owned bool, salt [16]byte, key [32]byte) http.Handler {
@@ -235,7 +254,7 @@ func TestUSE2_ReferenceIsWhole(t *testing.T) {
 	for _, p := range pages {
 		name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(p), ".1"), "-", " ")
 		have[name] = true
-		if !strings.Contains(string(doc), "\n### `"+name) && name != "gatehouse" {
+		if !strings.Contains(strings.ReplaceAll(string(doc), "-", " "), "\n### `"+name) && name != "gatehouse" {
 			t.Errorf("docs/cli.md does not list %q", name)
 		}
 	}
@@ -243,8 +262,8 @@ func TestUSE2_ReferenceIsWhole(t *testing.T) {
 		if rest, ok := strings.CutPrefix(line, "### `"); ok {
 			var words []string
 			for _, w := range strings.Fields(strings.Split(rest, "`")[0]) {
-				if strings.ToLower(w) == w && !strings.ContainsAny(w, "[-") {
-					words = append(words, w)
+				if strings.ToLower(w) == w && !strings.HasPrefix(w, "[") && !strings.HasPrefix(w, "-") {
+					words = append(words, strings.ReplaceAll(w, "-", " "))
 				}
 			}
 			if name := strings.Join(words, " "); !have[name] && name != "gatehouse completion" {

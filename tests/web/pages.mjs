@@ -90,6 +90,72 @@ await page.click("button:has-text('Switch all lists off')");
 await page.click("button:has-text('Keep this change')");
 expect((await page.textContent("main")).includes("The change is kept"), "off, and kept");
 
+// The network: what is there, a mistake beside its field, what would change,
+// where to go on when the address goes away, a VLAN that is kept and removed.
+// A whole box has one link, which must not be lost here.
+await page.click("nav >> text=Network");
+await look(page, "09f-network");
+if (!whole) {
+	await page.click("a[aria-label='Change eth0']");
+	await page.click("text=Fixed: those below");
+	await page.fill("#addresses", "192.168.1.50/24\n10.0.0.0/33");
+	await page.fill("#gateways", "192.168.1.1");
+	await page.click("button:has-text('Check what would change')");
+	expect((await page.textContent(".field:has(#addresses)")).includes("ends at 32"), "the mistake is told beside its field");
+	await look(page, "09g-link-wrong");
+	await page.fill("#addresses", "192.168.1.50/24");
+	await page.click("button:has-text('Check what would change')");
+	expect((await page.textContent("main")).includes("https://192.168.1.50/"), "the page says where to go on");
+	await look(page, "09h-network-away");
+	const ticket = await page.getAttribute("a[target=_blank]", "href");
+	await page.click("button:has-text('Change it again')");
+	expect(await page.inputValue("#addresses") === "192.168.1.50/24", "the form is as it was left");
+	await page.click("button:has-text('Check what would change')");
+	const there = new URL(await page.getAttribute("a[target=_blank]", "href"));
+	expect(there.href !== ticket, "a ticket of its own");
+	await page.click("button:has-text('Try it')");
+	await look(page, "09i-network-go-on");
+	await page.goto(url + there.pathname + there.search); // in the place of the new address
+	await look(page, "09j-network-here");
+	await page.click("button:has-text('Keep this change')");
+	expect((await page.textContent("main")).includes("The change is kept"), "kept at the new address");
+	await look(page, "09k-network-kept");
+	await page.goto(url + "/network");
+	await page.click("a:has-text('Add a bond')");
+	await look(page, "09l-bond");
+	await page.goto(url + "/network");
+	await page.click("a:has-text('Add a VLAN')");
+	await page.fill("#vlan-id", "20");
+	await look(page, "09m-vlan");
+	await page.click("button:has-text('Check what would change')");
+	await look(page, "09n-vlan-checked");
+	await page.click("button:has-text('Try it')");
+	at(page, "/network");
+	await look(page, "09o-network-waits");
+	await page.click("button:has-text('Keep this change')");
+	expect((await page.textContent("main")).includes("VLAN 20 on eth0"), "the VLAN is there, and kept");
+	await page.click("a[aria-label='Change eth0.20']");
+	await page.click("button:has-text('Remove eth0.20')");
+	await page.click("button:has-text('Try it')");
+	await page.click("button:has-text('Take it back now')");
+	expect((await page.textContent("main")).includes("VLAN 20 on eth0"), "taken back");
+}
+await page.goto(url + "/network");
+if (await page.locator("a[href='/network/names']").count()) { // not where the host sets its own
+	await page.click("a[href='/network/names']");
+	await look(page, "09p-names");
+}
+await page.goto(url + "/clock");
+await page.waitForSelector("text=They agree.");
+await look(page, "09q-clock");
+if (!whole) {
+	await page.click("a:has-text('Reset the floor')");
+	await look(page, "09r-clock-floor");
+	await page.click("button:has-text('Reset the floor')");
+	at(page, "/clock");
+	await look(page, "09s-clock-reset");
+}
+
 await page.click("nav >> text=Audit");
 await look(page, "10-audit");
 await page.click("button:has-text('Verify')");

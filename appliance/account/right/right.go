@@ -27,13 +27,14 @@ const (
 	ReadLogs    Right = "read-logs"    // the roles' logs
 	Power       Right = "power"        // restart, switch off
 	Configure   Right = "configure"    // name, place, clock, updates window
+	ResetClock  Right = "reset-clock"  // take the floor of the clock back
 	ManageSites Right = "manage-sites" // approve and remove sites
 	OwnAccount  Right = "own-account"  // one's own password, factor, sessions
 )
 
 // table is the whole of it: a right that is not listed is not had.
 var table = map[Role][]Right{
-	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount},
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount},
 	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount},
 	Technician:    {ReadStatus, ReadLogs, OwnAccount},
 	Viewer:        {ReadStatus, OwnAccount},

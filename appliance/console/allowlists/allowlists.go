@@ -10,8 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/console/trial"
 	"gatehouse/appliance/control"
 	"gatehouse/netfilter/allowlist"
 )
@@ -30,31 +30,28 @@ const (
 type Pages struct {
 	service
 	list, edit shell.Page
+	trial      trial.Trial
 }
 
 // New makes the pages.
 func New(p Ports) *Pages {
-	return &Pages{service: service{Ports: p}, list: shell.Parse(files, "allowlists.html"), edit: shell.Parse(files, "edit.html")}
+	pages := &Pages{service: service{Ports: p}, list: shell.Parse(files, "allowlists.html"), edit: shell.Parse(files, "edit.html")}
+	pages.trial = trial.Trial{Path: "/allowlists", Keep: p.Keep, Revert: p.Revert, Again: pages.again}
+	return pages
 }
 
 // Routes are this package's rows of the table.
 func (p *Pages) Routes() []shell.Route {
-	row := func(method, path string, h func(*shell.Visit) error) shell.Route {
-		return shell.Route{Method: method, Path: path, States: []control.State{control.StateReady}, Need: shell.Full, Right: right.Configure, Handle: h,
-			API: strings.HasPrefix(path, "/api/")}
-	}
-	edit := row("POST", "/allowlists/edit", p.change)
+	edit := trial.Row("POST", "/allowlists/edit", p.change)
 	edit.Body = 4 * maxText // percent-encoded at worst three to one
-	try := row("POST", "/api/v1/allowlists/try", p.apiTry)
+	try := trial.Row("POST", "/api/v1/allowlists/try", p.apiTry)
 	try.Body = maxDocument
-	return []shell.Route{
-		row("GET", "/allowlists", p.show), row("POST", "/allowlists/switch", p.turn),
-		row("GET", "/allowlists/edit", p.open), edit, row("POST", "/allowlists/remove", p.remove),
-		row("POST", "/allowlists/keep", p.keep), row("POST", "/allowlists/revert", p.revert),
-		row("GET", "/api/v1/allowlists", p.apiLists), row("GET", "/api/v1/allowlists/document", p.apiDocument), try,
-		row("POST", "/api/v1/allowlists/test", p.apiTest),
-		row("POST", "/api/v1/allowlists/keep", p.apiKeep), row("POST", "/api/v1/allowlists/revert", p.apiRevert),
-	}
+	return append([]shell.Route{
+		trial.Row("GET", "/allowlists", p.show), trial.Row("POST", "/allowlists/switch", p.turn),
+		trial.Row("GET", "/allowlists/edit", p.open), edit, trial.Row("POST", "/allowlists/remove", p.remove),
+		trial.Row("GET", "/api/v1/allowlists", p.apiLists), trial.Row("GET", "/api/v1/allowlists/document", p.apiDocument), try,
+		trial.Row("POST", "/api/v1/allowlists/test", p.apiTest),
+	}, p.trial.Routes()...)
 }
 
 type view struct {
@@ -118,7 +115,7 @@ func (p *Pages) turn(v *shell.Visit) error {
 	d.Enabled = v.R.FormValue("to") == "on"
 	report, err := p.propose(v.Ctx(), d, p.ask(v, false, v.R.FormValue("force") == "yes"))
 	if err == nil && report.Candidate != nil {
-		return applied(v)
+		return p.trial.Applied(v)
 	}
 	w, verr := p.view(v)
 	if verr != nil {
@@ -145,14 +142,6 @@ func reason(r control.ListsReport) string {
 		where = " (" + q.File + ")"
 	}
 	return strings.TrimSuffix(q.Reason, ".") + where + "."
-}
-
-// applied leads back to the page over a new connection, the only kind that can
-// keep the change.
-func applied(v *shell.Visit) error {
-	v.CloseAfter()
-	v.Redirect("/allowlists?done=tried")
-	return nil
 }
 
 type editor struct {
@@ -267,7 +256,7 @@ func (p *Pages) change(v *shell.Visit) error {
 		return v.ShowAgain(p.edit, e, err)
 	}
 	if report.Candidate != nil {
-		return applied(v)
+		return p.trial.Applied(v)
 	}
 	return p.judged(v, e, report, dry)
 }
@@ -325,33 +314,16 @@ func (p *Pages) remove(v *shell.Visit) error {
 	if report.Candidate == nil {
 		return shell.Refuse("Nothing was changed: " + reason(report))
 	}
-	return applied(v)
+	return p.trial.Applied(v)
 }
 
-func (p *Pages) keep(v *shell.Visit) error {
-	err := p.Keep(v.Ctx(), control.Keep{ID: v.R.FormValue("id"), Accepted: v.Accepted(), Actor: v.Person().Email, From: v.Address().String()})
-	if err != nil {
-		v.CloseAfter() // the next try comes over a new one
-		w, verr := p.view(v)
-		if verr != nil {
-			return errors.Join(err, verr)
-		}
-		return v.ShowAgain(p.list, w, err)
+// again shows the page with why a change was not kept or taken back.
+func (p *Pages) again(v *shell.Visit, err error) error {
+	w, verr := p.view(v)
+	if verr != nil {
+		return errors.Join(err, verr)
 	}
-	v.Redirect("/allowlists?done=kept")
-	return nil
-}
-
-func (p *Pages) revert(v *shell.Visit) error {
-	if err := p.Revert(v.Ctx(), control.Revert{ID: v.R.FormValue("id"), Actor: v.Person().Email, From: v.Address().String()}); err != nil {
-		w, verr := p.view(v)
-		if verr != nil {
-			return errors.Join(err, verr)
-		}
-		return v.ShowAgain(p.list, w, err)
-	}
-	v.Redirect("/allowlists?done=reverted")
-	return nil
+	return v.ShowAgain(p.list, w, err)
 }
 
 func (p *Pages) apiLists(v *shell.Visit) error {
@@ -423,31 +395,4 @@ func (p *Pages) apiTest(v *shell.Visit) error {
 	}
 	lists, scopes := p.Judge(q.Address)
 	return v.JSON(http.StatusOK, map[string]any{"address": q.Address.Unmap(), "lists": append([]string{}, lists...), "scopes": append([]string{}, scopes.Names()...)})
-}
-
-type apiID struct {
-	ID string `json:"id"`
-}
-
-func (p *Pages) apiKeep(v *shell.Visit) error {
-	var q apiID
-	if err := v.Decode(&q); err != nil {
-		return err
-	}
-	if err := p.Keep(v.Ctx(), control.Keep{ID: q.ID, Accepted: v.Accepted(), Actor: v.Person().Email, From: v.Address().String()}); err != nil {
-		v.CloseAfter()
-		return err
-	}
-	return v.JSON(http.StatusOK, struct{}{})
-}
-
-func (p *Pages) apiRevert(v *shell.Visit) error {
-	var q apiID
-	if err := v.Decode(&q); err != nil {
-		return err
-	}
-	if err := p.Revert(v.Ctx(), control.Revert{ID: q.ID, Actor: v.Person().Email, From: v.Address().String()}); err != nil {
-		return err
-	}
-	return v.JSON(http.StatusOK, struct{}{})
 }

@@ -62,25 +62,49 @@ type Box struct {
 	powered  []control.Power
 	clock    control.Clock
 	lists    allowlists
+	network  network
+	trials   trials
+	keptBy   control.Keep
+	hosted   bool
+	order    string // to reset the owner's second factor
 	stop     func()
 }
 
 // Start starts a box that nobody owns.
 func Start(t testing.TB, run RunFunc) *Box {
 	t.Helper()
+	return start(t, run, nil)
+}
+
+// StartOn is Start on a machine, in a network namespace of the test's own.
+func StartOn(t testing.TB, run RunFunc, m Machine) *Box {
+	t.Helper()
+	return start(t, run, &m)
+}
+
+func start(t testing.TB, run RunFunc, m *Machine) *Box {
+	t.Helper()
 	code, err := proof.NewCode(rand.Reader)
 	must(t, err)
-	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3}}
+	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3, Floor: Built.Add(26 * time.Hour)}}
 	b.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	var salt [proof.SaltSize]byte
 	rand.Read(salt[:])
 	key := proof.Derive(code, salt)
 	b.material = control.ClaimMaterial{Salt: salt[:], Key: key[:]}
-	b.listener, err = net.Listen("tcp", "127.0.0.1:0")
+	address := "127.0.0.1:0"
+	if m != nil {
+		address = ":443"
+		b.network = network{settings: m.Settings, kept: m.Settings, machine: m}
+	}
+	b.listener, err = net.Listen("tcp", address)
 	must(t, err)
 	t.Cleanup(func() { b.listener.Close() })
 	b.URL = "https://" + b.listener.Addr().String()
+	if m != nil {
+		b.URL = "https://" + m.Address.String()
+	}
 	must(t, os.MkdirAll(filepath.Join(b.Dir, "audit"), 0o700))
 	b.writer, err = audit.Open(filepath.Join(b.Dir, "audit"), audit.Config{
 		Key: &b.key.PublicKey, Now: time.Now, Rand: rand.Reader, GID: -1,
@@ -264,7 +288,7 @@ func (b *Box) Lock(locked bool) { b.locked = locked }
 func (b *Box) DoubtClock() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.clock = control.Clock{Source: "rtc"}
+	b.clock = control.Clock{Source: "rtc", Floor: b.clock.Floor}
 }
 
 // SetClaimed sets the fact in the TPM, as a test of disagreement needs it.
@@ -272,6 +296,27 @@ func (b *Box) SetClaimed(claimed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.claimed = claimed
+}
+
+// Host makes it one that runs on somebody's host.
+func (b *Box) Host() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hosted, b.clock = true, control.Clock{Source: "host", Trusted: true}
+}
+
+// OrderFactorReset is what a person at the box does; the next Boot delivers it.
+func (b *Box) OrderFactorReset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.order = rand.Text()
+}
+
+// Ordered says whether an order waits to be acknowledged.
+func (b *Box) Ordered() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.order != ""
 }
 
 // FailAudit makes every event fail, nil none.

@@ -2,7 +2,6 @@ package consoletest
 
 import (
 	"context"
-	"net/netip"
 	"runtime"
 	"time"
 
@@ -11,6 +10,8 @@ import (
 
 func (b *Box) handle(s *control.Server) {
 	b.handleLists(s)
+	b.handleNetwork(s)
+	b.handleTrials(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})
@@ -35,15 +36,24 @@ func (b *Box) handle(s *control.Server) {
 	control.Handle(s, control.OpConsoleReady, func(_ context.Context, _ control.Role, q control.ConsoleReady) (control.ConsoleState, error) {
 		return b.consoleReady(q), nil
 	})
+	control.Handle(s, control.OpFactorReset, func(_ context.Context, _ control.Role, q control.FactorReset) (control.None, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.order == "" || q.Order != b.order {
+			return control.None{}, refused(control.CodeState, "there is no such order")
+		}
+		b.order = ""
+		return control.None{}, nil
+	})
 	control.Handle(s, control.OpClockSet, func(ctx context.Context, _ control.Role, q control.ClockSet) (control.Clock, error) {
-		if q.Time.Before(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)) {
+		if q.Time.Before(Built) {
 			return control.Clock{}, refused(control.CodeInvalid, "the time is before this software was built")
 		}
 		_, err := b.append(ctx, control.Event{Actor: q.Actor, Action: "set clock", From: q.From})
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if err == nil {
-			b.clock = control.Clock{Trusted: true, Source: q.Source}
+			b.clock = control.Clock{Trusted: true, Source: q.Source, Floor: b.clock.Floor}
 		}
 		return b.clock, err
 	})
@@ -110,7 +120,11 @@ func (b *Box) consoleReady(q control.ConsoleReady) control.ConsoleState {
 	default:
 		b.state = control.StateUnclaimed
 	}
-	return control.ConsoleState{State: b.state, Reason: b.reason, Committed: b.claimed}
+	st := control.ConsoleState{State: b.state, Reason: b.reason, Committed: b.claimed}
+	if b.state == control.StateReady {
+		st.ResetFactor = b.order
+	}
+	return st
 }
 
 func (b *Box) status() control.Status {
@@ -120,12 +134,12 @@ func (b *Box) status() control.Status {
 	now := time.Now()
 	since := b.started
 	st := control.Status{
-		Name: Name, Version: "0.1.0+test", State: b.state, Reason: b.reason, Owner: b.ready.Owner,
+		Name: Name, Version: "0.1.0+test", Hosted: b.hosted, State: b.state, Reason: b.reason, Owner: b.ready.Owner,
 		Started: since, Now: now, URL: "https://192.168.1.40/", Names: []string{"box.example.org"}, Certificate: b.ready.Certificate,
 		Trust:    control.Trust{Mechanism: "tpm", Grade: "B", Sentence: "Sealed to the TPM, boot chain not enforced.", Raise: "Secure Boot would raise this: switch it on in the firmware"},
 		Clock:    b.clock,
 		Firewall: control.Firewall{InKernel: true, Sentence: "80 and 443 only, from the box's own networks; everything else is dropped.", Counters: []control.Counter{{Name: "web_connections", Packets: 1204}, {Name: "web_refused", Packets: 31}, {Name: "other_dropped", Packets: 88210}}},
-		Links:    []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:01", Carrier: true, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.40/24")}, Source: "dhcp"}},
+		Links:    b.links(),
 		Volume:   control.Volume{Encrypted: true, Size: 28 << 30, Free: 27 << 30},
 		Memory:   control.Memory{Total: 256 << 20, Available: 180 << 20},
 		Audit:    head, Kernel: runtime.GOOS + " 6.12",

@@ -5,24 +5,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/lists"
 	"gatehouse/netfilter/allowlist"
-
-	"golang.org/x/sys/unix"
 )
 
 // allowlists doubles what the monitor and the filter role do: files are the
 // real ones, the kernel is not there, and a candidate stays until it is kept
 // or taken back.
 type allowlists struct {
-	folder    *lists.Folder
-	candidate *control.Candidate
-	path      string // of the candidate's files
-	files     string // folder of the host that they come from
-	problems  []control.Problem
+	*trials
+	folder   *lists.Folder
+	path     string // of the candidate's files
+	files    string // folder of the host that they come from
+	problems []control.Problem
 }
 
 // HostLists makes the lists in force files of the host, which are not edited
@@ -64,7 +61,7 @@ func (b *Box) handleLists(s *control.Server) {
 	folder, err := lists.Open(filepath.Join(b.Dir, "lists"))
 	must(b.t, err)
 	l := &b.lists
-	*l = allowlists{folder: folder}
+	*l = allowlists{trials: &b.trials, folder: folder}
 	locked := func(f func() error) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -99,39 +96,18 @@ func (b *Box) handleLists(s *control.Server) {
 		})
 		return r, err
 	})
-	control.Handle(s, control.OpKeep, func(_ context.Context, _ control.Role, q control.Keep) (control.None, error) {
-		return control.None{}, locked(func() error {
-			if l.candidate == nil || l.candidate.ID != q.ID {
-				return refused(control.CodeState, "this change does not wait to be kept any more")
-			}
-			if q.Accepted <= l.candidate.Applied {
-				return refused(control.CodeState, "this connection is older than the change: keep it over a new one")
-			}
-			l.candidate = nil
-			return folder.Keep(l.path)
-		})
-	})
-	control.Handle(s, control.OpRevert, func(_ context.Context, _ control.Role, q control.Revert) (control.None, error) {
-		return control.None{}, locked(func() error {
-			if l.candidate == nil || l.candidate.ID != q.ID {
-				return refused(control.CodeState, "this change does not wait to be kept any more")
-			}
-			l.candidate = nil
-			return folder.Drop(l.path)
-		})
-	})
 }
 
 func (l *allowlists) show() (control.Lists, error) {
-	dir := l.folder.Kept()
-	if l.candidate != nil {
+	dir, candidate := l.folder.Kept(), l.candidate(control.AboutLists)
+	if candidate != nil {
 		dir = l.path
 	}
 	p, _, err := load(dir)
 	if err != nil {
 		return control.Lists{}, err
 	}
-	out := control.Lists{Enabled: p.Enabled, Sentence: "no allowlist: anyone may reach it", Candidate: l.candidate, Refused: control.Counter{Packets: 31}, Files: l.files, Problems: l.problems}
+	out := control.Lists{Enabled: p.Enabled, Sentence: "no allowlist: anyone may reach it", Candidate: candidate, Refused: control.Counter{Packets: 31}, Files: l.files, Problems: l.problems}
 	for _, one := range p.Lists {
 		out.Lists = append(out.Lists, control.List{Name: one.Name, Enabled: one.Enabled, Scopes: one.Scopes.Names(), Note: one.Note, Ranges: len(one.Ranges), Packets: 1204})
 		out.Ranges += len(one.Ranges)
@@ -150,8 +126,8 @@ func (l *allowlists) try(q control.ListsTry) (control.ListsReport, error) {
 	if err != nil {
 		return control.ListsReport{}, err
 	}
-	if l.candidate != nil && !q.DryRun {
-		return control.ListsReport{}, refused(control.CodeState, "a change waits to be kept: keep it or take it back first")
+	if err := l.free(control.AboutLists); err != nil && !q.DryRun {
+		return control.ListsReport{}, err
 	}
 	before, _, err := load(l.folder.Kept())
 	if err != nil {
@@ -176,15 +152,7 @@ func (l *allowlists) try(q control.ListsTry) (control.ListsReport, error) {
 	if l.path, err = l.folder.Candidate(); err != nil {
 		return r, err
 	}
-	l.candidate = &control.Candidate{ID: filepath.Base(l.path), About: control.AboutLists, Actor: q.Actor, Seconds: 60, Applied: boottime(), Summary: d.Summary, Until: time.Now().Add(time.Minute)}
-	r.Candidate = l.candidate
+	path := l.path
+	r.Candidate = l.begin(control.AboutLists, q.Actor, d.Summary, func() error { return l.folder.Keep(path) }, func() error { return l.folder.Drop(path) })
 	return r, nil
-}
-
-func boottime() int64 {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		panic(err) // every kernel that Go runs on has it
-	}
-	return now.Nano()
 }

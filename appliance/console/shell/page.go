@@ -55,6 +55,7 @@ var nav = []struct {
 }{
 	{"/", "Status", "status", right.ReadStatus},
 	{"/allowlists", "Allowlists", "gate", right.Configure},
+	{"/network", "Network", "net", right.Configure},
 	{"/audit", "Audit", "audit", right.ReadAudit},
 	{"/system", "System", "system", right.ReadLogs},
 	{"/account", "Account", "account", right.OwnAccount},
@@ -117,6 +118,7 @@ var notes = map[string]string{
 	"place":    "The settings were stored.",
 	"out":      "You are signed out.",
 	"clock":    "The clock was set.",
+	"floor":    "The floor of the clock is the time the program was built again.",
 	"tried":    "The change is in effect. Keep it below, or it goes back by itself.",
 	"kept":     "The change is kept.",
 	"reverted": "The change was taken back.",
@@ -157,10 +159,28 @@ var functions = template.FuncMap{
 	"utc":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 	"iso":       func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"sentence":  sentence,
-	"browser":   browserName,
-	"size":      Size,
-	"ago":       Ago,
-	"n":         Number,
+	// The page of a kind of change that waits to be kept.
+	"changepage": func(about string) string {
+		if about == control.AboutNetwork {
+			return "/network"
+		}
+		return "/allowlists"
+	},
+	"browser": browserName,
+	"size":    Size,
+	"ago":     Ago,
+	"n":       Number,
+}
+
+// ParseTime reads a time of day as a person types it, in UTC.
+func ParseTime(s string) (time.Time, error) {
+	s = strings.TrimSuffix(strings.TrimSpace(strings.Replace(s, "T", " ", 1)), " UTC")
+	for _, form := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04"} {
+		if t, err := time.Parse(form, s); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, Refuse(fmt.Sprintf("%.40q is not a time. Give it in UTC as 2026-11-22 19:40:00.", s))
 }
 
 // browserName shortens what a browser calls itself to what its person calls it.

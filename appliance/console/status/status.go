@@ -135,7 +135,7 @@ func problems(d Details, codes int) (list []Problem) {
 	}
 	add(d.Volume.Size > 0 && d.Volume.Free < d.Volume.Size/20, "The data volume is nearly full.", "/system", "See the system")
 	add(!d.Firewall.InKernel && !d.Hosted, "The firewall is not in the kernel.", "/system", "See the system")
-	add(!d.Clock.Trusted, "The clock is not confirmed by anyone yet.", "/welcome/clock", "Look at the clock")
+	add(!d.Clock.Trusted, "The clock is not confirmed by anyone yet.", "/clock", "Look at the clock")
 	late := slices.ContainsFunc(d.Agents, func(a AgentRow) bool { return a.Late })
 	add(late, "The agent has been silent for more than 30 seconds.", "/system", "See its log")
 	add(codes <= 2, fmt.Sprintf("Only %d recovery codes are left.", codes), "/account/codes", "Make new ones")

@@ -4,7 +4,6 @@ package welcome
 import (
 	"context"
 	"embed"
-	"fmt"
 	"strings"
 	"time"
 
@@ -81,7 +80,7 @@ func (p *Pages) useClock(v *shell.Visit) error {
 	if action == "set" || confirm {
 		t, err := d.Now, error(nil)
 		if !confirm {
-			t, err = parseTime(v.R.PostFormValue("time"))
+			t, err = shell.ParseTime(v.R.PostFormValue("time"))
 		}
 		if err == nil && !right.May(v.Person().Role, right.Configure) {
 			err = shell.Refuse("Your role has no right to set the clock.")
@@ -95,16 +94,6 @@ func (p *Pages) useClock(v *shell.Visit) error {
 	}
 	v.Redirect(d.Next)
 	return nil
-}
-
-func parseTime(s string) (time.Time, error) {
-	s = strings.TrimSuffix(strings.TrimSpace(strings.Replace(s, "T", " ", 1)), " UTC")
-	for _, form := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04"} {
-		if t, err := time.Parse(form, s); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, shell.Refuse(fmt.Sprintf("%.40q is not a time. Give it in UTC as 2026-11-22 19:40:00.", s))
 }
 
 type placeData struct {

@@ -122,7 +122,7 @@ for (const el of document.querySelectorAll("[data-countdown]")) {
 		el.textContent = left ? `in ${left} seconds` : "now";
 		if (!left) {
 			clearInterval(timer);
-			setTimeout(() => location.replace("/allowlists"), 1500);
+			setTimeout(() => location.replace(el.dataset.then), 1500);
 		}
 	}, 250);
 }
