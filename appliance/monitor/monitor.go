@@ -115,6 +115,8 @@ type Monitor struct {
 	network     networkSettings
 	trials      map[string]*trial // by what they are about
 
+	certificates certificates
+
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time
 
