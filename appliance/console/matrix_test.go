@@ -51,6 +51,11 @@ ready:GET:/allowlists:3:configure ready:POST:/allowlists/switch:3:configure read
 ready:POST:/allowlists/remove:3:configure ready:POST:/allowlists/keep:3:configure ready:POST:/allowlists/revert:3:configure
 ready:GET:/api/v1/allowlists:3:configure ready:GET:/api/v1/allowlists/document:3:configure ready:POST:/api/v1/allowlists/try:3:configure
 ready:POST:/api/v1/allowlists/test:3:configure ready:POST:/api/v1/allowlists/keep:3:configure ready:POST:/api/v1/allowlists/revert:3:configure
+ready:GET:/certificates:3:configure ready:POST:/certificates/use:3:configure ready:POST:/certificates/import:3:configure ready:POST:/certificates/renew:3:configure
+ready:POST:/certificates/revoke:3:configure ready:GET:/certificates/trust:3:read-status ready:GET:/certificates/root.pem:3:read-status
+ready:GET:/certificates/root.crt:3:read-status ready:GET:/certificates/root.mobileconfig:3:read-status ready:GET:/api/v1/certificates/root:0:
+ready:GET:/api/v1/certificates:3:configure ready:POST:/api/v1/certificates/use:3:configure ready:POST:/api/v1/certificates/import:3:configure
+ready:POST:/api/v1/certificates/renew:3:configure ready:POST:/api/v1/certificates/revoke:3:configure
 ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/audit/export.jsonl:3:read-audit
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure

@@ -62,6 +62,7 @@ type Box struct {
 	powered  []control.Power
 	clock    control.Clock
 	lists    allowlists
+	acme     map[string]string // challenges, by token
 	stop     func()
 }
 
