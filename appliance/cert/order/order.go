@@ -220,6 +220,9 @@ func Obtain(ctx context.Context, c Config) (tls.Certificate, error) {
 }
 
 func (c Config) register(ctx context.Context, client *acme.Client) error {
+	if _, err := client.Discover(ctx); err != nil {
+		return c.explain("asking the ACME server for its directory", err)
+	}
 	a := &acme.Account{}
 	if c.Email != "" {
 		a.Contact = []string{"mailto:" + c.Email}
