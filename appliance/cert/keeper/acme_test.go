@@ -45,7 +45,10 @@ func TestNET10_ACMEIssueRenewRevoke(t *testing.T) {
 			if third := v.Certificate.From.Add(60 * 24 * time.Hour); v.Renewal.Sub(third).Abs() > time.Minute || v.Trouble.Text != "" || v.History[0].What != "issued" {
 				t.Errorf("%+v", v)
 			}
-			if len(r.challenges) != 0 || len(r.alpn) != 0 {
+			r.mu.Lock()
+			left := len(r.challenges)
+			r.mu.Unlock()
+			if left != 0 || len(r.alpn) != 0 {
 				t.Error("an answered challenge is still there")
 			}
 			// It is there after a restart, and is not ordered again.
