@@ -8,9 +8,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/letsencrypt/pebble/v2/ca"
 	"github.com/letsencrypt/pebble/v2/db"
@@ -28,22 +31,52 @@ type Server struct {
 	out bytes.Buffer
 }
 
-// Start runs one whose certificates live for a number of seconds, and which
-// looks for http-01 and tls-alpn-01 at these addresses' ports.
+// DirectoryPath is where the directory is.
+const DirectoryPath = wfe.DirectoryPath
+
+// settle keeps requests for an order away from its completion, which takes
+// milliseconds: Pebble 2.10 locks an order for reading twice, and hangs for good
+// if the completion wants to write between the two.
+const settle = 300 * time.Millisecond
+
+// Handler is a Pebble that looks at these ports for http-01 and tls-alpn-01,
+// and whose certificates live for a number of seconds.
+func Handler(plain, tls int, seconds uint64, log *log.Logger) (http.Handler, *db.MemoryStore, error) {
+	for name, value := range map[string]string{
+		"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0",
+		"PEBBLE_AUTHZREUSE": "0", // each order is proved anew
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			return nil, nil, err
+		}
+	}
+	store := db.NewMemoryStore()
+	issuer := ca.New(log, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "default", ValidityPeriod: seconds}})
+	front := wfe.New(log, store, va.New(log, plain, tls, false, "", store), issuer, []string{"pebble.letsencrypt.org"}, false, false, 1, 1)
+	handler := front.Handler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/my-order/") {
+			time.Sleep(settle)
+		}
+		handler.ServeHTTP(w, r)
+	}), store, nil
+}
+
+// Start runs one that looks for challenges at these addresses' ports.
 func Start(t testing.TB, plain, tls net.Addr, seconds uint64) *Server {
 	t.Helper()
-	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
-	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
-	s := &Server{store: db.NewMemoryStore()}
+	s := &Server{}
 	logger := log.New(s, "", 0)
-	issuer := ca.New(logger, s.store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "default", ValidityPeriod: seconds}})
-	validator := va.New(logger, port(t, plain), port(t, tls), false, "", s.store)
-	front := wfe.New(logger, s.store, validator, issuer, []string{"pebble.letsencrypt.org"}, false, false, 1, 1)
-	server := httptest.NewUnstartedServer(front.Handler())
+	h, store, err := Handler(port(t, plain), port(t, tls), seconds, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.store = store
+	server := httptest.NewUnstartedServer(h)
 	server.Config.ErrorLog = logger
 	server.StartTLS()
-	t.Cleanup(server.Close)
-	s.Directory = server.URL + wfe.DirectoryPath
+	t.Cleanup(func() { server.Config.Close() }) // does not wait for a handler that hangs
+	s.Directory = server.URL + DirectoryPath
 	s.Roots = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	return s
 }
