@@ -232,6 +232,21 @@ func (a *Authority) Fingerprint() string {
 	return strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":")
 }
 
+// Further are the names and addresses besides the box's own name and private
+// addresses: who installs the root says that he knows them.
+func (a *Authority) Further(box string) []string {
+	var out []string
+	for _, d := range a.Root.PermittedDNSDomains {
+		if d != box && d != box+".local" {
+			out = append(out, d)
+		}
+	}
+	for _, n := range a.Root.PermittedIPRanges[len(private):] {
+		out = append(out, n.IP.String())
+	}
+	return out
+}
+
 // Limits are what the root may sign for, in words.
 func (a *Authority) Limits() []string {
 	out := slices.Clone(a.Root.PermittedDNSDomains)

@@ -114,6 +114,12 @@ func TestNET10_TheRootVouchesForNobodyElse(t *testing.T) {
 	}
 }
 
+func TestFurtherNames(t *testing.T) {
+	if got := strings.Join(make1(t).Further(box), " "); got != "gate.example.net 203.0.113.7 2001:db8::7" {
+		t.Errorf("%s", got)
+	}
+}
+
 func TestNET10_NoNameNoRoot(t *testing.T) {
 	if _, err := New(box, nil, addresses); err == nil {
 		t.Error("a root without a name is limited by none")

@@ -168,11 +168,16 @@ func (p *Pages) revoke(v *shell.Visit) error {
 
 type trustView struct {
 	*keeper.Root
-	Box string
+	Box     string
+	Further []string
 }
 
 func (p *Pages) help(v *shell.Visit) error {
-	return v.Show(p.trust, trustView{p.keeper.View().Root, v.Box.Name})
+	w := trustView{Root: p.keeper.View().Root, Box: v.Box.Name}
+	if a := p.keeper.Authority(); a != nil {
+		w.Further = a.Further(v.Box.Name)
+	}
+	return v.Show(p.trust, w)
 }
 
 func (p *Pages) download(kind, suffix string, content func(*authority.Authority, string) []byte) func(*shell.Visit) error {
