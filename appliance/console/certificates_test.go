@@ -79,7 +79,7 @@ func TestNET10_PageRefuses(t *testing.T) {
 		want   string
 	}{
 		"no source":        {"/certificates/use", nil, "not a source"},
-		"terms":            {"/certificates/use", []string{"source", "acme", "names", "gate.example.net", "challenge", "http-01"}, "accepts its terms"},
+		"terms":            {"/certificates/use", []string{"source", "acme", "names", "gate.example.net", "challenge", "http-01", "directory", "https://127.0.0.1:1/"}, "accepts its terms"},
 		"no name":          {"/certificates/use", []string{"source", "acme", "agreed", "yes", "challenge", "http-01"}, "at least one host name"},
 		"markup":           {"/certificates/use", []string{"source", "acme", "agreed", "yes", "names", "<script>alert(1)</script>", "challenge", "http-01"}, "is not a host name"},
 		"plain http":       {"/certificates/use", []string{"source", "acme", "agreed", "yes", "names", "a.example", "challenge", "http-01", "directory", "http://ca.example"}, "https://"},
@@ -100,7 +100,7 @@ func TestNET10_PageRefuses(t *testing.T) {
 			t.Errorf("%s: %d", path, p.Status)
 		}
 	}
-	for _, bad := range []string{`{"source":"ca"}x`, `{"colour":1}`, `{"source":"acme","acme":{"names":["a.example"]}}`} {
+	for _, bad := range []string{`{"source":"ca"}x`, `{"colour":1}`, `{"source":"acme","acme":{"names":["a.example"],"directory":"https://127.0.0.1:1/"}}`} {
 		if p := br.SendJSON("/api/v1/certificates/use", bad); p.Status != 403 {
 			t.Errorf("%s: %d", bad, p.Status)
 		}

@@ -44,7 +44,7 @@ func TestNET10_CertificatesByTheTool(t *testing.T) {
 	run(2, "certificate", "show")
 	run(2, "certificate", "use", "acme")
 	run(2, "certificate", "use")
-	if out := run(5, "certificate", "use", "acme", "gate.example.net"); !strings.Contains(out, "accepts its terms") {
+	if out := run(5, "certificate", "use", "acme", "gate.example.net", "--directory", "https://127.0.0.1:1/"); !strings.Contains(out, "accepts its terms") {
 		t.Error(out)
 	}
 	if out := run(5, "certificate", "renew"); !strings.Contains(out, "Nothing here renews") {

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -25,7 +26,7 @@ const quarter = 90 * 24 * 3600 // seconds
 // order has Pebble give certificates for this machine's loopback address.
 func (r *rig) order(p *pebbletest.Server, challenge string) {
 	r.t.Helper()
-	r.must(r.Choose(Choice{Source: ACME, ACME: ACMESettings{Directory: p.Directory, Roots: p.Roots, Email: "ann@example.com", Names: []string{"127.0.0.1"}, Challenge: challenge, Agreed: true}}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: ACME, ACME: ACMESettings{Directory: p.Directory, Roots: p.Roots, Email: "ann@example.com", Names: []string{"127.0.0.1"}, Challenge: challenge, Agreed: true}}, r.record))
 }
 
 func (r *rig) loopback() *tls.Certificate { return r.answers("", netip.MustParseAddr("127.0.0.1")) }
@@ -149,6 +150,10 @@ func TestNET10_ACMEWaitsForTheClock(t *testing.T) {
 func TestNET10_AnotherServerGetsAnotherAccount(t *testing.T) {
 	r := newRig(t)
 	p := pebbletest.Start(t, r.plain, r.tls, quarter)
+	unread := r.Choose(context.Background(), Choice{Source: ACME, ACME: ACMESettings{Directory: p.Directory, Roots: p.Roots, Names: []string{"127.0.0.1"}}}, r.record)
+	if unread == nil || !strings.Contains(unread.Error(), "They are at data:text/plain") {
+		t.Errorf("the terms are not named: %v", unread)
+	}
 	r.order(p, "http-01")
 	r.eventually("a certificate", func() bool { return r.View().Serving })
 	account := bytes.Clone(r.kept.Account)
@@ -227,7 +232,7 @@ func TestNET10_FilesOfTheOperator(t *testing.T) {
 			t.Errorf("the last good one did not stay: %+v", v)
 		}
 	}
-	if err := r.Choose(Choice{Source: CA}, r.record); err == nil || !strings.Contains(err.Error(), "configuration") {
+	if err := r.Choose(context.Background(), Choice{Source: CA}, r.record); err == nil || !strings.Contains(err.Error(), "configuration") {
 		t.Errorf("%v", err)
 	}
 	chain, key = keyAndChain(t, time.Now().Add(90*24*time.Hour), "gate.example.net")

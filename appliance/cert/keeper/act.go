@@ -26,7 +26,7 @@ type Choice struct {
 const chooseAction = "choose certificate source"
 
 // Choose makes a source the one in use.
-func (k *Keeper) Choose(q Choice, record Record) error {
+func (k *Keeper) Choose(ctx context.Context, q Choice, record Record) error {
 	k.acting.Lock()
 	defer k.acting.Unlock()
 	defer k.wake()
@@ -43,7 +43,7 @@ func (k *Keeper) Choose(q Choice, record Record) error {
 	case CA:
 		return k.chooseCA(q.NewCA, m, record)
 	case ACME:
-		return k.chooseACME(q.ACME, record)
+		return k.chooseACME(ctx, q.ACME, record)
 	case Brought:
 		if k.kept.Brought == nil {
 			return refuse("No certificate was brought yet: give its chain and key.")
@@ -104,12 +104,12 @@ func (k *Keeper) chooseCA(anew bool, m machine, record Record) error {
 		q.choose(CA, k)
 		if made {
 			q.Authority, q.Leaf = b, nil // of another root
-			q.note(k.c.Ports.Now(), "new CA", CA, a.Fingerprint())
+			q.note(k.c.Ports.Now(), "new CA", CA, "SHA-256 "+a.Fingerprint())
 		}
 	})
 }
 
-func (k *Keeper) chooseACME(s ACMESettings, record Record) error {
+func (k *Keeper) chooseACME(ctx context.Context, s ACMESettings, record Record) error {
 	if s.Directory == "" {
 		s.Directory = order.LetsEncrypt
 	}
@@ -121,11 +121,12 @@ func (k *Keeper) chooseACME(s ACMESettings, record Record) error {
 	}
 	slices.Sort(s.Names)
 	s.Names = slices.Compact(s.Names)
-	if err := (order.Config{Directory: s.Directory, Roots: []byte(s.Roots), Email: s.Email, Names: s.Names, Challenge: s.Challenge}).Check(); err != nil {
+	wanted := order.Config{Directory: s.Directory, Roots: []byte(s.Roots), Email: s.Email, Names: s.Names, Challenge: s.Challenge, Now: k.c.Ports.Now}
+	if err := wanted.Check(); err != nil {
 		return refuse("%s.", sentence(err))
 	}
 	if !s.Agreed {
-		return refuse("An ACME server gives certificates only to who accepts its terms: read them, and say that you do.")
+		return unagreed(ctx, wanted)
 	}
 	account := k.kept.Account
 	if account == nil || k.kept.ACME.Directory != s.Directory {
@@ -148,6 +149,22 @@ func (k *Keeper) chooseACME(s ACMESettings, record Record) error {
 		q.choose(ACME, k)
 		q.ACME, q.Account = s, account
 	})
+}
+
+// unagreed says where the terms are, if the server tells within the time that a
+// person waits.
+func unagreed(ctx context.Context, c order.Config) error {
+	const first = "An ACME server gives certificates only to who accepts its terms: read them, and say that you do."
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
+	defer cancel()
+	terms, err := order.Terms(ctx, c)
+	switch {
+	case err != nil:
+		return refuse("%s They could not be asked for just now: %s.", first, strings.TrimSuffix(err.Error(), "."))
+	case terms == "":
+		return refuse("%s This server names none.", first)
+	}
+	return refuse("%s They are at %s", first, terms)
 }
 
 // Import takes a chain and its key.

@@ -227,7 +227,7 @@ func TestNET10_OwnCAServesAndFollowsTheBox(t *testing.T) {
 	if !r.isIdentity("") || !r.isIdentity(boxName) {
 		t.Fatal("without a source browsers see something else than the identity")
 	}
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.eventually("a leaf", func() bool { return r.View().Serving })
 	pool := x509.NewCertPool()
 	pool.AddCert(r.Authority().Root)
@@ -276,12 +276,12 @@ func TestNET10_OwnCAServesAndFollowsTheBox(t *testing.T) {
 		t.Errorf("%d choices in the audit log", got)
 	}
 	root := r.Authority().Fingerprint()
-	r.must(r.Choose(Choice{Source: CA, NewCA: true}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA, NewCA: true}, r.record))
 	r.eventually("a leaf of the new root", func() bool { return r.View().Serving && len(r.View().Root.Uncovered) == 0 })
 	if r.Authority().Fingerprint() == root {
 		t.Error("the root is the old one")
 	}
-	r.must(r.Choose(Choice{Source: Self}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: Self}, r.record))
 	if !r.isIdentity(boxName) {
 		t.Error("the identity was chosen and is not served")
 	}
@@ -291,7 +291,7 @@ func TestNET10_AWrongClockPostponesAndNeverServesTheExpired(t *testing.T) {
 	r := newRig(t)
 	r.set(func(s *control.Status) { s.Clock.Trusted = false })
 	r.eventually("the doubt", func() bool { m, _ := r.seen(); return !m.trusted })
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.must(r.look(t.Context()))
 	if v := r.View(); v.Serving || !strings.Contains(v.Problem, "clock is not trusted") || !r.isIdentity("") {
 		t.Errorf("%+v", v)
@@ -327,7 +327,7 @@ func TestNET10_AWrongClockPostponesAndNeverServesTheExpired(t *testing.T) {
 
 func TestNET10_KeysStayInSealedFiles(t *testing.T) {
 	r := newRig(t)
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.eventually("a leaf", func() bool { return r.View().Serving })
 	r.stop()
 	entries, err := os.ReadDir(r.dir)
@@ -356,7 +356,7 @@ func TestNET10_KeysStayInSealedFiles(t *testing.T) {
 
 func TestNET10_ADamagedFileIsKeptAndNothingIsBlocked(t *testing.T) {
 	r := newRig(t)
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.eventually("a leaf", func() bool { return r.View().Serving })
 	r.stop()
 	path := filepath.Join(r.dir, file)
@@ -369,7 +369,7 @@ func TestNET10_ADamagedFileIsKeptAndNothingIsBlocked(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 	for name, err := range map[string]error{
-		"ca": r.Choose(Choice{Source: CA}, r.record), "renew": r.Renew(r.record), "revoke": r.Revoke(t.Context(), r.record),
+		"ca": r.Choose(context.Background(), Choice{Source: CA}, r.record), "renew": r.Renew(r.record), "revoke": r.Revoke(t.Context(), r.record),
 		"import": r.Import([]byte("x"), []byte("x"), r.record),
 	} {
 		if err == nil || !strings.Contains(err.Error(), "do not open") {
@@ -379,8 +379,8 @@ func TestNET10_ADamagedFileIsKeptAndNothingIsBlocked(t *testing.T) {
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
 		t.Error("the damaged file was replaced")
 	}
-	r.must(r.Choose(Choice{Source: Self}, r.record))
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: Self}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.eventually("a leaf again", func() bool { return r.View().Serving })
 }
 
@@ -390,7 +390,7 @@ func TestNET10_NothingChangesWithoutTheAuditLog(t *testing.T) {
 	r.noAudit = errors.New("the disk is full")
 	r.mu.Unlock()
 	for _, c := range []Choice{{Source: CA}, {Source: Self}, {Source: ACME, ACME: ACMESettings{Names: []string{"gate.example.net"}, Agreed: true}}} {
-		if err := r.Choose(c, r.record); err == nil {
+		if err := r.Choose(context.Background(), c, r.record); err == nil {
 			t.Errorf("%s was chosen", c.Source)
 		}
 	}
@@ -400,7 +400,7 @@ func TestNET10_NothingChangesWithoutTheAuditLog(t *testing.T) {
 	r.mu.Lock()
 	r.noAudit = nil
 	r.mu.Unlock()
-	r.must(r.Choose(Choice{Source: CA}, r.record))
+	r.must(r.Choose(context.Background(), Choice{Source: CA}, r.record))
 	r.eventually("a leaf", func() bool { return r.View().Serving })
 	r.mu.Lock()
 	r.noAudit = errors.New("the disk is full")
@@ -421,11 +421,11 @@ func TestNET10_ChoicesAreJudged(t *testing.T) {
 	r := newRig(t)
 	acme := func(s ACMESettings) Choice { return Choice{Source: ACME, ACME: s} }
 	for want, c := range map[string]Choice{
-		"is not a source": {Source: "magic"}, "was brought yet": {Source: Brought}, "terms": acme(ACMESettings{Names: []string{"gate.example.net"}}),
+		"is not a source": {Source: "magic"}, "was brought yet": {Source: Brought}, "terms": acme(ACMESettings{Names: []string{"gate.example.net"}, Directory: "https://127.0.0.1:1/"}),
 		"at least one host name": acme(ACMESettings{Agreed: true}), "https://": acme(ACMESettings{Agreed: true, Names: []string{"a.example"}, Directory: "http://x"}),
 	} {
 		var refused *Refusal
-		if err := r.Choose(c, r.record); !errors.As(err, &refused) || !strings.Contains(err.Error(), want) {
+		if err := r.Choose(context.Background(), c, r.record); !errors.As(err, &refused) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}

@@ -172,7 +172,7 @@ func Terms(ctx context.Context, c Config) (string, error) {
 	if err != nil {
 		return "", c.explain("asking the ACME server for its directory", err)
 	}
-	return dir.Terms, nil
+	return say(dir.Terms), nil
 }
 
 // Obtain gets a certificate for c.Names with a new key. The owner has accepted

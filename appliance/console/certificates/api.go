@@ -32,7 +32,7 @@ func (p *Pages) apiUse(v *shell.Visit) error {
 	if err := v.Decode(&q); err != nil {
 		return err
 	}
-	return p.answer(v, p.keeper.Choose(q, v.Record))
+	return p.answer(v, p.keeper.Choose(v.Ctx(), q, v.Record))
 }
 
 func (p *Pages) apiImport(v *shell.Visit) error {

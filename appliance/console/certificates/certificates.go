@@ -113,7 +113,7 @@ func (p *Pages) use(v *shell.Visit) error {
 			Names: strings.Fields(strings.ReplaceAll(q.Get("names"), ",", " ")), Challenge: q.Get("challenge"), Agreed: q.Get("agreed") == "yes"}
 		f.ACMEForm, f.Names = c.ACME, q.Get("names")
 	}
-	return p.done(v, f, p.keeper.Choose(c, v.Record), "certificate")
+	return p.done(v, f, p.keeper.Choose(v.Ctx(), c, v.Record), "certificate")
 }
 
 // bring takes what was pasted, or files in its place.
