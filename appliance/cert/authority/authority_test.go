@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,12 @@ func TestNET10_TheRootVouchesForNobodyElse(t *testing.T) {
 	mail := forge(t, a, func(c *x509.Certificate) { c.DNSNames, c.EmailAddresses = []string{box}, []string{"ann@example.com"} })
 	if err := verify(a, mail, "", x509.ExtKeyUsageServerAuth); err == nil {
 		t.Error("a mail address is vouched for")
+	}
+	uri := forge(t, a, func(c *x509.Certificate) {
+		c.DNSNames, c.URIs = []string{box}, []*url.URL{{Scheme: "https", Host: "bank.example"}}
+	})
+	if err := verify(a, uri, "", x509.ExtKeyUsageServerAuth); err == nil {
+		t.Error("a URI is vouched for")
 	}
 	code := forge(t, a, func(c *x509.Certificate) {
 		c.DNSNames, c.ExtKeyUsage = []string{box}, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}

@@ -190,6 +190,11 @@ func keyAndChain(t *testing.T, until time.Time, names ...string) (chain, key []b
 
 func TestNET10_BroughtOnesAreServedAndWarned(t *testing.T) {
 	r := newRig(t)
+	taken, takenKey := keyAndChain(t, time.Now().Add(60*24*time.Hour), cert.IdentityName)
+	r.must(r.Import(taken, takenKey, r.record))
+	if !r.isIdentity(cert.IdentityName) {
+		t.Error("a certificate took the identity's name")
+	}
 	chain, key := keyAndChain(t, time.Now().Add(60*24*time.Hour), "gate.example.net")
 	_, other := keyAndChain(t, time.Now().Add(time.Hour), "gate.example.net")
 	if err := r.Import(chain, other, r.record); err == nil {
