@@ -2,6 +2,7 @@ package hosted
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -209,8 +210,8 @@ func TestNET10_ACMEOverTheWire(t *testing.T) {
 	// What port 80 says to those who ask for no challenge.
 	var resp *http.Response
 	l.machine.Do(t, func() (err error) {
-		c := &http.Client{Timeout: patience, Transport: &http.Transport{Dial: func(network, address string) (conn net.Conn, err error) {
-			l.machine.Do(t, func() error { conn, err = net.Dial(network, address); return err })
+		c := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			l.machine.Do(t, func() error { conn, err = new(net.Dialer).DialContext(ctx, network, address); return err })
 			return conn, err
 		}}}
 		resp, err = c.Get("http://" + boxAddress + "/.well-known/acme-challenge/LoqXcYV8q5ONbJQxbmR7SCTNo3tiAXDfowyjxAjEuX0")

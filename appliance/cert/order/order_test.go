@@ -183,7 +183,7 @@ func TestNET10_HostileACMEAnswersAreBounded(t *testing.T) {
 		"order never ends":     {func(l *liar) { l.lies["/order"] = endless }, "ordering"},
 		"another server":       {func(l *liar) { l.lies["/order"] = redirectTo(elsewhere.URL) }, "another server"},
 		"a redirect": {func(l *liar) {
-			l.lies["/directory"] = func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, 302) }
+			l.lies["/directory"] = func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }
 		}, "directory"},
 		"too many proofs": {func(l *liar) { l.names = append(l.names, "other.example.net", "third.example.net") }, "proofs for"},
 		"a proof of another": {func(l *liar) {
