@@ -147,7 +147,7 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 	r.hostLists = cfg.Lists
 	r.monitor.Name, r.monitor.Locked, r.monitor.Names = name, reason, cfg.Names
 	r.also = func(m *monitor.Monitor) []task.Task {
-		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log)}
+		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log), watchCertificate(m, cfg.Certificate, cfg.Key, log)}
 		if cfg.Lists != "" && keys != nil {
 			tasks = append(tasks, watch.Folder("lists of the host", cfg.Lists, log, m.ReadFiles))
 		}

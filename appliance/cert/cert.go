@@ -1,8 +1,10 @@
-// Package cert makes and keeps the TLS certificate that the box shows a browser.
+// Package cert makes and keeps the box's identity: the certificate that it signed itself.
 //
 // It is made once, at first boot, and stays: people compare its fingerprint
 // with the screen of the box, and what they trusted must not change under
-// them. So it is long-lived and holds no address.
+// them. So it is long-lived and holds no address. Other certificates may answer
+// browsers (package keeper); the identity answers whoever pinned it, under
+// IdentityName, and whenever there is no other that is good.
 package cert
 
 import (
@@ -31,6 +33,10 @@ const (
 	file    = "web-certificate.sealed"
 	purpose = "gatehouse/cert/web/1"
 )
+
+// IdentityName is the server name (SNI) by which tools ask for the identity,
+// whatever certificate browsers are shown. RFC 2606 keeps it from being anyone's.
+const IdentityName = "identity.gatehouse.invalid"
 
 // The validity does not depend on the clock of the box, which may be wrong by
 // decades at first boot, or on the browser's. Before July 2019 also keeps

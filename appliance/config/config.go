@@ -28,6 +28,8 @@ type Config struct {
 	LogLevel    slog.Level
 	KeyVariable string
 	Lists       string // folder of the host with the allowlists, absolute; "": they are edited on the page
+	Certificate string // path of a chain in PEM; "" if the page's choice counts
+	Key         string // path of its key; given with Certificate
 }
 
 // Sources is where a configuration comes from.
@@ -48,6 +50,8 @@ type raw struct {
 	LogLevel    *level        `toml:"log_level"`
 	KeyVariable *variableName `toml:"key_variable"`
 	Lists       *absolute     `toml:"lists"`
+	Certificate *absolute     `toml:"certificate"`
+	Key         *absolute     `toml:"certificate_key"`
 }
 
 // Flag is one setting as a flag, for the command that reads them.
@@ -64,6 +68,8 @@ func Flags() []Flag {
 		{"log-level", "debug, info, warn or error"},
 		{"key-variable", "environment variable that carries the passphrase"},
 		{"lists", "folder of this host with the allowlists, followed whenever its files change"},
+		{"certificate", "file of a certificate chain in PEM, watched for changes"},
+		{"certificate-key", "file of its key in PEM"},
 	}
 }
 
@@ -178,6 +184,12 @@ func (r *raw) set(name, value string) error {
 	case "lists":
 		r.Lists = new(absolute)
 		return r.Lists.UnmarshalText(v)
+	case "certificate":
+		r.Certificate = new(absolute)
+		return r.Certificate.UnmarshalText(v)
+	case "certificate-key":
+		r.Key = new(absolute)
+		return r.Key.UnmarshalText(v)
 	case "names":
 		r.Names = nil
 		for one := range strings.SplitSeq(value, ",") {
@@ -224,6 +236,12 @@ func (r raw) valid() (Config, error) {
 	if r.Lists != nil {
 		c.Lists = r.Lists.s
 	}
+	if (r.Certificate == nil) != (r.Key == nil) {
+		return Config{}, errors.New("certificate and certificate_key go together: give both or neither")
+	}
+	if r.Certificate != nil {
+		c.Certificate, c.Key = r.Certificate.s, r.Key.s
+	}
 	for _, n := range r.Names {
 		c.Names = append(c.Names, n.s)
 	}
@@ -252,6 +270,7 @@ func (c Config) AtNextStart(next Config) []string {
 		{"https", c.HTTPS == next.HTTPS},
 		{"key_variable", c.KeyVariable == next.KeyVariable},
 		{"lists", c.Lists == next.Lists},
+		{"certificate", c.Certificate == next.Certificate && c.Key == next.Key},
 	} {
 		if !f.same {
 			names = append(names, f.name)

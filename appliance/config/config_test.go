@@ -119,6 +119,7 @@ func TestBOX14_ReferenceFile(t *testing.T) {
 	// The file says that its values are the defaults where there is one.
 	want := defaults
 	want.Name, want.Names, want.Lists = "gatehouse-nas", []string{"nas.example.net"}, "/etc/gatehouse/lists"
+	want.Certificate, want.Key = "/etc/ssl/nas/fullchain.pem", "/etc/ssl/nas/privkey.pem"
 	if c.Name != want.Name || !slices.Equal(c.Names, want.Names) || c.LogLevel != want.LogLevel || len(want.AtNextStart(c)) > 0 {
 		t.Errorf("the reference file says %+v, want %+v", c, want)
 	}

@@ -255,7 +255,7 @@ func variants(path string) []string {
 func TestACC1_SetupIsGoneAfterTheClaim(t *testing.T) {
 	b := consoletest.Start(t, Run)
 	b.Browser().Own(b)
-	s := &console{box: testBox(), shown: b.Ready().Certificate}
+	s := &console{box: testBox(), identity: b.Ready().Certificate}
 	router := readyRouter(t, s)
 	methods := []string{"GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "PROPFIND"}
 	for _, path := range []string{"/setup", "/api/v1/setup", "/api/v1/setup/proof", "/api/v1/setup/claim"} {

@@ -15,7 +15,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +25,7 @@ import (
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/audit"
 	"gatehouse/appliance/cert"
+	"gatehouse/appliance/cert/keeper"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
@@ -50,11 +53,16 @@ type console struct {
 	settings setup.Settings
 	claimer  *setup.Claimer
 	hub      *hub.Hub
-	shown    control.Certificate
-	reason   string // why locked
+	identity control.Certificate // the box's own one, that tools pin
+	keeper   *keeper.Keeper      // nil while locked
+	reason   string              // why locked
 	steady   func() time.Time
 	lists    *admission.Watch
 
+	mu      sync.Mutex
+	shown   control.Certificate // what answers at the printed address, with the words of the identity
+	extra   []string            // names of the certificate that are not the box's otherwise
+	router  http.Handler
 	handler atomic.Pointer[http.Handler]
 }
 
@@ -82,16 +90,20 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	})
 	s := &console{env: env, control: c, log: log, names: hostNames(status), steady: steadyClock(), lists: lists}
 	s.box = &shell.Box{Name: status.Name, Wall: time.Now, Scopes: lists.Scopes, Log: log, Status: s.status, Audit: s.audit}
-	certificate, err := s.open(ctx)
+	tlsConfig, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
 	if s.db != nil {
 		defer s.db.Close()
 	}
-	return task.Run(ctx, lists, task.Func("web", func(ctx context.Context) error {
-		return serve(ctx, listener, certificate, s, log)
-	}))
+	tasks := []task.Task{lists, task.Func("web", func(ctx context.Context) error {
+		return serve(ctx, listener, tlsConfig, s, log)
+	})}
+	if s.keeper != nil {
+		tasks = append(tasks, s.keeper.Tasks()...)
+	}
+	return task.Run(ctx, tasks...)
 }
 
 // cut closes the connections of sources that may not have what they are for.
@@ -134,42 +146,43 @@ func (s *console) subkey(ctx context.Context, purpose string) ([]byte, error) {
 	return k.Key, err
 }
 
-// open opens what the state of the box allows, and returns the certificate.
+// open opens what the state of the box allows, and returns how TLS is served.
 // What cannot be opened makes the box locked, and is never made anew.
-func (s *console) open(ctx context.Context) (tls.Certificate, error) {
+func (s *console) open(ctx context.Context) (*tls.Config, error) {
 	if s.env.Locked || s.env.State == "" {
 		return s.openLocked(ctx, "")
 	}
 	fields, err := s.subkey(ctx, control.PurposeConsoleFields)
 	if err != nil {
-		return tls.Certificate{}, err
+		return nil, err
 	}
-	certificate, err := cert.LoadOrCreate(s.env.State, fields, s.box.Name)
+	identity, err := cert.LoadOrCreate(s.env.State, fields, s.box.Name)
 	if err != nil {
 		return s.openLocked(ctx, fmt.Sprintf("the certificate of the page cannot be used: %v", err))
 	}
-	s.show(certificate)
+	s.show(identity)
 	if err := s.openDatabase(ctx, fields); err != nil {
 		var p *store.Problem
 		if errors.As(err, &p) {
 			return s.openLocked(ctx, p.Error())
 		}
-		return tls.Certificate{}, err
+		return nil, err
 	}
 	if err := s.openHub(ctx); err != nil {
-		return tls.Certificate{}, err
+		return nil, err
 	}
+	s.keeper = s.openKeeper(identity, fields)
 	state, err := s.claimer.Settle(ctx)
 	if err != nil {
-		return tls.Certificate{}, err
+		return nil, err
 	}
 	s.reason = state.Reason
 	if state.ResetFactor != "" {
 		if err := s.resetFactor(ctx, state.ResetFactor); err != nil {
-			return tls.Certificate{}, err
+			return nil, err
 		}
 	}
-	return certificate, s.follow(state.State)
+	return s.keeper.TLSConfig(protocols...), s.follow(state.State)
 }
 
 // resetFactor carries out what a person at the box ordered, before anybody is
@@ -186,28 +199,33 @@ func (s *console) resetFactor(ctx context.Context, order string) error {
 	return nil
 }
 
+// protocols are those of the web server.
+var protocols = []string{"h2", "http/1.1"}
+
 func (s *console) show(c tls.Certificate) {
 	spki := cert.SPKI(c)
-	s.shown = control.Certificate{SHA256: cert.Fingerprint(c), SPKI: hex.EncodeToString(spki[:]), Words: proof.Words(spki)}
+	s.identity = control.Certificate{SHA256: cert.Fingerprint(c), SPKI: hex.EncodeToString(spki[:]), Words: proof.Words(spki)}
+	s.shown = s.identity
 }
 
 // openLocked serves the one page that says why, under a certificate that is
 // kept nowhere.
-func (s *console) openLocked(ctx context.Context, problem string) (tls.Certificate, error) {
+func (s *console) openLocked(ctx context.Context, problem string) (*tls.Config, error) {
 	c, err := cert.Ephemeral(s.box.Name)
 	if err != nil {
-		return c, err
+		return nil, err
 	}
+	s.keeper = nil
 	s.show(c)
 	ready := control.ConsoleReady{Database: control.DatabaseUnclaimed, Certificate: s.shown, Problem: problem}
 	state, err := control.OpConsoleReady.Call(ctx, s.control, ready)
 	if err != nil {
-		return c, err
+		return nil, err
 	}
 	if s.reason = state.Reason; s.reason == "" {
 		s.reason = problem
 	}
-	return c, s.follow(control.StateLocked)
+	return cert.ServerConfig(c, protocols...), s.follow(control.StateLocked)
 }
 
 func (s *console) openDatabase(ctx context.Context, fields []byte) error {
@@ -246,7 +264,7 @@ func (s *console) report(ctx context.Context) (control.ConsoleState, error) {
 		return control.ConsoleState{}, fmt.Errorf("reading who owns the box: %w", err)
 	}
 	return control.OpConsoleReady.Call(ctx, s.control, control.ConsoleReady{
-		Database: control.DatabaseClaim(claim), Owner: owner.Email, Certificate: s.shown,
+		Database: control.DatabaseClaim(claim), Owner: owner.Email, Certificate: s.certificate(),
 	})
 }
 
@@ -272,10 +290,18 @@ func (s *console) follow(state control.State) error {
 	if err != nil {
 		return err
 	}
-	h := shell.Guard(s.box, s.names, router)
-	s.handler.Store(&h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.router = router
+	s.guard()
 	s.log.Info("serving", "state", string(state))
 	return nil
+}
+
+// guard puts the checks before the routes. The caller holds the lock.
+func (s *console) guard() {
+	h := shell.Guard(s.box, slices.Concat(s.names, s.extra), s.router)
+	s.handler.Store(&h)
 }
 
 func (s *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -285,10 +311,10 @@ func (s *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *console) auditReader() audit.Reader { return audit.Reader{Dir: s.env.Audit} }
 
 // serve runs the web server on the connections that the gateway hands over.
-func serve(ctx context.Context, l net.Listener, c tls.Certificate, h http.Handler, log *slog.Logger) error {
+func serve(ctx context.Context, l net.Listener, c *tls.Config, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler:           h,
-		TLSConfig:         cert.ServerConfig(c, "h2", "http/1.1"),
+		TLSConfig:         c,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second, // of a form; a visitor who is slower holds a place of all others
 		WriteTimeout:      20 * time.Second, // a client that does not take its answer gives its place back

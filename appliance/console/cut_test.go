@@ -91,7 +91,7 @@ func newDoor(t *testing.T) *door {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serve(ctx, d.listener, certificate, shell.Guard(box, []string{"box"}, router), log)
+		serve(ctx, d.listener, cert.ServerConfig(certificate, protocols...), shell.Guard(box, []string{"box"}, router), log)
 	}()
 	go func() {
 		for {

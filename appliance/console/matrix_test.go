@@ -57,6 +57,11 @@ ready:POST:/network/revert:3:configure ready:GET:/network/here:0: ready:POST:/ne
 ready:POST:/api/v1/network/try:3:configure ready:POST:/api/v1/network/keep:3:configure ready:POST:/api/v1/network/revert:3:configure
 ready:GET:/clock:3:read-status ready:POST:/clock:3:configure ready:GET:/clock/floor:3:reset-clock:fresh ready:POST:/clock/floor:3:reset-clock:fresh
 ready:GET:/api/v1/clock:3:read-status ready:POST:/api/v1/clock/reset-floor:3:reset-clock:fresh
+ready:GET:/certificates:3:configure ready:POST:/certificates/use:3:configure ready:POST:/certificates/import:3:configure ready:POST:/certificates/renew:3:configure
+ready:POST:/certificates/revoke:3:configure ready:GET:/certificates/trust:3:read-status ready:GET:/certificates/root.pem:3:read-status
+ready:GET:/certificates/root.crt:3:read-status ready:GET:/certificates/root.mobileconfig:3:read-status ready:GET:/api/v1/certificates/root:0:
+ready:GET:/api/v1/certificates:3:configure ready:POST:/api/v1/certificates/use:3:configure ready:POST:/api/v1/certificates/import:3:configure
+ready:POST:/api/v1/certificates/renew:3:configure ready:POST:/api/v1/certificates/revoke:3:configure
 ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/audit/export.jsonl:3:read-audit
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure

@@ -7,6 +7,7 @@ import (
 
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
+	"gatehouse/appliance/console/certificates"
 	"gatehouse/appliance/console/claim"
 	"gatehouse/appliance/console/clock"
 	"gatehouse/appliance/console/factor"
@@ -31,7 +32,7 @@ func (s *console) table(state control.State) []shell.Route {
 		return append(routes, locked.Routes(s.reason)...)
 	}
 	for _, pages := range [][]shell.Route{
-		claim.New(s.claimer, s.shown.SHA256).Routes(),
+		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
@@ -39,6 +40,7 @@ func (s *console) table(state control.State) []shell.Route {
 		allowlists.New(s.listPorts()).Routes(),
 		network.New(s.networkPorts()).Routes(),
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
+		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
 		profile.New().Routes(),

@@ -74,6 +74,9 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	g.lists = lists
 	lists.OnChange(func() { g.waiting.cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }) })
 	p := newPage(status.Name, web.Addr())
+	p.challenges = &challenges{now: time.Now, ask: func(ctx context.Context) (control.Challenges, error) {
+		return control.OpChallenges.Call(ctx, c, control.None{})
+	}}
 	tasks := []task.Task{
 		task.Func("port 443", func(ctx context.Context) error { return g.serve(ctx, guarded{web, d}, g.web) }),
 		task.Func("port 80", func(ctx context.Context) error { return p.serve(ctx, guarded{plain, d}, log) }),

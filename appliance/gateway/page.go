@@ -24,12 +24,14 @@ var pageSource string
 //go:embed page.css
 var pageStyle string
 
-// page is all of port 80: one text, the same in every state.
+// page is all of port 80: one text, the same in every state, and the answers
+// to ACME challenges that the console waits for.
 type page struct {
-	name     string
-	port     string // of https, "" for 443
-	template *template.Template
-	policy   string
+	name       string
+	port       string // of https, "" for 443
+	template   *template.Template
+	policy     string
+	challenges *challenges // nil: none
 }
 
 func newPage(name string, https net.Addr) *page {
@@ -100,6 +102,9 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
+	if p.serveChallenge(w, r) {
+		return
+	}
 	if r.URL.Path != "/" || r.URL.RawPath != "" || r.URL.RawQuery != "" {
 		http.Error(w, "There is nothing here. The page is /.", http.StatusNotFound)
 		return

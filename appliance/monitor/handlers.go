@@ -46,6 +46,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerLists(s)
 	m.registerNetwork(s)
 	control.Handle(s, control.OpFactorReset, m.factorReset)
+	m.registerCertificates(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})

@@ -118,6 +118,8 @@ type Monitor struct {
 	trials      map[string]*trial // by what they are about
 	order       *order            // to the console, from a person at the box
 
+	certificates certificates
+
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time
 

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/cert"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
 )
@@ -52,7 +53,8 @@ func openBox(ctx context.Context, typed string, pin *[32]byte) (*box, error) {
 		Transport: &http.Transport{
 			TLSClientConfig: &tls.Config{
 				MinVersion:         tls.VersionTLS13,
-				InsecureSkipVerify: true, // the key is checked instead, by the next line and by the proof
+				ServerName:         cert.IdentityName, // browsers may be shown another certificate
+				InsecureSkipVerify: true,              // the key is checked instead, by the next line and by the proof
 				VerifyConnection:   b.verify,
 			},
 			ForceAttemptHTTP2:   true,

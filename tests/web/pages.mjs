@@ -156,6 +156,38 @@ if (!whole) {
 	await look(page, "09s-clock-reset");
 }
 
+// Which certificate browsers see: the own one, mistakes, the own CA, and back.
+await page.click("nav >> text=Certificates");
+await look(page, "09f-certificates");
+await page.click("button:has-text('Use ACME')");
+expect((await page.textContent("#problem")).includes("at least one host name"), "a name is asked for");
+await page.fill("#names", "gate.example.net");
+await page.fill("#directory", "https://127.0.0.1:1/"); // nobody is there
+await page.click("summary:has-text('A server of your own')");
+await page.click("button:has-text('Use ACME')");
+expect((await page.textContent("#problem")).includes("accepts its terms"), "the terms are asked for");
+expect(await page.inputValue("#names") === "gate.example.net", "what was typed stays");
+await look(page, "09g-certificates-wrong");
+await page.fill("#chain", "not a certificate");
+await page.click("button:has-text('Check it and use it')");
+expect((await page.textContent("#problem")).includes("no certificate in the chain"), "a bad chain is told");
+await page.click("button:has-text('Make an own CA')");
+at(page, "/certificates");
+for (let i = 0; i < 50 && await page.locator("text=by itself, from").count() === 0; i++) {
+	await page.waitForTimeout(200);
+	await page.goto(url + "/certificates");
+}
+await page.click("summary:has-text('What it can vouch for')");
+await look(page, "09h-certificates-ca");
+const [root] = await Promise.all([page.waitForEvent("download"), page.click("text=Download PEM")]);
+expect(readFileSync(await root.path(), "utf8").startsWith("-----BEGIN CERTIFICATE-----"), "the root is PEM");
+await page.click("text=How to install it");
+at(page, "/certificates/trust");
+await look(page, "09i-trust");
+await page.goto(url + "/certificates");
+await page.click("button:has-text('Use the box’s own certificate')");
+expect((await page.textContent("main")).includes("signed itself"), "back to the own one");
+
 await page.click("nav >> text=Audit");
 await look(page, "10-audit");
 await page.click("button:has-text('Verify')");

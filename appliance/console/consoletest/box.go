@@ -66,7 +66,8 @@ type Box struct {
 	trials   trials
 	keptBy   control.Keep
 	hosted   bool
-	order    string // to reset the owner's second factor
+	order    string            // to reset the owner's second factor
+	acme     map[string]string // challenges, by token
 	stop     func()
 }
 

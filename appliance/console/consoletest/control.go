@@ -12,6 +12,7 @@ func (b *Box) handle(s *control.Server) {
 	b.handleLists(s)
 	b.handleNetwork(s)
 	b.handleTrials(s)
+	b.handleCertificates(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})

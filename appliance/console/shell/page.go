@@ -56,6 +56,7 @@ var nav = []struct {
 	{"/", "Status", "status", right.ReadStatus},
 	{"/allowlists", "Allowlists", "gate", right.Configure},
 	{"/network", "Network", "net", right.Configure},
+	{"/certificates", "Certificates", "seal", right.Configure},
 	{"/audit", "Audit", "audit", right.ReadAudit},
 	{"/system", "System", "system", right.ReadLogs},
 	{"/account", "Account", "account", right.OwnAccount},
@@ -122,6 +123,11 @@ var notes = map[string]string{
 	"tried":    "The change is in effect. Keep it below, or it goes back by itself.",
 	"kept":     "The change is kept.",
 	"reverted": "The change was taken back.",
+
+	"certificate": "The source was chosen. Your browser may have to be told about the certificate that it sees now.",
+	"imported":    "The certificate is good, and in use.",
+	"renewing":    "A new certificate is being got.",
+	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
 }
 
 var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>
