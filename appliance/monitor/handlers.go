@@ -44,6 +44,7 @@ func (m *Monitor) Register(s *control.Server) {
 	control.Handle(s, control.OpClockSet, m.clockSet)
 	m.registerLists(s)
 	m.registerNetwork(s)
+	m.registerExposure(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})
