@@ -8,6 +8,7 @@ import (
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/claim"
+	"gatehouse/appliance/console/exposure"
 	"gatehouse/appliance/console/factor"
 	"gatehouse/appliance/console/locked"
 	"gatehouse/appliance/console/profile"
@@ -28,12 +29,14 @@ func (s *console) table(state control.State) []shell.Route {
 	if state == control.StateLocked {
 		return append(routes, locked.Routes(s.reason)...)
 	}
+	exposed := exposure.New(s.exposure)
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.shown.SHA256).Routes(),
 		signin.New().Routes(),
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
-		status.New(s.settings, s.hub.Sites, s.auditReader()).Routes(),
+		status.New(s.settings, s.hub.Sites, s.auditReader(), exposed.Card).Routes(),
+		exposed.Routes(),
 		allowlists.New(s.listPorts()).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
@@ -63,6 +66,10 @@ func (s *console) power(ctx context.Context, q control.Power) error {
 	return err
 }
 
+func (s *console) exposure(ctx context.Context) (control.Exposure, error) {
+	return control.OpExposure.Call(ctx, s.control, control.None{})
+}
+
 // listPorts are the requests about allowlists.
 func (s *console) listPorts() allowlists.Ports {
 	return allowlists.Ports{
@@ -79,6 +86,7 @@ func (s *console) listPorts() allowlists.Ports {
 		Try: func(ctx context.Context, q control.ListsTry) (control.ListsReport, error) {
 			return control.OpListsTry.Call(ctx, s.control, q)
 		},
+		Exposure: s.exposure,
 		Keep: func(ctx context.Context, q control.Keep) error {
 			_, err := control.OpKeep.Call(ctx, s.control, q)
 			return err

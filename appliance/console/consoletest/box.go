@@ -62,6 +62,7 @@ type Box struct {
 	powered  []control.Power
 	clock    control.Clock
 	lists    allowlists
+	exposure *control.Exposure // nil: Busy
 	stop     func()
 }
 

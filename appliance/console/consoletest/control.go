@@ -11,6 +11,7 @@ import (
 
 func (b *Box) handle(s *control.Server) {
 	b.handleLists(s)
+	b.handleExposure(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})

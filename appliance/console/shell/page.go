@@ -83,6 +83,17 @@ func (v *Visit) ShowPart(p Page, name string, data any) error {
 	return v.show(http.StatusOK, p, name, "", data)
 }
 
+// Part is one template of a page as a piece of another.
+func (v *Visit) Part(p Page, name string, data any) (template.HTML, error) {
+	view := v.view()
+	view.Data = data
+	var b strings.Builder
+	if err := p.t.ExecuteTemplate(&b, name, view); err != nil {
+		return "", fmt.Errorf("writing a part of the page: %w", err)
+	}
+	return template.HTML(b.String()), nil // escaped by the template that made it
+}
+
 // ShowAgain answers with a form that was filled in wrongly and says why, if
 // err is a refusal; other errors are returned.
 func (v *Visit) ShowAgain(p Page, data any, err error) error {
