@@ -4,6 +4,7 @@ package console
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ import (
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
 	"gatehouse/appliance/task"
+	"gatehouse/appliance/token"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -51,7 +53,8 @@ type console struct {
 	claimer  *setup.Claimer
 	hub      *hub.Hub
 	shown    control.Certificate
-	reason   string // why locked
+	reason   string    // why locked
+	expires  time.Time // of the certificate
 	steady   func() time.Time
 	lists    *admission.Watch
 
@@ -169,6 +172,9 @@ func (s *console) open(ctx context.Context) (tls.Certificate, error) {
 
 func (s *console) show(c tls.Certificate) {
 	spki := cert.SPKI(c)
+	if leaf, err := x509.ParseCertificate(c.Certificate[0]); err == nil {
+		s.expires = leaf.NotAfter
+	}
 	s.shown = control.Certificate{SHA256: cert.Fingerprint(c), SPKI: hex.EncodeToString(spki[:]), Words: proof.Words(spki)}
 }
 
@@ -199,12 +205,13 @@ func (s *console) openDatabase(ctx context.Context, fields []byte) error {
 	if err := os.MkdirAll(s.env.State, 0o700); err != nil {
 		return fmt.Errorf("making the console's folder: %w", err)
 	}
-	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain())
+	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain(), token.Domain())
 	if err != nil {
 		return err
 	}
 	s.settings = setup.Settings{DB: s.db}
 	s.box.Accounts = account.New(account.Config{DB: s.db, Wall: time.Now, Steady: s.steady})
+	s.box.Tokens = token.New(s.db, s.box.Accounts, time.Now, s.steady)
 	s.claimer = setup.NewClaimer(setup.Config{
 		Box: s.box.Name, Accounts: s.box.Accounts, Now: s.steady,
 		Material: func(ctx context.Context) (control.ClaimMaterial, error) {

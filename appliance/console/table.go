@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
@@ -11,11 +12,13 @@ import (
 	"gatehouse/appliance/console/exposure"
 	"gatehouse/appliance/console/factor"
 	"gatehouse/appliance/console/locked"
+	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/profile"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/signin"
 	"gatehouse/appliance/console/status"
 	"gatehouse/appliance/console/system"
+	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
@@ -40,6 +43,8 @@ func (s *console) table(state control.State) []shell.Route {
 		allowlists.New(s.listPorts()).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		tokens.New().Routes(),
+		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.expires }}),
 		profile.New().Routes(),
 		s.siteRoutes(),
 	} {

@@ -17,12 +17,12 @@ func TestUnknownRolesAndRightsHaveNothing(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	all := []Right{ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount}
+	all := []Right{ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens}
 	want := map[Role]string{
-		Owner:         "1111111",
-		Administrator: "1111111",
-		Technician:    "1010001",
-		Viewer:        "1000001",
+		Owner:         "11111111",
+		Administrator: "11111111",
+		Technician:    "10100010",
+		Viewer:        "10000010",
 	}
 	for role, bits := range want {
 		for i, r := range all {

@@ -21,7 +21,7 @@ type adding struct {
 // parseRange takes an address or a prefix, as links of ours carry it.
 func parseRange(text string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
-	if a, aerr := netip.ParseAddr(text); aerr == nil {
+	if a, aerr := netip.ParseAddr(text); aerr == nil && a.Zone() == "" {
 		a = a.Unmap()
 		p, err = netip.PrefixFrom(a, a.BitLen()), nil
 	}

@@ -131,6 +131,7 @@ var notes = map[string]string{
 	"tried":    "The change is in effect. Keep it below, or it goes back by itself.",
 	"kept":     "The change is kept.",
 	"reverted": "The change was taken back.",
+	"token":    "The token was revoked.",
 }
 
 var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>
