@@ -99,7 +99,7 @@ const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not f
 
 func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",
-		setupCommand(), statusCommand(), allowlistCommand(), auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
+		setupCommand(), statusCommand(), exposureCommand(), allowlistCommand(), tokenCommand(), auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
 	root.Long = rootHelp + "\n\n" + rootExit
 	root.Example = rootExample
 	root.SilenceUsage, root.SilenceErrors = true, true
