@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"regexp"
@@ -126,6 +127,45 @@ func TestUSE6_UnknownIsLeftOut(t *testing.T) {
 	for _, name := range []string{"memory_size", "data_size", "expiry", "connections_opened", "start_time", "list_packets"} {
 		if strings.Contains(b.String(), fmt.Sprintf("gatehouse_%s", name)) {
 			t.Errorf("%s is told though it is not known", name)
+		}
+	}
+}
+
+// TestUSE6_DashboardAsksForWhatIsServed holds the dashboard to the names and
+// labels of the metrics.
+func TestUSE6_DashboardAsksForWhatIsServed(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/gatehouse-dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr, LegendFormat string }
+		}
+	}
+	if err := json.Unmarshal(b, &d); err != nil || len(d.Panels) == 0 {
+		t.Fatalf("%d panels, %v", len(d.Panels), err)
+	}
+	name, label := regexp.MustCompile(`gatehouse_[a-z_]+`), regexp.MustCompile(`\{\{([a-z_]+)\}\}`)
+	for _, p := range d.Panels {
+		for _, q := range p.Targets {
+			asked := name.FindAllString(q.Expr, -1)
+			if len(asked) == 0 {
+				t.Errorf("%s asks for nothing of ours: %s", p.Title, q.Expr)
+			}
+			for _, n := range asked {
+				i := slices.IndexFunc(families, func(f family) bool { return f.name == n })
+				if i < 0 {
+					t.Errorf("%s asks for %s, which is not served", p.Title, n)
+					continue
+				}
+				for _, l := range label.FindAllStringSubmatch(q.LegendFormat, -1) {
+					if l[1] != "instance" && !slices.Contains(families[i].labels, l[1]) {
+						t.Errorf("%s names the label %s, which %s has not", p.Title, l[1], n)
+					}
+				}
+			}
 		}
 	}
 }
