@@ -218,6 +218,7 @@ func TestAUD1_NothingHappensThatCannotBeRecorded(t *testing.T) {
 		{"/welcome/place", "site", "Elsewhere", "zone", "UTC", "window", "night"},
 		{"/account/codes", "action", "make"},
 		{"/account/end-others"},
+		{"/system/tokens/new", "name", "x", "days", "1"},
 		{"/system/restart"},
 		{"/sign-out"},
 	} {

@@ -280,6 +280,10 @@ func (p *Pages) change(v *shell.Visit) error {
 		e.Text += v.Address().String() + "  # added by " + v.Person().Email + "\n"
 		return v.Show(p.edit, e)
 	}
+	if shorter, ok := without(e.Text, f.Get("do")); ok {
+		e.Text = shorter
+		return v.Show(p.edit, e)
+	}
 	if len(text) > maxText {
 		return v.ShowAgain(p.edit, e, shell.Refuse("That is more than a page edits. Use the tool: gatehouse allowlist apply."))
 	}
