@@ -216,9 +216,9 @@ func (m *Monitor) Exposure() control.Exposure {
 	}
 	now := m.cfg.Now()
 	m.mu.Lock()
-	state, filtered := m.state, m.filtered
+	filtered := m.filtered
 	m.mu.Unlock()
-	f := m.firewall(state, filtered)
+	f := m.wall(filtered)
 	e.InKernel, e.Sentence = f.InKernel, f.Sentence
 	for _, c := range counters {
 		meaning := netfilter.MeaningOf(c.Name)

@@ -238,11 +238,24 @@ func (m *Monitor) Status() control.Status {
 	}
 	filtered := m.filtered
 	m.mu.Unlock()
-	s.Firewall, s.Waiting = m.firewall(s.State, filtered), m.Candidates()
+	s.Firewall, s.Waiting = m.firewall(filtered), m.Candidates()
 	return s
 }
 
-func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
+func (m *Monitor) firewall(filtered filterState) control.Firewall {
+	f := m.wall(filtered)
+	if f.InKernel && m.cfg.Counters != nil {
+		counters, err := m.cfg.Counters()
+		if err != nil {
+			m.cfg.Logger.Warn("reading the filter's counters", "err", err)
+		}
+		f.Counters = counters
+	}
+	return f
+}
+
+// wall is the firewall in words, without its counters.
+func (m *Monitor) wall(filtered filterState) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
@@ -254,13 +267,6 @@ func (m *Monitor) firewall(state control.State, filtered filterState) control.Fi
 		f.Sentence = fmt.Sprintf("ports %d and %d: %s; the host's other ports are not ours to judge", m.cfg.HTTPPort, m.cfg.HTTPSPort, m.listsSentence())
 	default:
 		f.Sentence = "80 and 443 only; " + m.listsSentence()
-	}
-	if f.InKernel && m.cfg.Counters != nil {
-		counters, err := m.cfg.Counters()
-		if err != nil {
-			m.cfg.Logger.Warn("reading the filter's counters", "err", err)
-		}
-		f.Counters = counters
 	}
 	return f
 }
