@@ -200,6 +200,8 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"power", []Role{Console}, offer(s, OpPower)},
 			{"log", []Role{Console}, offer(s, OpLog)},
 			{"audit-checkpoint", []Role{Console}, offer(s, OpAuditCheckpoint)},
+			{"drops", []Role{Gateway}, offer(s, OpDrops)},
+			{"exposure", []Role{Console}, offer(s, OpExposure)},
 		}
 		if len(rows) != len(s.ops) {
 			t.Errorf("%d operations, %d rows", len(s.ops), len(rows))
