@@ -216,9 +216,9 @@ func (m *Monitor) Exposure() control.Exposure {
 	}
 	now := m.cfg.Now()
 	m.mu.Lock()
-	filtered := m.filtered
+	state, filtered := m.state, m.filtered
 	m.mu.Unlock()
-	f := m.wall(filtered)
+	f := m.wall(state, filtered)
 	e.InKernel, e.Sentence = f.InKernel, f.Sentence
 	for _, c := range counters {
 		meaning := netfilter.MeaningOf(c.Name)

@@ -238,12 +238,12 @@ func (m *Monitor) Status() control.Status {
 	}
 	filtered := m.filtered
 	m.mu.Unlock()
-	s.Firewall, s.Waiting = m.firewall(filtered), m.Candidates()
+	s.Firewall, s.Waiting = m.firewall(s.State, filtered), m.Candidates()
 	return s
 }
 
-func (m *Monitor) firewall(filtered filterState) control.Firewall {
-	f := m.wall(filtered)
+func (m *Monitor) firewall(state control.State, filtered filterState) control.Firewall {
+	f := m.wall(state, filtered)
 	if f.InKernel && m.cfg.Counters != nil {
 		counters, err := m.cfg.Counters()
 		if err != nil {
@@ -255,7 +255,7 @@ func (m *Monitor) firewall(filtered filterState) control.Firewall {
 }
 
 // wall is the firewall in words, without its counters.
-func (m *Monitor) wall(filtered filterState) control.Firewall {
+func (m *Monitor) wall(state control.State, filtered filterState) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()

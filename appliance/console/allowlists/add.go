@@ -49,6 +49,9 @@ func (p *Pages) add(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
+	if lists.Files != "" {
+		return ofTheHost(lists.Files)
+	}
 	if len(lists.Lists) == 0 {
 		v.Redirect("/allowlists/edit?add=" + url.QueryEscape(rangeText(one)))
 		return nil

@@ -241,7 +241,10 @@ func (p *Pages) open(v *shell.Visit) error {
 		e.List.Name, e.Text = "office", v.Address().String()+"  # added by "+v.Person().Email+"\n"
 	}
 	if text := v.R.FormValue("add"); text != "" {
-		if e.TooBig > 0 {
+		switch {
+		case e.Files != "":
+			return ofTheHost(e.Files)
+		case e.TooBig > 0:
 			return shell.Refuse("This list has more than a page edits. Add the address with the tool: gatehouse allowlist edit.")
 		}
 		if err := e.add(v, text); err != nil {
