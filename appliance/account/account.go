@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -63,11 +64,13 @@ type Accounts struct {
 	steady func() time.Time
 	hasher hasher
 	brakes *brakes
+
+	failures atomic.Uint64 // wrong passwords and codes
 }
 
 // New makes Accounts over an open database with Domain's tables.
 func New(c Config) *Accounts {
-	return &Accounts{c.DB, c.Wall, c.Steady, password.NewHasher(), newBrakes(c.Steady)}
+	return &Accounts{db: c.DB, wall: c.Wall, steady: c.Steady, hasher: password.NewHasher(), brakes: newBrakes(c.Steady)}
 }
 
 // Refusal is what a person is told: what happened, why, what to do.

@@ -36,10 +36,11 @@ func digest(token string) []byte {
 //
 // recovery may be empty: a recovery code lets a browser that the account does
 // not know pass the limit on strangers. It is not used up here.
-func (a *Accounts) CheckPassword(ctx context.Context, email, pw, recovery string, o Origin) (Person, error) {
+func (a *Accounts) CheckPassword(ctx context.Context, email, pw, recovery string, o Origin) (p Person, err error) {
+	defer func() { a.countWrong(err) }()
 	lookup := a.lookup(email)
 	var r row
-	err := a.db.View(ctx, func(tx *sql.Tx) error {
+	err = a.db.View(ctx, func(tx *sql.Tx) error {
 		var err error
 		r, err = a.load(ctx, tx, "lookup", lookup)
 		return err
@@ -72,6 +73,16 @@ func (a *Accounts) CheckPassword(ctx context.Context, email, pw, recovery string
 	return r.Person, nil
 }
 
+func (a *Accounts) countWrong(err error) {
+	var r *Refusal
+	if errors.As(err, &r) && r.Wrong {
+		a.failures.Add(1)
+	}
+}
+
+// Failures is how many passwords and codes were wrong since the start.
+func (a *Accounts) Failures() uint64 { return a.failures.Load() }
+
 // Proof says by what a person passed the second step.
 type Proof struct {
 	Recovery bool // by a recovery code, which is used up now
@@ -80,13 +91,12 @@ type Proof struct {
 
 // CheckCode takes a six-digit code or a recovery code as the second step of a
 // sign-in, or to confirm a change.
-func (a *Accounts) CheckCode(ctx context.Context, p Person, typed string, o Origin) (Proof, error) {
+func (a *Accounts) CheckCode(ctx context.Context, p Person, typed string, o Origin) (proof Proof, err error) {
+	defer func() { a.countWrong(err) }()
 	lookup := a.lookup(p.Email)
 	if _, err := a.admit(ctx, lookup, p.ID, typed, o); err != nil {
 		return Proof{}, err
 	}
-	var proof Proof
-	var err error
 	if code, parseErr := onetime.ParseRecoveryCode(typed); parseErr == nil {
 		proof.Recovery = true
 		err = a.useRecoveryCode(ctx, p, code)

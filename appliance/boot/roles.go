@@ -105,6 +105,7 @@ func (r *roles) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.openDrops()
 	supervisor, err := supervise.New(supervise.Config{
 		Specs: supervise.Table(r.paths, r.options), Files: r.files, Reaper: r.reaper, Log: r.log,
 		Output: r.journal.Append, CrashDir: r.crashDir(),
@@ -193,6 +194,23 @@ func (r *roles) openFiles() (control net.Listener, err error) {
 	r.files[fileConsole] = os.NewFile(uintptr(pair[0]), fileConsole)
 	r.files[fileGateway] = os.NewFile(uintptr(pair[1]), fileGateway)
 	return control, nil
+}
+
+// openDrops opens the socket with the heads of refused packets. Its bytes come
+// from strangers, so this process reads none of them: the gateway does, which
+// reads strangers' bytes anyway. The socket stays open here, and a gateway that
+// is started anew goes on with it. Without it everything works but the samples.
+func (r *roles) openDrops() {
+	if r.monitor.Filter == nil {
+		return
+	}
+	f, err := nft.OpenSamples()
+	if err != nil {
+		r.log.Warn("refused packets are counted and not sampled", "err", err)
+		return
+	}
+	r.files[control.FileDrops] = f
+	r.options.Drops, r.monitor.Sampling = true, true
 }
 
 const (

@@ -35,6 +35,7 @@ import (
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
 	"gatehouse/appliance/task"
+	"gatehouse/appliance/token"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -236,12 +237,13 @@ func (s *console) openDatabase(ctx context.Context, fields []byte) error {
 	if err := os.MkdirAll(s.env.State, 0o700); err != nil {
 		return fmt.Errorf("making the console's folder: %w", err)
 	}
-	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain())
+	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain(), token.Domain())
 	if err != nil {
 		return err
 	}
 	s.settings = setup.Settings{DB: s.db}
 	s.box.Accounts = account.New(account.Config{DB: s.db, Wall: time.Now, Steady: s.steady})
+	s.box.Tokens = token.New(s.db, s.box.Accounts, time.Now, s.steady)
 	s.claimer = setup.NewClaimer(setup.Config{
 		Box: s.box.Name, Accounts: s.box.Accounts, Now: s.steady,
 		Material: func(ctx context.Context) (control.ClaimMaterial, error) {

@@ -146,6 +146,9 @@ func TestNET2_FilesOfTheHostAreNotEditedHere(t *testing.T) {
 		"check":    br.Send("/allowlists/edit", append(fields, "old", "office", "do", "check")...),
 		"new":      br.Open("/allowlists/edit"),
 		"switch":   br.Send("/allowlists/switch", "to", "off"),
+		"one":      br.Send("/allowlists/turn", "name", "office", "to", "off"),
+		"add":      br.Open("/allowlists/add?address=192.0.2.7"),
+		"added":    br.Open("/allowlists/edit?name=office&add=192.0.2.7"),
 		"remove":   br.Send("/allowlists/remove", "name", "office"),
 		"API":      br.SendJSON("/api/v1/allowlists/try", `{"document":{"enabled":false}}`),
 		"API, dry": br.SendJSON("/api/v1/allowlists/try", `{"dry_run":true,"document":{"enabled":false}}`),
@@ -160,7 +163,7 @@ func TestNET2_FilesOfTheHostAreNotEditedHere(t *testing.T) {
 			t.Errorf("the page does not say %q:\n%s", want, p.Body)
 		}
 	}
-	for _, no := range []string{"/allowlists/switch", "New list", ">Edit<"} {
+	for _, no := range []string{"/allowlists/switch", "/allowlists/turn", "New list", ">Edit<"} {
 		if strings.Contains(p.Body, no) {
 			t.Errorf("the page offers %q", no)
 		}

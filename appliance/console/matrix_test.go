@@ -47,7 +47,10 @@ ready:POST:/api/v1/site/enrol:0: ready:POST:/api/v1/site/report:0:
 ready:GET:/sign-in/code:1: ready:POST:/sign-in/code:1:
 ready:GET:/welcome/clock:2: ready:POST:/welcome/clock:2: ready:GET:/welcome/factor:2: ready:POST:/welcome/factor:2: ready:POST:/sign-out:2:
 ready:GET:/:3:read-status ready:GET:/status/live:3:read-status ready:GET:/api/v1/details:3:read-status
-ready:GET:/allowlists:3:configure ready:POST:/allowlists/switch:3:configure ready:GET:/allowlists/edit:3:configure ready:POST:/allowlists/edit:3:configure
+ready:GET:/metrics:4: ready:GET:/system/tokens:3:manage-tokens ready:POST:/system/tokens/revoke:3:manage-tokens ready:GET:/system/tokens/new:3:manage-tokens:fresh ready:POST:/system/tokens/new:3:manage-tokens:fresh
+ready:GET:/api/v1/tokens:3:manage-tokens ready:POST:/api/v1/tokens:3:manage-tokens:fresh ready:POST:/api/v1/tokens/revoke:3:manage-tokens
+ready:GET:/exposure:3:read-status ready:GET:/exposure/live:3:read-status ready:GET:/api/v1/exposure:3:read-status
+ready:GET:/allowlists:3:configure ready:POST:/allowlists/turn:3:configure ready:GET:/allowlists/add:3:configure ready:POST:/allowlists/switch:3:configure ready:GET:/allowlists/edit:3:configure ready:POST:/allowlists/edit:3:configure
 ready:POST:/allowlists/remove:3:configure ready:POST:/allowlists/keep:3:configure ready:POST:/allowlists/revert:3:configure
 ready:GET:/api/v1/allowlists:3:configure ready:GET:/api/v1/allowlists/document:3:configure ready:POST:/api/v1/allowlists/try:3:configure
 ready:POST:/api/v1/allowlists/test:3:configure ready:POST:/api/v1/allowlists/keep:3:configure ready:POST:/api/v1/allowlists/revert:3:configure
@@ -226,6 +229,7 @@ func TestAUD1_NothingHappensThatCannotBeRecorded(t *testing.T) {
 		{"/welcome/place", "site", "Elsewhere", "zone", "UTC", "window", "night"},
 		{"/account/codes", "action", "make"},
 		{"/account/end-others"},
+		{"/system/tokens/new", "name", "x", "days", "1"},
 		{"/system/restart"},
 		{"/sign-out"},
 	} {

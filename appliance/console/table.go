@@ -4,20 +4,24 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/certificates"
 	"gatehouse/appliance/console/claim"
 	"gatehouse/appliance/console/clock"
+	"gatehouse/appliance/console/exposure"
 	"gatehouse/appliance/console/factor"
 	"gatehouse/appliance/console/locked"
+	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/network"
 	"gatehouse/appliance/console/profile"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/signin"
 	"gatehouse/appliance/console/status"
 	"gatehouse/appliance/console/system"
+	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
@@ -31,18 +35,22 @@ func (s *console) table(state control.State) []shell.Route {
 	if state == control.StateLocked {
 		return append(routes, locked.Routes(s.reason)...)
 	}
+	exposed := exposure.New(s.exposure)
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
-		status.New(s.settings, s.hub.Sites, s.auditReader()).Routes(),
+		status.New(s.settings, s.hub.Sites, s.auditReader(), exposed.Card).Routes(),
+		exposed.Routes(),
 		allowlists.New(s.listPorts()).Routes(),
 		network.New(s.networkPorts()).Routes(),
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
 		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		tokens.New().Routes(),
+		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
 		s.siteRoutes(),
 	} {
@@ -73,6 +81,10 @@ func (s *console) power(ctx context.Context, q control.Power) error {
 	return err
 }
 
+func (s *console) exposure(ctx context.Context) (control.Exposure, error) {
+	return control.OpExposure.Call(ctx, s.control, control.None{})
+}
+
 // listPorts are the requests about allowlists.
 func (s *console) listPorts() allowlists.Ports {
 	return allowlists.Ports{
@@ -89,7 +101,8 @@ func (s *console) listPorts() allowlists.Ports {
 		Try: func(ctx context.Context, q control.ListsTry) (control.ListsReport, error) {
 			return control.OpListsTry.Call(ctx, s.control, q)
 		},
-		Keep: s.keep, Revert: s.revert,
+		Exposure: s.exposure,
+		Keep:     s.keep, Revert: s.revert,
 		Judge: func(a netip.Addr) ([]string, allowlist.Scope) { return s.lists.Lists(a), s.lists.Scopes(a) },
 	}
 }

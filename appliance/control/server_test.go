@@ -201,6 +201,8 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"log", []Role{Console}, offer(s, OpLog)},
 			{"audit-checkpoint", []Role{Console}, offer(s, OpAuditCheckpoint)},
 			{"factor-reset", []Role{Console}, offer(s, OpFactorReset)},
+			{"drops", []Role{Gateway}, offer(s, OpDrops)},
+			{"exposure", []Role{Console}, offer(s, OpExposure)},
 		}
 		if len(rows) != len(s.ops) {
 			t.Errorf("%d operations, %d rows", len(s.ops), len(rows))

@@ -59,7 +59,7 @@ func carry(o lists.Order) lists.Answer {
 	}
 	change := allowlist.Diff(before, policy)
 	a.Report.Summary, a.Report.Added, a.Report.Removed = change.Summary, change.Added, change.Removed
-	describe(&a, policy)
+	describe(&a, policy, o.Folder)
 	compiled := allowlist.Encode(policy)
 	now, err := allowlist.Decode(compiled)
 	if err != nil {
@@ -138,10 +138,15 @@ func read(root *os.Root, name string, limit int64) ([]byte, error) {
 	return b, err
 }
 
-func describe(a *lists.Answer, p allowlist.Policy) {
+// describe tells of each list; its file says when the ranges were last changed.
+func describe(a *lists.Answer, p allowlist.Policy, folder string) {
 	a.Enabled = p.Enabled
 	for _, l := range p.Lists {
-		a.Lists = append(a.Lists, control.List{Name: l.Name, Enabled: l.Enabled, Scopes: l.Scopes.Names(), Note: l.Note, Ranges: len(l.Ranges)})
+		one := control.List{Name: l.Name, Enabled: l.Enabled, Scopes: l.Scopes.Names(), Note: l.Note, Ranges: len(l.Ranges)}
+		if fi, err := os.Stat(filepath.Join(folder, l.Name+allowlist.Suffix)); err == nil {
+			one.Changed = fi.ModTime().UTC()
+		}
+		a.Lists = append(a.Lists, one)
 		if p.Enabled && l.Enabled {
 			a.Ranges += len(l.Ranges)
 		}

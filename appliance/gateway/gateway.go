@@ -89,6 +89,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		}
 		tasks = append(tasks, task.Func("local socket", func(ctx context.Context) error { return g.serve(ctx, local, g.local) }))
 	}
+	refused, err := openDrops(env, c, log)
+	if err != nil {
+		return errors.Join(err, web.Close(), plain.Close())
+	}
+	if refused != nil {
+		tasks = append(tasks, task.Func("refused packets", refused.run))
+	}
 	return task.Run(ctx, tasks...)
 }
 

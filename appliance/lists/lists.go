@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/durable"
@@ -211,7 +212,11 @@ func copyFile(to, from string) error {
 		return err
 	}
 	_, err = io.Copy(w, r)
-	return errors.Join(err, w.Chmod(0o644), w.Close())
+	err = errors.Join(err, w.Chmod(0o644), w.Close())
+	if fi, e := r.Stat(); err == nil && e == nil {
+		err = os.Chtimes(to, time.Time{}, fi.ModTime()) // the ranges did not change
+	}
+	return err
 }
 
 // Staged is the folder with the edits.

@@ -47,6 +47,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerNetwork(s)
 	control.Handle(s, control.OpFactorReset, m.factorReset)
 	m.registerCertificates(s)
+	m.registerExposure(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})
@@ -250,6 +251,19 @@ func (m *Monitor) Status() control.Status {
 }
 
 func (m *Monitor) firewall(state control.State, filtered filterState, multicast bool) control.Firewall {
+	f := m.wall(state, filtered, multicast)
+	if f.InKernel && m.cfg.Counters != nil {
+		counters, err := m.cfg.Counters()
+		if err != nil {
+			m.cfg.Logger.Warn("reading the filter's counters", "err", err)
+		}
+		f.Counters = counters
+	}
+	return f
+}
+
+// wall is the firewall in words, without its counters.
+func (m *Monitor) wall(state control.State, filtered filterState, multicast bool) control.Firewall {
 	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
@@ -264,13 +278,6 @@ func (m *Monitor) firewall(state control.State, filtered filterState, multicast 
 		if multicast {
 			f.Sentence += "; mDNS on the link"
 		}
-	}
-	if f.InKernel && m.cfg.Counters != nil {
-		counters, err := m.cfg.Counters()
-		if err != nil {
-			m.cfg.Logger.Warn("reading the filter's counters", "err", err)
-		}
-		f.Counters = counters
 	}
 	return f
 }

@@ -83,6 +83,7 @@ type Config struct {
 	Counters func() ([]control.Counter, error)
 	Lists    *Lists   // nil: there are none, and nobody is judged by them
 	Network  *Network // nil: the host sets its own
+	Sampling bool     // the gateway is handed samples of refused packets
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
 	// Boottime is CLOCK_BOOTTIME in ns; nil: the kernel's.
@@ -123,6 +124,9 @@ type Monitor struct {
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time
 
+	past      *past
+	observing sync.Mutex // one look at the counters at a time
+
 	claiming sync.Mutex // one claim at a time, from the first look to the commit
 	deriving sync.Mutex // one Derive at a time; it takes 32 MiB
 }
@@ -139,7 +143,7 @@ type filterState struct {
 // New makes a monitor. The filter is in place when it returns: a role that is
 // started afterwards never meets an open box.
 func New(cfg Config) (*Monitor, error) {
-	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget), trials: make(map[string]*trial)}
+	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget), trials: make(map[string]*trial), past: newPast()}
 	if cfg.Locked != "" || cfg.Vault == nil {
 		m.state, m.reason = control.StateLocked, cfg.Locked
 	} else if err := m.newCode(cfg.Verifier); err != nil {

@@ -21,6 +21,8 @@ func (m *Monitor) Watch() task.Task {
 		defer look.Stop()
 		defer keep.Stop()
 		defer sign.Stop()
+		observe := time.NewTicker(observeEvery)
+		defer observe.Stop()
 		for {
 			select {
 			case <-ctx.Done():
@@ -28,6 +30,10 @@ func (m *Monitor) Watch() task.Task {
 			case <-look.C:
 				m.lookAtLinks()
 				m.Refilter()
+			case <-observe.C:
+				if _, err := m.observe(); err != nil {
+					m.cfg.Logger.Debug("reading the filter's counters", "err", err)
+				}
 			case <-keep.C:
 				if err := m.cfg.Clock.Keep(m.cfg.Now()); err != nil {
 					m.cfg.Logger.Warn("the clock's floor stays", "err", err)

@@ -37,6 +37,7 @@ type Options struct {
 	Locked     bool   // the small form: no data, no agent
 	Version    string // of the program
 	NoFilter   bool   // we may not filter in the kernel, so there is no capability to hand on
+	Drops      bool   // the gateway is handed samples of refused packets
 }
 
 // Spec is one role: who it is, what it is given, and what it is kept from.
@@ -116,6 +117,9 @@ func Table(p Paths, o Options) []Spec {
 		return s.Role == control.Network && o.Hosted != "" || s.Role == control.Agent && o.Locked
 	})
 	for i := range specs {
+		if o.Drops && specs[i].Role == control.Gateway {
+			specs[i].Files = append(specs[i].Files, control.FileDrops)
+		}
 		specs[i].fill(p, o)
 	}
 	return specs

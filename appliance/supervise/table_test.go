@@ -22,9 +22,9 @@ func TestBOX12_TableIsAsAgreed(t *testing.T) {
 		p    Paths
 		o    Options
 	}{
-		{"box", box, Options{Privileged: true, Version: "1.2.3"}},
+		{"box", box, Options{Privileged: true, Version: "1.2.3", Drops: true}},
 		{"locked", Paths{Control: box.Control, GatewaySocket: box.GatewaySocket, Data: box.Data}, Options{Privileged: true, Version: "1.2.3", Locked: true}},
-		{"container", hosted, Options{Privileged: true, Version: "1.2.3", Hosted: "container"}},
+		{"container", hosted, Options{Privileged: true, Version: "1.2.3", Hosted: "container", Drops: true}},
 		{"user", hosted, Options{UID: 1000, GID: 1000, Version: "1.2.3", Hosted: "host"}},
 	} {
 		var b strings.Builder

@@ -22,8 +22,8 @@ import (
 	"gatehouse/appliance/setup/proof"
 )
 
-// maxAnswer bounds what is read of a box that is not known yet.
-const maxAnswer = 64 << 10
+// maxAnswer bounds what is read of a box; the longest is a day of its exposure.
+const maxAnswer = 256 << 10
 
 // errOtherKey means that a connection came from another key than the first or the pinned one.
 var errOtherKey = errors.New("the certificate is not the box's")

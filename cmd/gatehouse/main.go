@@ -99,7 +99,8 @@ const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not f
 
 func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",
-		discoverCommand(), setupCommand(), statusCommand(), allowlistCommand(), networkCommand(), clockCommand(), certificateCommand(), caCommand(), auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
+		discoverCommand(), setupCommand(), statusCommand(), exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), certificateCommand(), caCommand(), tokenCommand(),
+		auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
 	root.Long = rootHelp + "\n\n" + rootExit
 	root.Example = rootExample
 	root.SilenceUsage, root.SilenceErrors = true, true

@@ -64,6 +64,11 @@ await refreshed;
 await page.waitForTimeout(200);
 expect(await page.locator("h1").count() === 1, "one headline after the refresh");
 
+await page.click("text=All of it");
+at(page, "/exposure");
+await look(page, "09-exposure");
+await page.goto(url + "/");
+
 // Who may come in: no list, a mistake, what would change, in effect, kept, off.
 await page.click("nav >> text=Allowlists");
 await look(page, "09a-allowlists-none");
@@ -86,6 +91,17 @@ expect(await page.locator("text=waits to be kept").count() === 0, "nothing waits
 await page.fill("[name=address]", "198.51.100.1");
 await page.click("button:has-text('Would it get in')");
 await look(page, "09e-allowlists");
+if (!whole) { // the double has refusals to show
+	await page.goto(url + "/");
+	await page.click("a:has-text('Add to a list')");
+	at(page, "/allowlists/add");
+	await look(page, "09f-allowlist-add");
+	await page.click("button:has-text('Open the list')");
+	at(page, "/allowlists/edit");
+	expect((await page.inputValue("#text")).includes("203.0.113.7  # was refused"), "the address is the last line");
+	await look(page, "09g-allowlist-added");
+	await page.click("nav >> text=Allowlists");
+}
 await page.click("button:has-text('Switch all lists off')");
 await page.click("button:has-text('Keep this change')");
 expect((await page.textContent("main")).includes("The change is kept"), "off, and kept");
@@ -203,6 +219,22 @@ if (await page.locator("text=Restart …").count()) {
 	await page.click("text=Switch off …");
 	await look(page, "15-off");
 }
+await page.goto(url + "/system/tokens");
+await look(page, "15a-tokens-none");
+await page.click("text=Make a token");
+await page.fill("#name", "prometheus");
+await look(page, "15b-token-new");
+await page.click("button:has-text('Make the token')");
+const token = await page.textContent("#token");
+await look(page, "15c-token-made");
+await page.click("text=I stored it");
+const scraped = await page.request.get(url + "/metrics", { headers: { Authorization: "Bearer " + token } });
+expect(scraped.ok() && (await scraped.text()).includes("gatehouse_info"), "the token reads the metrics");
+await page.reload();
+await look(page, "15d-tokens");
+await page.click("button:has-text('Revoke')");
+expect((await page.textContent("main")).includes("The token was revoked"), "revoked");
+expect((await page.request.get(url + "/metrics", { headers: { Authorization: "Bearer " + token } })).status() === 401, "and worth nothing");
 await page.click("nav >> text=Account");
 await look(page, "16-account");
 await page.click("text=Change password");

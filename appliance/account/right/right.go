@@ -22,20 +22,21 @@ type Right string
 
 // The rights that routes ask for.
 const (
-	ReadStatus  Right = "read-status"  // the state of the box
-	ReadAudit   Right = "read-audit"   // who did what
-	ReadLogs    Right = "read-logs"    // the roles' logs
-	Power       Right = "power"        // restart, switch off
-	Configure   Right = "configure"    // name, place, clock, updates window
-	ResetClock  Right = "reset-clock"  // take the floor of the clock back
-	ManageSites Right = "manage-sites" // approve and remove sites
-	OwnAccount  Right = "own-account"  // one's own password, factor, sessions
+	ReadStatus   Right = "read-status"   // the state of the box
+	ReadAudit    Right = "read-audit"    // who did what
+	ReadLogs     Right = "read-logs"     // the roles' logs
+	Power        Right = "power"         // restart, switch off
+	Configure    Right = "configure"     // name, place, clock, updates window
+	ResetClock   Right = "reset-clock"   // take the floor of the clock back
+	ManageSites  Right = "manage-sites"  // approve and remove sites
+	OwnAccount   Right = "own-account"   // one's own password, factor, sessions
+	ManageTokens Right = "manage-tokens" // make and revoke tokens of programs
 )
 
 // table is the whole of it: a right that is not listed is not had.
 var table = map[Role][]Right{
-	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount},
-	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount},
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount, ManageTokens},
+	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens},
 	Technician:    {ReadStatus, ReadLogs, OwnAccount},
 	Viewer:        {ReadStatus, OwnAccount},
 }

@@ -17,12 +17,12 @@ func TestUnknownRolesAndRightsHaveNothing(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	all := []Right{ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount}
+	all := []Right{ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount, ManageTokens}
 	want := map[Role]string{
-		Owner:         "11111111",
-		Administrator: "11111011",
-		Technician:    "10100001",
-		Viewer:        "10000001",
+		Owner:         "111111111",
+		Administrator: "111110111",
+		Technician:    "101000010",
+		Viewer:        "100000010",
 	}
 	for role, bits := range want {
 		for i, r := range all {

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/trial"
@@ -29,13 +30,13 @@ const (
 // Pages are the routes of the allowlists.
 type Pages struct {
 	service
-	list, edit shell.Page
-	trial      trial.Trial
+	list, edit, choose shell.Page
+	trial              trial.Trial
 }
 
 // New makes the pages.
 func New(p Ports) *Pages {
-	pages := &Pages{service: service{Ports: p}, list: shell.Parse(files, "allowlists.html"), edit: shell.Parse(files, "edit.html")}
+	pages := &Pages{service: service{Ports: p}, list: shell.Parse(files, "allowlists.html"), edit: shell.Parse(files, "edit.html"), choose: shell.Parse(files, "add.html")}
 	pages.trial = trial.Trial{Path: "/allowlists", Keep: p.Keep, Revert: p.Revert, Again: pages.again}
 	return pages
 }
@@ -48,6 +49,7 @@ func (p *Pages) Routes() []shell.Route {
 	try.Body = maxDocument
 	return append([]shell.Route{
 		trial.Row("GET", "/allowlists", p.show), trial.Row("POST", "/allowlists/switch", p.turn),
+		trial.Row("POST", "/allowlists/turn", p.turnOne), trial.Row("GET", "/allowlists/add", p.add),
 		trial.Row("GET", "/allowlists/edit", p.open), edit, trial.Row("POST", "/allowlists/remove", p.remove),
 		trial.Row("GET", "/api/v1/allowlists", p.apiLists), trial.Row("GET", "/api/v1/allowlists/document", p.apiDocument), try,
 		trial.Row("POST", "/api/v1/allowlists/test", p.apiTest),
@@ -61,8 +63,17 @@ type view struct {
 	Admitted bool
 	Tested   *tested
 	Report   *control.ListsReport // of a switch that was refused
-	Enable   bool                 // what that switch was to do
+	Turn     turned               // what that switch was to do
 	Cut      bool                 // the reader would be cut off, and may insist
+	Hits     map[string]uint64    // packets that a list let in within a day
+	Since    time.Time            // when the hits begin
+	Whole    bool                 // they are of a whole day
+}
+
+// turned is a switch: of one list, or of all if it has no name.
+type turned struct {
+	Name string
+	On   bool
 }
 
 type tested struct {
@@ -80,6 +91,14 @@ func (p *Pages) view(v *shell.Visit) (view, error) {
 	var scopes allowlist.Scope
 	w.In, scopes = p.Judge(w.Address)
 	w.Admitted = scopes&allowlist.Console != 0
+	e, err := p.Exposure(v.Ctx())
+	if err != nil {
+		return view{}, err
+	}
+	w.Hits, w.Since, w.Whole = make(map[string]uint64), e.Since, v.Box.Wall().Sub(e.Since) >= 24*time.Hour
+	for _, h := range e.Lists {
+		w.Hits[h.Name] = h.Day
+	}
 	return w, nil
 }
 
@@ -117,6 +136,11 @@ func (p *Pages) turn(v *shell.Visit) error {
 	if err == nil && report.Candidate != nil {
 		return p.trial.Applied(v)
 	}
+	return p.notTurned(v, turned{On: d.Enabled}, report, err)
+}
+
+// notTurned shows the lists again, with why a switch was refused.
+func (p *Pages) notTurned(v *shell.Visit, t turned, report control.ListsReport, err error) error {
 	w, verr := p.view(v)
 	if verr != nil {
 		return errors.Join(err, verr)
@@ -124,7 +148,7 @@ func (p *Pages) turn(v *shell.Visit) error {
 	if err != nil {
 		return v.ShowAgain(p.list, w, err)
 	}
-	w.Report, w.Cut, w.Enable = &report, report.SelfCut, d.Enabled
+	w.Report, w.Cut, w.Turn = &report, report.SelfCut, t
 	return v.ShowAgain(p.list, w, shell.Refuse("Nothing was changed: "+reason(report)))
 }
 
@@ -155,7 +179,8 @@ type editor struct {
 	Report  *control.ListsReport
 	Lines   map[int]string // what is wrong, by line
 	Rest    []control.Problem
-	Checked bool // a dry run went through
+	Added   string // a range that was put at the end of the text
+	Checked bool   // a dry run went through
 	Cut     bool
 }
 
@@ -205,6 +230,17 @@ func (p *Pages) open(v *shell.Visit) error {
 	if e.Old == "" && v.R.FormValue("mine") == "yes" {
 		e.List.Name, e.Text = "office", v.Address().String()+"  # added by "+v.Person().Email+"\n"
 	}
+	if text := v.R.FormValue("add"); text != "" {
+		switch {
+		case e.Files != "":
+			return ofTheHost(e.Files)
+		case e.TooBig > 0:
+			return shell.Refuse("This list has more than a page edits. Add the address with the tool: gatehouse allowlist edit.")
+		}
+		if err := e.add(v, text); err != nil {
+			return err
+		}
+	}
 	e.boxes()
 	return v.Show(p.edit, e)
 }
@@ -235,6 +271,10 @@ func (p *Pages) change(v *shell.Visit) error {
 			e.Text += "\n"
 		}
 		e.Text += v.Address().String() + "  # added by " + v.Person().Email + "\n"
+		return v.Show(p.edit, e)
+	}
+	if shorter, ok := without(e.Text, f.Get("do")); ok {
+		e.Text = shorter
 		return v.Show(p.edit, e)
 	}
 	if len(text) > maxText {

@@ -17,12 +17,13 @@ import (
 
 // Ports are the requests of the privileged process that this package makes.
 type Ports struct {
-	Lists  func(context.Context) (control.Lists, error)
-	Read   func(context.Context, control.ListsRead) (control.ListsPart, error)
-	Stage  func(context.Context, control.ListsStage) error
-	Try    func(context.Context, control.ListsTry) (control.ListsReport, error)
-	Keep   func(context.Context, control.Keep) error
-	Revert func(context.Context, control.Revert) error
+	Exposure func(context.Context) (control.Exposure, error)
+	Lists    func(context.Context) (control.Lists, error)
+	Read     func(context.Context, control.ListsRead) (control.ListsPart, error)
+	Stage    func(context.Context, control.ListsStage) error
+	Try      func(context.Context, control.ListsTry) (control.ListsReport, error)
+	Keep     func(context.Context, control.Keep) error
+	Revert   func(context.Context, control.Revert) error
 	// Judge says which lists have an address and what it may reach, by what is
 	// in force now.
 	Judge func(netip.Addr) ([]string, allowlist.Scope)

@@ -68,6 +68,7 @@ type Box struct {
 	hosted   bool
 	order    string            // to reset the owner's second factor
 	acme     map[string]string // challenges, by token
+	exposure *control.Exposure // nil: Busy
 	stop     func()
 }
 

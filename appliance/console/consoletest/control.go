@@ -13,6 +13,7 @@ func (b *Box) handle(s *control.Server) {
 	b.handleNetwork(s)
 	b.handleTrials(s)
 	b.handleCertificates(s)
+	b.handleExposure(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})

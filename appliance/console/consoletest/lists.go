@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/lists"
@@ -109,7 +110,7 @@ func (l *allowlists) show() (control.Lists, error) {
 	}
 	out := control.Lists{Enabled: p.Enabled, Sentence: "no allowlist: anyone may reach it", Candidate: candidate, Refused: control.Counter{Packets: 31}, Files: l.files, Problems: l.problems}
 	for _, one := range p.Lists {
-		out.Lists = append(out.Lists, control.List{Name: one.Name, Enabled: one.Enabled, Scopes: one.Scopes.Names(), Note: one.Note, Ranges: len(one.Ranges), Packets: 1204})
+		out.Lists = append(out.Lists, control.List{Name: one.Name, Enabled: one.Enabled, Scopes: one.Scopes.Names(), Note: one.Note, Ranges: len(one.Ranges), Packets: 1204, Changed: time.Now().Add(-50 * time.Hour)})
 		out.Ranges += len(one.Ranges)
 	}
 	if p.Enabled {

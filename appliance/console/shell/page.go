@@ -85,6 +85,17 @@ func (v *Visit) ShowPart(p Page, name string, data any) error {
 	return v.show(http.StatusOK, p, name, "", data)
 }
 
+// Part is one template of a page as a piece of another.
+func (v *Visit) Part(p Page, name string, data any) (template.HTML, error) {
+	view := v.view()
+	view.Data = data
+	var b strings.Builder
+	if err := p.t.ExecuteTemplate(&b, name, view); err != nil {
+		return "", fmt.Errorf("writing a part of the page: %w", err)
+	}
+	return template.HTML(b.String()), nil // escaped by the template that made it
+}
+
 // ShowAgain answers with a form that was filled in wrongly and says why, if
 // err is a refusal; other errors are returned.
 func (v *Visit) ShowAgain(p Page, data any, err error) error {
@@ -128,6 +139,7 @@ var notes = map[string]string{
 	"imported":    "The certificate is good, and in use.",
 	"renewing":    "A new certificate is being got.",
 	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
+	"token":       "The token was revoked.",
 }
 
 var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>

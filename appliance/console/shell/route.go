@@ -9,6 +9,7 @@ import (
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/token"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -17,10 +18,11 @@ type Need int
 
 // The needs, from the least to the most.
 const (
-	Anyone Need = iota
-	Code        // the password was right and the second step is to come
-	Enrol       // the password was right, and no second factor yet, or signed in
-	Full        // signed in, with the route's right
+	Anyone  Need = iota
+	Code         // the password was right and the second step is to come
+	Enrol        // the password was right, and no second factor yet, or signed in
+	Full         // signed in, with the route's right
+	Program      // a token of the route's scope; cookies count for nothing
 )
 
 // Route is one row of the table. What is not in the table does not exist.
@@ -31,6 +33,7 @@ type Route struct {
 	Scope  allowlist.Scope // what the source's lists must be for; none said: the console
 	Need   Need
 	Right  right.Right // for Full
+	Token  token.Scope // for Program
 	Fresh  bool        // password and factor given a short while ago
 	API    bool        // answers with JSON and problem documents
 	Body   int64       // most bytes of a request; 0: 64 KiB
@@ -59,6 +62,8 @@ func (r Route) check() error {
 		return fmt.Errorf("route %s %s has no handler or no state", r.Method, r.Path)
 	case (r.Need == Full) != (r.Right != ""):
 		return fmt.Errorf("route %s %s: a signed-in route names a right, another does not", r.Method, r.Path)
+	case (r.Need == Program) != (r.Token != ""):
+		return fmt.Errorf("route %s %s: a route for programs names the scope of their tokens, another does not", r.Method, r.Path)
 	case r.Fresh && r.Need != Full:
 		return fmt.Errorf("route %s %s: only a signed-in route can ask for a fresh sign-in", r.Method, r.Path)
 	}

@@ -15,6 +15,7 @@ import (
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/handover"
+	"gatehouse/appliance/token"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -22,6 +23,7 @@ import (
 type Box struct {
 	Name     string
 	Accounts *account.Accounts // nil while locked
+	Tokens   *token.Tokens     // nil while locked
 	Wall     func() time.Time
 	// Scopes is what a source may reach now; nil: everything.
 	Scopes func(netip.Addr) allowlist.Scope
@@ -157,8 +159,11 @@ func (v *Visit) answer(err error) {
 // admitted looks at the session and says whether the handler may run; if not,
 // the answer has been given.
 func (v *Visit) admitted() (bool, error) {
-	if v.Route.Need == Anyone {
+	switch v.Route.Need {
+	case Anyone:
 		return true, nil
+	case Program:
+		return v.program()
 	}
 	if c, err := v.R.Cookie(sessionCookie); err == nil {
 		v.token = c.Value

@@ -5,6 +5,7 @@ import (
 	"context"
 	"embed"
 	"fmt"
+	"html/template"
 	"net/http"
 	"slices"
 	"time"
@@ -26,12 +27,16 @@ type Pages struct {
 	settings setup.Settings
 	sites    func() []hub.Site
 	log      audit.Reader
+	exposure Card
 	page     shell.Page
 }
 
+// Card is a part of the page that another package makes.
+type Card func(*shell.Visit) (template.HTML, error)
+
 // New makes the pages. sites is nil while the box is unclaimed or locked.
-func New(s setup.Settings, sites func() []hub.Site, log audit.Reader) *Pages {
-	return &Pages{s, sites, log, shell.Parse(files, "status.html")}
+func New(s setup.Settings, sites func() []hub.Site, log audit.Reader, exposure Card) *Pages {
+	return &Pages{s, sites, log, exposure, shell.Parse(files, "status.html")}
 }
 
 // Routes are this package's rows of the table.
@@ -144,20 +149,14 @@ func problems(d Details, codes int) (list []Problem) {
 
 type view struct {
 	Details
-	Todo    []todo
-	Recent  []audit.Entry
-	Traffic []figure
-	Late    bool
+	Todo   []todo
+	Recent []audit.Entry
+	Card   template.HTML // the exposure
 }
 
 type todo struct {
 	Key              setup.Todo
 	Text, Path, Mend string
-}
-
-type figure struct {
-	Name string
-	N    uint64
 }
 
 func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
@@ -176,7 +175,9 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 			w.Todo = append(w.Todo, todo{t, "Say where the box stands and when it may restart", "/welcome/place", "Place"})
 		}
 	}
-	w.Traffic = traffic(w.Firewall.Counters)
+	if w.Card, err = p.exposure(v); err != nil {
+		return w, err
+	}
 	if right.May(v.Person().Role, right.ReadAudit) {
 		page, err := p.log.Read(audit.Query{Limit: 6})
 		if err != nil {
@@ -185,31 +186,6 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 		w.Recent = page.Entries
 	}
 	return w, nil
-}
-
-// traffic sums the firewall's counters to the few figures that answer "who knocks?".
-func traffic(counters []control.Counter) []figure {
-	names := []struct {
-		text string
-		of   []string
-	}{
-		{"Connections opened", []string{"web_connections"}},
-		{"Refused at 80 and 443", []string{"web_refused", "web_refused_late", "web_udp_refused"}},
-		{"Dropped elsewhere", []string{"other_dropped", "forward_dropped", "invalid", "echo_over_limit"}},
-	}
-	var list []figure
-	for _, n := range names {
-		sum, found := uint64(0), false
-		for _, c := range counters {
-			if slices.Contains(n.of, c.Name) {
-				sum, found = sum+c.Packets, true
-			}
-		}
-		if found {
-			list = append(list, figure{n.text, sum})
-		}
-	}
-	return list
 }
 
 func (p *Pages) show(v *shell.Visit) error {

@@ -53,6 +53,7 @@ type view struct {
 	Source  control.Role
 	Lines   []control.LogLine
 	Power   bool
+	Tokens  bool // the person may manage them
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -63,6 +64,7 @@ func (p *Pages) show(v *shell.Visit) error {
 	w := view{Status: st, Sources: sources, Source: control.Role(v.R.FormValue("log"))}
 	// A host is restarted with the host's own means.
 	w.Power = !st.Hosted && right.May(v.Person().Role, right.Power)
+	w.Tokens = right.May(v.Person().Role, right.ManageTokens)
 	if !slices.Contains(sources, w.Source) {
 		w.Source = ""
 	}
