@@ -101,3 +101,24 @@ func TestBOX10_NameInUseIsShown(t *testing.T) {
 		t.Errorf("%q is shown after the claim", s.Local)
 	}
 }
+
+// TestBOX10_SwitchedOnToBeKept: the switch is a network setting like others: the
+// kernel follows while it is tried, and goes back with it.
+func TestBOX10_SwitchedOnToBeKept(t *testing.T) {
+	n := newNetBox(t, control.NetworkSettings{}, time.Minute)
+	now := func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.filtered.multicast
+	}
+	if now() {
+		t.Fatal("mDNS after the claim, and nobody switched it on")
+	}
+	r := n.tryIt(t, control.NetworkSettings{Multicast: true})
+	if !now() || r.Candidate == nil {
+		t.Fatalf("switched on to be kept: the kernel lets mDNS in: %v; %+v", now(), r)
+	}
+	if err := n.RevertAll(t.Context()); err != nil || now() {
+		t.Errorf("taken back (%v): the kernel lets mDNS in: %v", err, now())
+	}
+}

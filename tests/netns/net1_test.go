@@ -111,7 +111,7 @@ func (l lab) scan(t *testing.T, from *Host, proto string, v6 bool) Found {
 
 // arrived is how many packets the box has judged, by any rule.
 func arrived(c map[string]uint64) uint64 {
-	return c[netfilter.WebOnLink] + c[netfilter.WebOpen] + c[netfilter.WebRefused] + c[netfilter.WebUDP] + c[netfilter.OtherDropped] + c[netfilter.DHCP] + c[netfilter.InvalidPackets]
+	return c[netfilter.WebOnLink] + c[netfilter.WebOpen] + c[netfilter.WebRefused] + c[netfilter.WebUDP] + c[netfilter.OtherDropped] + c[netfilter.DHCP] + c[netfilter.MDNS] + c[netfilter.MDNSDropped] + c[netfilter.InvalidPackets]
 }
 
 func (f Found) text() string {
