@@ -27,6 +27,7 @@ import (
 	"gatehouse/appliance/vault"
 	"gatehouse/appliance/watch"
 	"gatehouse/netfilter"
+	"gatehouse/netfilter/nft"
 	"gatehouse/tpm/hostid"
 )
 
@@ -258,7 +259,7 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 		log.Warn("addresses are not filtered in the kernel", "err", err)
 		r.options.NoFilter = true
 	} else {
-		r.monitor.Filter, r.monitor.Counters = filter, counters
+		r.monitor.Filter, r.monitor.Counters = filter, nft.Counters
 	}
 	return r, nil
 }

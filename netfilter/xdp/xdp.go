@@ -23,11 +23,24 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/control"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/allowlist"
 )
+
+// Possible says whether there is a place to keep a stage at.
+func Possible() error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(Folder), &s); err != nil {
+		return fmt.Errorf("looking for the bpf file system: %w", err)
+	}
+	if s.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s is no bpf file system: this kernel has none", filepath.Dir(Folder))
+	}
+	return nil
+}
 
 // Folder is where our own image keeps the stage; `boot` mounts what is above it.
 const Folder = "/sys/fs/bpf/gatehouse"
@@ -254,7 +267,12 @@ func slot(address uint32) *ebpf.MapSpec {
 }
 
 func load(dir, file string) (*ebpf.Map, error) {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, file), nil)
+	path := filepath.Join(dir, file)
+	_, err := os.Lstat(path) // before the system call, which a kernel may not have
+	var m *ebpf.Map
+	if err == nil {
+		m, err = ebpf.LoadPinnedMap(path, nil)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the early stage: %s: %w", file, err)
 	}
@@ -282,7 +300,7 @@ func (s Stage) attach(m maps) (Links, error) {
 	errs := []error{err}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), fileLink) && !wanted[e.Name()] {
-			errs = append(errs, os.Remove(filepath.Join(s.Dir, e.Name())))
+			errs = append(errs, detach(filepath.Join(s.Dir, e.Name())))
 		}
 	}
 	return l, errors.Join(errs...)
@@ -348,7 +366,7 @@ func Remove(dir string) error {
 	errs := []error{err}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), fileLink) {
-			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+			errs = append(errs, detach(filepath.Join(dir, e.Name())))
 		}
 	}
 	for _, name := range []string{fileV4, fileV6, fileDrops, fileGeneration} {
@@ -357,6 +375,21 @@ func Remove(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// detach takes the program from a link at once; without its file alone the
+// kernel would do so a little later.
+func detach(file string) error {
+	l, err := link.LoadPinnedLink(file, nil)
+	if err != nil {
+		return fmt.Errorf("taking the early stage away: %w", err)
+	}
+	defer l.Close()
+	// A link that is gone has nothing to take away.
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("taking the early stage away: %w", err)
+	}
+	return l.Unpin()
 }
 
 // Counter is what the stage has dropped since it was made, on all processors;
