@@ -138,6 +138,7 @@ func Filter(p Paths, o Options) Spec {
 	if p.Stage != "" {
 		s.Caps = append(s.Caps, "CAP_BPF")
 		s.Confine.Calls = []string{"bpf"}
+		s.Confine.Read = append(s.Confine.Read, "/sys/devices/system/cpu/possible") // counters are per processor
 	}
 	s.program = p.Program
 	if s.program == "" {

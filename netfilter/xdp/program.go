@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -71,28 +72,37 @@ func program(mac [6]byte, ports []uint16, m maps) asm.Instructions {
 }
 
 // v4 leaves the packet's length in R9 and the source on the stack; so does v6.
+//
+// The header may have options. Each length has a branch of its own, since a
+// place in a packet that is only known at run time needs CAP_PERFMON.
 func v4(ports []uint16) asm.Instructions {
 	r := asm.Instructions{
-		asm.LoadMem(asm.R5, asm.R6, ip, asm.Byte).WithSymbol("v4"),
-		asm.Mov.Reg(asm.R4, asm.R5), asm.And.Imm(asm.R4, 0xf0),
-		asm.JNE.Imm(asm.R4, 0x40, "pass"),
-		asm.And.Imm(asm.R5, 0x0f), asm.LSh.Imm(asm.R5, 2), // length of the header
-		asm.JLT.Imm(asm.R5, 20, "pass"),
-		asm.LoadMem(asm.R4, asm.R6, v4Proto, asm.Byte),
+		asm.LoadMem(asm.R4, asm.R6, v4Proto, asm.Byte).WithSymbol("v4"),
 		asm.JNE.Imm(asm.R4, tcp, "pass"),
 		asm.LoadMem(asm.R4, asm.R6, v4Place, asm.Half),
 		asm.And.Imm(asm.R4, onWire(0x3fff)), // more fragments, or a place
 		asm.JNE.Imm(asm.R4, 0, "pass"),
 		asm.LoadMem(asm.R9, asm.R6, v4Length, asm.Half), asm.HostTo(asm.BE, asm.R9, asm.Half),
-		asm.Mov.Reg(asm.R4, asm.R5), asm.Add.Imm(asm.R4, tcpHead),
-		asm.JLT.Reg(asm.R9, asm.R4, "pass"),
-		asm.Mov.Reg(asm.R4, asm.R6), asm.Add.Reg(asm.R4, asm.R5), // ip bytes before the TCP header
-		asm.Mov.Reg(asm.R7, asm.R4), asm.Add.Imm(asm.R7, ip+tcpHead),
-		asm.JGT.Reg(asm.R7, asm.R3, "pass"),
-		asm.LoadMem(asm.R5, asm.R4, ip+tcpPort, asm.Half),
+		asm.LoadMem(asm.R5, asm.R6, ip, asm.Byte),
 	}
+	const shortest, longest = 5, 15 // of a header, in words
+	label := func(words int32) string { return fmt.Sprintf("v4 of %d", words) }
+	for words := int32(shortest); words <= longest; words++ {
+		r = append(r, asm.JEq.Imm(asm.R5, 0x40|words, label(words)))
+	}
+	r = append(r, asm.Ja.Label("pass"))
+	for words := int32(shortest); words <= longest; words++ {
+		r = append(r,
+			asm.JLT.Imm(asm.R9, 4*words+tcpHead, "pass").WithSymbol(label(words)),
+			asm.Mov.Reg(asm.R4, asm.R6), asm.Add.Imm(asm.R4, ip+4*words+tcpHead),
+			asm.JGT.Reg(asm.R4, asm.R3, "pass"),
+			asm.LoadMem(asm.R5, asm.R6, int16(ip+4*words+tcpPort), asm.Half),
+			asm.Ja.Label("v4 port"),
+		)
+	}
+	r = append(r, asm.Mov.Reg(asm.R4, asm.R5).WithSymbol("v4 port"))
 	for _, p := range ports {
-		r = append(r, asm.JEq.Imm(asm.R5, onWire(p), "v4 ours"))
+		r = append(r, asm.JEq.Imm(asm.R4, onWire(p), "v4 ours"))
 	}
 	return append(r,
 		asm.Ja.Label("pass"),
