@@ -15,19 +15,37 @@ func Prefixes(ranges []Range, most int) (prefixes []netip.Prefix, exact bool) {
 		return nil, len(ranges) == 0
 	}
 	size := ranges[0].First.BitLen()
-	for coarse := 0; coarse < size; coarse++ {
-		if out, ok := cover(ranges, coarse, most); ok {
-			return out, coarse == 0
+	count := func(coarse int) (n int) {
+		cover(ranges, coarse, func(netip.Prefix) bool { n++; return n <= most })
+		return n
+	}
+	n, coarse := count(0), 0
+	for low, high := 0, size; n > most; { // too many at low, few enough at high
+		if coarse = (low + high) / 2; coarse == low {
+			coarse = high
+		}
+		switch m := count(coarse); {
+		case m > most:
+			low = coarse
+		case coarse-low > 1:
+			high = coarse
+		default:
+			n = m
 		}
 	}
-	return []netip.Prefix{netip.PrefixFrom(ranges[0].First, 0).Masked()}, false
+	prefixes = make([]netip.Prefix, 0, n)
+	cover(ranges, coarse, func(p netip.Prefix) bool { prefixes = append(prefixes, p); return true })
+	return prefixes, coarse == 0
 }
 
-// cover gives up when there would be more than so many.
-func cover(ranges []Range, coarse, most int) ([]netip.Prefix, bool) {
+var ones = number{^uint64(0), ^uint64(0)}
+
+// cover gives the prefixes of ranges whose ends are rounded outwards to so many
+// bits, until yield says that it is enough.
+func cover(ranges []Range, coarse int, yield func(netip.Prefix) bool) {
 	v6 := ranges[0].First.Is6()
-	mask := number{^uint64(0), ^uint64(0)}.shiftLeft(coarse)
-	out := make([]netip.Prefix, 0, min(len(ranges)+len(ranges)/4, most))
+	size := ranges[0].First.BitLen()
+	mask := ones.shiftLeft(coarse)
 	for i := 0; i < len(ranges); {
 		first := numberOf(ranges[i].First).and(mask)
 		last := numberOf(ranges[i].Last).or(mask.not())
@@ -37,27 +55,25 @@ func cover(ranges []Range, coarse, most int) ([]netip.Prefix, bool) {
 			}
 			last = numberOf(ranges[i].Last).or(mask.not())
 		}
+		if !v6 {
+			last.high, last.low = 0, last.low&(1<<32-1)
+		}
 		for {
 			// The largest block that begins at first and ends at or before last.
-			host := first.trailingZeros()
-			for host > 0 && last.less(first.or(number{^uint64(0), ^uint64(0)}.shiftLeft(host).not())) {
+			host := min(first.trailingZeros(), size)
+			for host > 0 && last.less(first.or(ones.shiftLeft(host).not())) {
 				host--
 			}
-			if !v6 && host > 32 {
-				host = 32
+			if !yield(netip.PrefixFrom(first.addr(v6), size-host)) {
+				return
 			}
-			if len(out) == most {
-				return nil, false
-			}
-			out = append(out, netip.PrefixFrom(first.addr(v6), last.width(v6)-host))
-			end := first.or(number{^uint64(0), ^uint64(0)}.shiftLeft(host).not())
+			end := first.or(ones.shiftLeft(host).not())
 			if !end.less(last) {
 				break
 			}
 			first = end.next()
 		}
 	}
-	return out, true
 }
 
 // number is an address as 128 bits; IPv4 has the low 32 alone.
@@ -70,13 +86,6 @@ func numberOf(a netip.Addr) number {
 	}
 	b := a.As16()
 	return number{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
-}
-
-func (number) width(v6 bool) int {
-	if v6 {
-		return 128
-	}
-	return 32
 }
 
 func (n number) addr(v6 bool) netip.Addr {

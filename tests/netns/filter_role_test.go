@@ -44,6 +44,56 @@ func filterPart(args []string, w io.Writer) error {
 	return err
 }
 
+// roleFiles is where the filter role finds lists, and a stage that it may use.
+type roleFiles struct {
+	dir   string
+	stage xdp.Stage
+}
+
+func newFiles(t testing.TB, s xdp.Stage) roleFiles {
+	t.Helper()
+	f := roleFiles{dir: t.TempDir(), stage: s}
+	for _, way := range []string{f.dir, filepath.Dir(s.Dir)} {
+		for d := way; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+			if err := os.Chmod(d, 0o755); err != nil { // the role has a uid of its own
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.MkdirAll(f.lists(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f roleFiles) lists() string { return filepath.Join(f.dir, "lists", "1") }
+
+func (f roleFiles) put(t testing.TB, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(f.lists(), name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run has the role put one list in force.
+func (f roleFiles) run(t testing.TB, box *Host, xdp string, order lists.Order) lists.Answer {
+	t.Helper()
+	f.put(t, "allowlists.toml", fmt.Sprintf("enabled = true\nxdp = %q\n[[list]]\nname = \"office\"\nenabled = true\nscope = [\"console\"]\n", xdp))
+	order.Folder, order.Apply, order.Kernel, order.Admission = f.lists(), true, true, filepath.Join(f.dir, "run", "admission")
+	text, err := json.Marshal(order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a lists.Answer
+	if err := json.Unmarshal([]byte(box.Run(t, "filter", string(text))), &a); err != nil {
+		t.Fatal(err)
+	}
+	if a.Error != "" || len(a.Report.Problems) > 0 {
+		t.Fatalf("the role answers %+v", a)
+	}
+	return a
+}
+
 // TestNET8_FilterRoleHoldsTheEarlyStage runs the role with the rights of its
 // row and no others: it puts lists and stage in force, takes the stage away
 // when it is switched off, and goes on without it where there is no place for one.
@@ -55,44 +105,9 @@ func TestNET8_FilterRoleHoldsTheEarlyStage(t *testing.T) {
 	o := observe(t, box, true)
 	g := newGun(t, box, peer, "eth0")
 	s := newStage(t, box, 80, 443)
-	files := t.TempDir()
-	for d := files; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil { // the role has a uid of its own
-			t.Fatal(err)
-		}
-	}
-	for d := filepath.Dir(s.Dir); d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run := filepath.Join(files, "run")
-	put := func(name, text string) {
-		if err := os.WriteFile(filepath.Join(files, "lists", "1", name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(files, "lists", "1"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	role := func(xdp string, order lists.Order) lists.Answer {
-		t.Helper()
-		put("allowlists.toml", fmt.Sprintf("enabled = true\nxdp = %q\n[[list]]\nname = \"office\"\nenabled = true\nscope = [\"console\"]\n", xdp))
-		put("office.list", "198.51.100.0/24\n")
-		order.Folder, order.Apply, order.Kernel, order.Admission = filepath.Join(files, "lists", "1"), true, true, filepath.Join(run, "admission")
-		text, err := json.Marshal(order)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var a lists.Answer
-		if err := json.Unmarshal([]byte(box.Run(t, "filter", string(text))), &a); err != nil {
-			t.Fatal(err)
-		}
-		if a.Error != "" || len(a.Report.Problems) > 0 {
-			t.Fatalf("the role answers %+v", a)
-		}
-		return a
-	}
+	f := newFiles(t, s)
+	f.put(t, "office.list", "198.51.100.0/24\n")
+	role := func(xdp string, order lists.Order) lists.Answer { return f.run(t, box, xdp, order) }
 	stranger := knockAt(netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("192.0.2.5"), 40000, 443)
 	friend := knockAt(netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("192.0.2.5"), 40000, 443)
 	judged := func(what string, early bool) {
@@ -116,7 +131,7 @@ func TestNET8_FilterRoleHoldsTheEarlyStage(t *testing.T) {
 		judged("xdp = "+c.xdp, c.early)
 	}
 	// A place that is no bpf file system: the lists hold without the stage.
-	plain := filepath.Join(files, "plain")
+	plain := filepath.Join(f.dir, "plain")
 	a := role("on", lists.Order{Stage: plain})
 	if len(a.Early.Links) != 0 || !strings.Contains(a.Early.Sentence, "could not be used") {
 		t.Errorf("without a bpf file system the role says %+v", a.Early)
