@@ -116,6 +116,16 @@ func (h *Host) writeSysctls(table []Sysctl) error {
 	return errors.Join(errs...)
 }
 
+// HasSYNCookies says whether the kernel answers a flood of SYNs without keeping
+// anything of them; hosted, that is for the machine's owner to set.
+func (h *Host) HasSYNCookies() (bool, error) {
+	v, err := h.readLine(sysctlPath("net.ipv4.tcp_syncookies"))
+	if err != nil {
+		return false, fmt.Errorf("asking for SYN cookies: %w", err)
+	}
+	return strings.TrimSpace(v) != "0", nil
+}
+
 // sysctlPath turns dots into folders. Interface names may hold dots (eth0.5),
 // so the name between "conf." and the last dot stays whole.
 func sysctlPath(key string) string {

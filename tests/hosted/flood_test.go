@@ -298,3 +298,15 @@ func (b *box) most(role string) int {
 	b.Fatal("the kernel does not say how much memory it held")
 	return 0
 }
+
+// TestNET7_MissingSYNCookiesAreSaid starts on a host whose owner switched them off.
+func TestNET7_MissingSYNCookiesAreSaid(t *testing.T) {
+	for value, said := range map[string]bool{"0": true, "1": false} {
+		b := newBox(t)
+		b.host.Sysctl(t, "net/ipv4/tcp_syncookies", value)
+		b.start("unclaimed")
+		if got := strings.Contains(b.output(), "net.ipv4.tcp_syncookies"); got != said {
+			t.Errorf("with %s it is said: %t\n%s", value, got, b.output())
+		}
+	}
+}
