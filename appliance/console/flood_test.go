@@ -243,7 +243,7 @@ func TestNET7_SlowVisitorsAreClosed(t *testing.T) {
 	drip("a byte of a form now and then", "http/1.1", form, "e")
 	drip("HTTP/2, silent", "h2", "", "")
 	drip("HTTP/2, the preface alone", "h2", http2.ClientPreface, "")
-	drip("HTTP/2, settings now and then", "h2", http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x00\x00\x00\x04\x01\x00\x00\x00\x00")
+	drip("HTTP/2, pings and no request", "h2", http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x00\x00\x08\x06\x00\x00\x00\x00\x00gatehous")
 	// Asks for pages and never reads: the answers fill the socket, or wait for
 	// a window that never opens, and the pings behind them are not answered.
 	deaf := func(name, protocol, ask string) {
