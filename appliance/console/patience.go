@@ -19,7 +19,7 @@ import (
 const (
 	firstRequest = 9 * time.Second  // TLS handshake and the headers of the first request
 	wholeRequest = 10 * time.Second // headers and body of any request
-	wholeAnswer  = 14 * time.Second // until the visitor has taken the answer
+	wholeAnswer  = 13 * time.Second // until the visitor has taken the answer
 	anyByte      = 10 * time.Second // HTTP/2: until it takes a byte of anything
 	stillThere   = 8 * time.Second  // HTTP/2: silent so long, it is asked; and has so long to answer
 	answerPing   = 5 * time.Second
