@@ -96,19 +96,22 @@ func (t *turns) leave() {
 // server's first answer: all that is computed lies between them, and nothing
 // that the client could make slow.
 func inTurn(c *tls.Config) *tls.Config {
-	t := newTurns(2 * runtime.GOMAXPROCS(0))
+	t, choose := newTurns(2*runtime.GOMAXPROCS(0)), c.GetConfigForClient
+	if choose == nil {
+		choose = func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, nil }
+	}
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		conn, ok := hello.Conn.(*handover.Conn)
 		if !ok {
-			return nil, nil
+			return choose(hello)
 		}
 		ctx, cancel := context.WithTimeout(hello.Context(), turnPatience)
 		defer cancel()
 		if err := t.enter(ctx, handover.Source(conn.Meta().Remote.Addr())); err != nil {
 			return nil, err
 		}
-		conn.OnAnswer(t.leave)
-		return nil, nil
+		conn.OnAnswer(t.leave) // or at its end, if there is no answer
+		return choose(hello)
 	}
 	return c
 }
