@@ -43,6 +43,7 @@ const (
 	WebOnLink      = "web_on_link"         // packets to the web ports from the box's own networks
 	WebOpen        = "web_open"            // packets to the web ports that no list judges
 	WebRefused     = "web_refused"         // packets to the web ports from a source that is not let in
+	WebEarly       = "web_refused_early"   // the same, dropped at the link by the early stage (netfilter/xdp)
 	WebLate        = "web_refused_late"    // hosted: the same, found after redirection or reassembly
 	WebUDP         = "web_udp_refused"     // UDP to the web ports
 	WebNew         = "web_connections"     // connections opened

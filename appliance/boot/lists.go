@@ -10,6 +10,8 @@ import (
 	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/supervise"
+	"gatehouse/netfilter"
+	"gatehouse/netfilter/xdp"
 )
 
 // listPaths says where the files of the allowlists are, and the file by which
@@ -25,9 +27,18 @@ func (r *roles) lists() (*monitor.Lists, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := supervise.Filter(r.paths, r.options)
+	paths, why := r.paths, "hosted, the links are their owner's"
+	if r.form == netfilter.Box {
+		if err := xdp.Possible(); err != nil {
+			why = err.Error()
+		} else {
+			paths.Stage = xdp.Folder
+		}
+	}
+	spec := supervise.Filter(paths, r.options)
 	return &monitor.Lists{Folder: folder, Files: r.hostLists, Filter: func(ctx context.Context, o lists.Order) (lists.Answer, error) {
 		o.Admission, o.Form, o.Ports = r.paths.Admission, r.form, r.ports
+		o.Stage, o.NoStage = paths.Stage, why
 		order, err := json.Marshal(o)
 		if err != nil {
 			return lists.Answer{}, fmt.Errorf("asking the filter: %w", err)

@@ -28,6 +28,7 @@ import (
 	"gatehouse/appliance/vault"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/nft"
+	"gatehouse/netfilter/xdp"
 )
 
 // Release is what the program knows of itself, set when it was built.
@@ -240,9 +241,31 @@ func listenUnix(path string) (net.Listener, error) {
 // kernelFilter puts the rules of a state into the kernel.
 func kernelFilter(form netfilter.Form, ports netfilter.Ports) func(netfilter.State) error {
 	return func(s netfilter.State) error {
+		if form == netfilter.Box {
+			if err := openStage(s.Phase, s.Lists); err != nil {
+				return err
+			}
+		}
 		s.Form, s.Ports = form, ports
 		return nft.Apply(netfilter.Rules(s))
 	}
+}
+
+// openStage makes the early stage pass everything on, unless it holds what the
+// rules for this state ask: it would keep out whom they let in.
+func openStage(s control.State, l netfilter.Lists) error {
+	var asked uint64
+	if s == control.StateReady && !l.Off && len(l.Names) > 0 {
+		asked = l.Generation
+	}
+	err := xdp.Open(xdp.Folder, asked)
+	if err == nil {
+		return nil
+	}
+	if gone := xdp.Remove(xdp.Folder); gone != nil {
+		return errors.Join(err, gone)
+	}
+	return nil
 }
 
 // crockford is the alphabet of names: no i, l, o or u to be misread.

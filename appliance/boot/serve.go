@@ -27,6 +27,7 @@ import (
 	"gatehouse/appliance/vault"
 	"gatehouse/appliance/watch"
 	"gatehouse/netfilter"
+	"gatehouse/netfilter/nft"
 	"gatehouse/tpm/hostid"
 )
 
@@ -251,6 +252,9 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 			Kernel: kernel(machine),
 		},
 	}
+	if has, err := machine.HasSYNCookies(); err == nil && !has {
+		log.Warn("a flood of false SYN packets can keep everybody out: set net.ipv4.tcp_syncookies to 1 on this host")
+	}
 	// A first, closed rule set says whether we may filter here at all.
 	r.form, r.ports = netfilter.Hosted, netfilter.Ports{HTTP: cfg.HTTP.Port(), HTTPS: cfg.HTTPS.Port(), HTTPAt: cfg.HTTP.Addr(), HTTPSAt: cfg.HTTPS.Addr()}
 	filter := kernelFilter(r.form, r.ports)
@@ -258,7 +262,7 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 		log.Warn("addresses are not filtered in the kernel", "err", err)
 		r.options.NoFilter = true
 	} else {
-		r.monitor.Filter, r.monitor.Counters = filter, counters
+		r.monitor.Filter, r.monitor.Counters = filter, nft.Counters
 	}
 	return r, nil
 }

@@ -18,6 +18,7 @@ import (
 	"gatehouse/appliance/volume"
 	"gatehouse/netfilter"
 	"gatehouse/netfilter/nft"
+	"gatehouse/netfilter/xdp"
 	"gatehouse/tpm"
 	"gatehouse/tpm/hostid"
 )
@@ -286,4 +287,18 @@ func usage(path string, encrypted bool) control.Volume {
 	return control.Volume{Encrypted: encrypted, Size: size, Free: free}
 }
 
-func counters() ([]control.Counter, error) { return nft.Counters() }
+// counters are those of the packet filter, with the early stage's if there is one.
+func counters() ([]control.Counter, error) {
+	all, err := nft.Counters()
+	if err != nil {
+		return all, err
+	}
+	early, err := xdp.Counter(xdp.Folder)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return all, nil
+	case err != nil:
+		return all, err
+	}
+	return append(all, early), nil
+}

@@ -315,24 +315,17 @@ func (s *console) auditReader() audit.Reader { return audit.Reader{Dir: s.env.Au
 // serve runs the web server on the connections that the gateway hands over.
 func serve(ctx context.Context, l net.Listener, c *tls.Config, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           h,
-		TLSConfig:         c,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       10 * time.Second, // of a form; a visitor who is slower holds a place of all others
-		WriteTimeout:      20 * time.Second, // a client that does not take its answer gives its place back
+		Handler:           patient(h),
+		TLSConfig:         inTurn(c),
+		ReadHeaderTimeout: wholeRequest,
+		ReadTimeout:       wholeRequest, // of a form; a visitor who is slower holds a place of all others
+		WriteTimeout:      wholeAnswer,  // a client that does not take its answer gives its place back
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 32, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10},
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if t, ok := c.(*tls.Conn); ok {
-				c = t.NetConn()
-			}
-			if passed, ok := c.(*handover.Conn); ok {
-				return shell.Connected(ctx, passed)
-			}
-			return ctx
-		},
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 32, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10,
+			WriteByteTimeout: anyByte, SendPingTimeout: stillThere, PingTimeout: answerPing},
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: meet,
 	}
 	done := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {

@@ -78,6 +78,7 @@ type Lists struct {
 	Swapped   time.Time  `json:"swapped"`            // when the kernel last got new ranges
 	XDP       bool       `json:"xdp"`                // the early stage is on
 	Files     string     `json:"files,omitempty"`    // hosted: the folder of the host that they are read from, and cannot be edited here
+	Early     EarlyStage `json:"early"`
 }
 
 // List is one allowlist.

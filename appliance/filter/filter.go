@@ -70,7 +70,7 @@ func carry(o lists.Order) lists.Answer {
 	if !o.Apply {
 		return a
 	}
-	if a.InForce, err = apply(o, policy, compiled, now); err != nil {
+	if a.InForce, a.Early, err = apply(o, policy, compiled, now); err != nil {
 		a.Error = err.Error()
 	}
 	return a
@@ -172,22 +172,23 @@ func judge(before allowlist.Policy, now allowlist.Compiled, watch []netip.Addr) 
 // apply fills and swaps in the kernel, then tells gateway and console. In this
 // order a source that is let in anew is never turned away by them, and one that
 // is not any more is stopped by the kernel first.
-func apply(o lists.Order, p allowlist.Policy, compiled []byte, now allowlist.Compiled) (netfilter.Lists, error) {
+func apply(o lists.Order, p allowlist.Policy, compiled []byte, now allowlist.Compiled) (netfilter.Lists, control.EarlyStage, error) {
 	inForce := netfilter.Lists{Off: !p.Enabled}
+	early := control.EarlyStage{Sentence: "the early stage is off: the lists are not in the kernel"}
 	if o.Kernel {
 		old, err := nft.InForce()
 		if err != nil {
-			return inForce, err
+			return inForce, early, err
 		}
 		var sets []netfilter.Set
 		inForce, sets = netfilter.Sets(p, old.Generation+1)
 		rules := netfilter.Rules(netfilter.State{Phase: control.StateReady, OnLink: o.OnLink, Ports: o.Ports, Form: o.Form, Lists: inForce})
-		if err := nft.Install(rules, sets); err != nil {
-			return inForce, err
+		if early, err = install(o, p, rules, sets, inForce.Generation); err != nil {
+			return inForce, early, err
 		}
 	}
 	if err := tell(o.Admission, compiled); err != nil {
-		return inForce, err
+		return inForce, early, err
 	}
 	if o.Kernel && p.Enabled {
 		// Their packets are dropped already; a kernel without the door to its
@@ -197,7 +198,7 @@ func apply(o lists.Order, p allowlist.Policy, compiled []byte, now allowlist.Com
 			fmt.Fprintln(os.Stderr, "gatehouse: connections of sources that are not let in any more:", err)
 		}
 	}
-	return inForce, nil
+	return inForce, early, nil
 }
 
 // tell replaces the file that gateway and console watch. It lies in memory and

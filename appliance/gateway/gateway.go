@@ -120,12 +120,13 @@ type gateway struct {
 	sender  *handover.Sender
 	log     *slog.Logger
 	waiting *waiting
+	budget  *budget
 	lists   *admission.Watch
 	memory  atomic.Int64
 }
 
 func newGateway(s *handover.Sender, log *slog.Logger) *gateway {
-	return &gateway{sender: s, log: log, lists: admission.Open("", log), waiting: newWaiting(maxWaiting, maxSource)}
+	return &gateway{sender: s, log: log, lists: admission.Open("", log), waiting: newWaiting(maxWaiting, maxSource), budget: newBudget(time.Now)}
 }
 
 // serve accepts until ctx ends. The goroutines are bounded by waiting: the
@@ -212,6 +213,14 @@ func (g *gateway) web(ctx context.Context, c net.Conn) error {
 		}
 		_, err := c.Write(alert(refusal))
 		return errors.Join(fmt.Errorf("protocols %q are not served", protocols), err)
+	}
+	// Paid for here, so that silent connections cost their source nothing of it.
+	wait, ok := g.budget.take(address(c.RemoteAddr()).Addr())
+	if !ok {
+		return errors.New("the source opens more connections than one may")
+	}
+	if wait > 0 {
+		pause(ctx, wait)
 	}
 	return g.pass(ctx, c, kind, h.raw, accepted)
 }

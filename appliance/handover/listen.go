@@ -268,6 +268,7 @@ type Conn struct {
 	release func()       // nil for the local socket, which has no limit
 	active  atomic.Int64 // when it last moved bytes, for Listener.evict
 	bound   atomic.Uint32
+	answer  atomic.Pointer[func()]
 
 	mu     sync.Mutex
 	peeked []byte
@@ -301,8 +302,18 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// OnAnswer has f called once, when next something is written or at the end.
+func (c *Conn) OnAnswer(f func()) { c.answer.Store(&f) }
+
+func (c *Conn) answered() {
+	if f := c.answer.Swap(nil); f != nil {
+		(*f)()
+	}
+}
+
 // Write writes to the peer.
 func (c *Conn) Write(p []byte) (int, error) {
+	c.answered()
 	n, err := c.inner.Write(p)
 	if n > 0 {
 		c.touch()
@@ -312,6 +323,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // Close ends the connection and frees its place in the limits.
 func (c *Conn) Close() error {
+	c.answered()
 	if c.release != nil {
 		c.release()
 	}

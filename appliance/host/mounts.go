@@ -30,7 +30,7 @@ func earlyMounts() []mountPoint {
 		{fsType: "tmpfs", path: "/run", flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, data: "mode=0755,size=16m", mode: 0o755},
 		{fsType: "securityfs", path: "/sys/kernel/security", flags: quiet, optional: true},
 		{fsType: "pstore", path: "/sys/fs/pstore", flags: quiet, optional: true},
-		{fsType: "bpf", path: "/sys/fs/bpf", flags: quiet, data: "mode=0700", optional: true},
+		{fsType: "bpf", path: "/sys/fs/bpf", flags: quiet, data: "mode=0711", optional: true}, // the filter role has a folder there
 	}
 }
 

@@ -21,6 +21,9 @@ func Sysctls() []Sysctl {
 	return []Sysctl{
 		{"net.ipv4.ip_forward", "0", "the box is an end, never a router", true},
 		{"net.ipv4.tcp_syncookies", "1", "a flood of SYN must not lock the owner out", true},
+		{"net.ipv4.tcp_max_syn_backlog", "4096", "half-open connections that are kept without a cookie; the kernel gives a small box 128", true},
+		{"net.core.somaxconn", "4096", "connections that wait for the gateway", true},
+		{"net.ipv4.tcp_abort_on_overflow", "0", "one of too many may try again", false},
 		{"net.ipv4.tcp_rfc1337", "1", "a late RST must not end a connection in TIME-WAIT", false},
 		{"net.ipv4.tcp_synack_retries", "3", "half-open connections end in 15 s", false},
 		{"net.ipv4.icmp_echo_ignore_broadcasts", "1", "no amplifier", false},
@@ -111,6 +114,16 @@ func (h *Host) writeSysctls(table []Sysctl) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// HasSYNCookies says whether the kernel answers a flood of SYNs without keeping
+// anything of them; hosted, that is for the machine's owner to set.
+func (h *Host) HasSYNCookies() (bool, error) {
+	v, err := h.readLine(sysctlPath("net.ipv4.tcp_syncookies"))
+	if err != nil {
+		return false, fmt.Errorf("asking for SYN cookies: %w", err)
+	}
+	return strings.TrimSpace(v) != "0", nil
 }
 
 // sysctlPath turns dots into folders. Interface names may hold dots (eth0.5),

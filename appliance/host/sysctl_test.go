@@ -21,6 +21,17 @@ func TestSysctlPath(t *testing.T) {
 	}
 }
 
+func TestNET7_HasSYNCookies(t *testing.T) {
+	if _, err := newTree(t, nil).HasSYNCookies(); err == nil {
+		t.Error("a kernel that does not say has them")
+	}
+	for text, want := range map[string]bool{"0\n": false, "1\n": true, "2\n": true} {
+		if got, err := newTree(t, map[string]string{"proc/sys/net/ipv4/tcp_syncookies": text}).HasSYNCookies(); err != nil || got != want {
+			t.Errorf("%q: %t, %v", text, got, err)
+		}
+	}
+}
+
 func TestSetSysctls(t *testing.T) {
 	x := newTree(t, nil)
 	err := x.SetSysctls()

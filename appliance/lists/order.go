@@ -16,6 +16,8 @@ type Order struct {
 	Apply     bool            `json:"apply"`  // else only judge
 	Kernel    bool            `json:"kernel"` // this program may filter in the kernel
 	Admission string          `json:"admission"`
+	Stage     string          `json:"stage"`    // folder of the early stage; "": there can be none
+	NoStage   string          `json:"no_stage"` // why not
 	Form      netfilter.Form  `json:"form"`
 	Ports     netfilter.Ports `json:"ports"`
 	OnLink    []netip.Prefix  `json:"on_link"` // addresses of the box
@@ -29,6 +31,7 @@ type Answer struct {
 	Enabled  bool                `json:"enabled"`
 	Lists    []control.List      `json:"lists"`
 	Ranges   int                 `json:"ranges"`
+	Early    control.EarlyStage  `json:"early"`
 	InForce  netfilter.Lists     `json:"in_force"` // what the rules ask, if it was applied
 	Admitted []string            `json:"admitted"` // for each of Watch, the lists that have it, with commas
 }

@@ -244,6 +244,7 @@ func (m *Monitor) Lists() control.Lists {
 		l.Files = m.cfg.Lists.Files
 		l.Problems = append(l.Problems, files...)
 	}
+	l.Early, l.XDP = j.answer.Early, len(j.answer.Early.Links) > 0
 	if m.cfg.Filter == nil || m.cfg.Counters == nil {
 		return l
 	}
@@ -252,8 +253,13 @@ func (m *Monitor) Lists() control.Lists {
 		m.cfg.Logger.Warn("reading the filter's counters", "err", err)
 	}
 	for _, c := range counters {
-		if c.Name == netfilter.WebRefused {
-			l.Refused = c
+		switch c.Name {
+		case netfilter.WebRefused, netfilter.WebEarly:
+			l.Refused.Name = netfilter.WebRefused
+			l.Refused.Packets, l.Refused.Bytes = l.Refused.Packets+c.Packets, l.Refused.Bytes+c.Bytes
+		}
+		if c.Name == netfilter.WebEarly {
+			l.Early.Dropped = c
 		}
 		for i := range l.Lists {
 			if c.Name == netfilter.ListCounter(l.Lists[i].Name) {

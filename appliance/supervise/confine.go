@@ -50,7 +50,7 @@ func Confine(role control.Role) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("confining %s: %w", role, err)
 	}
-	if err := restrictCalls(c.Families); err != nil {
+	if err := restrictCalls(c.Families, c.Calls); err != nil {
 		return "", fmt.Errorf("confining %s: %w", role, err)
 	}
 	return said, nil

@@ -190,7 +190,7 @@ func TestConfineRefuses(t *testing.T) {
 	if _, err := (Confinement{Read: []string{"relative"}}).encode(); err == nil {
 		t.Error("a relative path was taken")
 	}
-	if _, err := program([]string{"AF_NONE"}); err == nil {
+	if _, err := program([]string{"AF_NONE"}, nil); err == nil {
 		t.Error("an unknown socket family was taken")
 	}
 }
@@ -246,7 +246,7 @@ func call(t *testing.T, vm *bpf.VM, archID uint32, nr int, args ...uint64) uint3
 }
 
 func TestFilterOfSystemCalls(t *testing.T) {
-	insts, err := program([]string{"AF_UNIX", "AF_INET"})
+	insts, err := program([]string{"AF_UNIX", "AF_INET"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package supervise
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
@@ -42,7 +43,7 @@ var (
 // policy is a list of what is denied, not of what is allowed: the Go runtime
 // and SQLite change which calls they use with a release, and a call missing
 // from an allowlist shows in the field, not in a test.
-func policy(families []string) (seccomp.Policy, error) {
+func policy(families, allowed []string) (seccomp.Policy, error) {
 	numbers := map[string]uint64{"AF_UNIX": unix.AF_UNIX, "AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK, "AF_PACKET": unix.AF_PACKET}
 	var other seccomp.ArgumentConditions
 	for _, f := range families {
@@ -60,6 +61,12 @@ func policy(families []string) (seccomp.Policy, error) {
 	if runtime.GOARCH == "amd64" {
 		kill, deny = append(kill[:len(kill):len(kill)], deadlyAMD64...), append(deny[:len(deny):len(deny)], refusedAMD64...)
 	}
+	for _, name := range allowed {
+		if !slices.Contains(kill, name) {
+			return seccomp.Policy{}, fmt.Errorf("the system call %q is not one that roles are killed for", name)
+		}
+	}
+	kill = slices.DeleteFunc(slices.Clone(kill), func(name string) bool { return slices.Contains(allowed, name) })
 	return seccomp.Policy{
 		DefaultAction: seccomp.ActionAllow,
 		Syscalls: []seccomp.SyscallGroup{
@@ -85,8 +92,8 @@ func policy(families []string) (seccomp.Policy, error) {
 // program is the filter as the kernel takes it. The library lets calls of a
 // foreign architecture through to the default action, which here is to allow:
 // int 0x80 would go around the whole list. So the architecture comes first.
-func program(families []string) ([]bpf.Instruction, error) {
-	p, err := policy(families)
+func program(families, allowed []string) ([]bpf.Instruction, error) {
+	p, err := policy(families, allowed)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +114,8 @@ func program(families []string) ([]bpf.Instruction, error) {
 }
 
 // restrictCalls sets no_new_privs and the filter on all threads.
-func restrictCalls(families []string) error {
-	insts, err := program(families)
+func restrictCalls(families, allowed []string) error {
+	insts, err := program(families, allowed)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // capabilities are those that a row may name.
-var capabilities = map[string]uintptr{"CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN}
+var capabilities = map[string]uintptr{"CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_BPF": unix.CAP_BPF}
 
 // spawn starts an incarnation. last waits for the end of its output and gives
 // the newest lines.

@@ -27,6 +27,7 @@ type Paths struct {
 	Data          string // the data volume, or the state folder
 	Lists         string // files of the allowlists; "" while locked
 	Admission     string // what the filter role tells gateway and console
+	Stage         string // folder of the early stage of the packet filter; "": there can be none
 }
 
 // Options is what makes one table differ from another.
@@ -69,6 +70,7 @@ type Confinement struct {
 	Write    []string          `json:"write,omitempty"` // Landlock: folders it may change
 	Limits   map[string]uint64 `json:"limits"`          // rlimits, soft and hard
 	Families []string          `json:"families"`        // of sockets it may make
+	Calls    []string          `json:"calls,omitempty"` // system calls that no other role may make
 }
 
 // Table is the one table of roles. On our own image all four; hosted, the host
@@ -137,6 +139,11 @@ func Filter(p Paths, o Options) Spec {
 			Families: []string{"AF_NETLINK"},
 		},
 	}
+	if p.Stage != "" {
+		s.Caps = append(s.Caps, "CAP_BPF")
+		s.Confine.Calls = []string{"bpf"}
+		s.Confine.Read = append(s.Confine.Read, "/sys/devices/system/cpu/possible") // counters are per processor
+	}
 	s.program = p.Program
 	if s.program == "" {
 		s.program = "/proc/self/exe"
@@ -151,6 +158,10 @@ func Filter(p Paths, o Options) Spec {
 	s.Confine.Role = s.Role
 	s.Confine.Write = []string{filepath.Dir(p.Admission)}
 	s.Folders = []Folder{{filepath.Dir(p.Admission), s.UID, s.GID, 0o755}}
+	if p.Stage != "" {
+		s.Confine.Write = append(s.Confine.Write, p.Stage)
+		s.Folders = append(s.Folders, Folder{p.Stage, s.UID, s.GID, 0o700})
+	}
 	return s
 }
 
@@ -247,6 +258,9 @@ func (s Spec) String() string {
 	slices.Sort(lim)
 	line("limits", append(lim, "umask=077")...)
 	line("sockets", s.Confine.Families...)
+	if len(s.Confine.Calls) > 0 {
+		line("calls", s.Confine.Calls...)
+	}
 	line("oom", fmt.Sprint(s.OOMScore))
 	return b.String()
 }

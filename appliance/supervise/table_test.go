@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func itoa(n int) string { return strconv.Itoa(n) }
 
 func TestBOX12_TableIsAsAgreed(t *testing.T) {
-	box := Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: "/data", Lists: "/data/lists", Admission: "/run/gatehouse/lists/admission"}
+	box := Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: "/data", Lists: "/data/lists", Admission: "/run/gatehouse/lists/admission", Stage: "/sys/fs/bpf/gatehouse"}
 	hosted := Paths{Control: "/srv/gatehouse/run/control.sock", GatewaySocket: "/srv/gatehouse/run/gateway.sock", Data: "/srv/gatehouse", Lists: "/srv/gatehouse/lists", Admission: "/srv/gatehouse/run/lists/admission"}
 	for _, test := range []struct {
 		name string

@@ -21,6 +21,7 @@ import (
 // allowlistDocument is the policy as the box's API takes it.
 type allowlistDocument struct {
 	Enabled bool             `json:"enabled"`
+	XDP     allowlist.XDP    `json:"xdp,omitempty"`
 	Lists   []*allowlistPart `json:"lists"`
 }
 
@@ -105,6 +106,9 @@ func (r *allowlistRun) list(ctx context.Context, _ []string) error {
 	fmt.Fprintln(r.out, printable(l.Sentence))
 	if l.Files != "" {
 		fmt.Fprintf(r.out, "These lists are files of the host, in %s.\n", printable(l.Files))
+	}
+	if l.Early.Sentence != "" {
+		fmt.Fprintln(r.out, printable(l.Early.Sentence))
 	}
 	if len(l.Lists) > 0 {
 		fmt.Fprintf(r.out, "%-20s %-4s %9s %14s  %s\n", "LIST", "ON", "RANGES", "PACKETS IN", "FOR")
@@ -234,7 +238,7 @@ func readFolder(dir string) (allowlistDocument, error) {
 	if err != nil {
 		return allowlistDocument{}, fail(exitUsage, "%w", err)
 	}
-	d := allowlistDocument{Enabled: settings.Enabled}
+	d := allowlistDocument{Enabled: settings.Enabled, XDP: settings.XDP}
 	for _, l := range settings.Lists {
 		if wrong := allowlist.CheckName(l.Name); wrong != "" {
 			return d, fail(exitUsage, "%s: %q: %s", allowlist.Index, l.Name, wrong)

@@ -44,7 +44,37 @@ type List struct {
 // Policy is all lists, in the order in which counters tell a hit.
 type Policy struct {
 	Enabled bool // the switch for all; off: the lists judge nobody
+	XDP     XDP
 	Lists   []List
+}
+
+// XDP says when the early stage stands before the lists.
+type XDP string
+
+// The words for it; the empty one is XDPAuto.
+const (
+	XDPAuto XDP = "auto" // for lists of XDPFrom ranges or more
+	XDPOn   XDP = "on"
+	XDPOff  XDP = "off"
+)
+
+// XDPFrom is where a stranger's packet costs half as much again as with a
+// small list, and filling the tries (a fifth of a second) is lost beside
+// filling the sets. Below, the early stage is one more thing that can differ.
+const XDPFrom = 100_000
+
+// Early says whether the policy asks for the early stage.
+func (p Policy) Early() bool {
+	if !p.Enabled || p.XDP == XDPOff {
+		return false
+	}
+	n := 0
+	for _, l := range p.Lists {
+		if l.Enabled {
+			n += len(l.Ranges)
+		}
+	}
+	return p.XDP == XDPOn || n >= XDPFrom
 }
 
 // Admits is the union of the scopes that a source has; Everything while the

@@ -1,6 +1,7 @@
 package allowlist
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 // FormatIndex writes allowlists.toml for the policy; a list that has all
 // addresses of a family gets the flag that allows it.
 func FormatIndex(p Policy) ([]byte, error) {
-	x := index{Enabled: &p.Enabled}
+	x := index{Enabled: &p.Enabled, XDP: p.XDP}
 	for _, l := range p.Lists {
 		x.Lists = append(x.Lists, entry{
 			Name: l.Name, Enabled: l.Enabled, Scopes: l.Scopes.Names(), Note: l.Note,
@@ -28,6 +29,7 @@ func FormatIndex(p Policy) ([]byte, error) {
 // Settings are an index alone, for those who edit it without the lists.
 type Settings struct {
 	Enabled bool
+	XDP     XDP
 	Lists   []ListSettings
 }
 
@@ -47,7 +49,7 @@ func ParseSettings(b []byte) (Settings, error) {
 	if !ok {
 		return Settings{}, fmt.Errorf("%s, line %d: %s", Index, bad.list[0].Line, bad.list[0].Reason)
 	}
-	s := Settings{Enabled: x.Enabled != nil && *x.Enabled}
+	s := Settings{Enabled: x.Enabled != nil && *x.Enabled, XDP: x.XDP}
 	for _, e := range x.Lists {
 		s.Lists = append(s.Lists, ListSettings(e))
 	}
@@ -56,7 +58,7 @@ func ParseSettings(b []byte) (Settings, error) {
 
 // Format writes allowlists.toml.
 func (s Settings) Format() ([]byte, error) {
-	x := index{Enabled: &s.Enabled}
+	x := index{Enabled: &s.Enabled, XDP: s.XDP}
 	for _, l := range s.Lists {
 		x.Lists = append(x.Lists, entry(l))
 	}
@@ -82,6 +84,9 @@ func Diff(old, new Policy) Change {
 		say("All lists are switched off: anyone may reach ports 80 and 443.")
 	case !old.Enabled && new.Enabled:
 		say("The lists are switched on: only addresses in an enabled list may reach ports 80 and 443.")
+	}
+	if word := func(x XDP) XDP { return cmp.Or(x, XDPAuto) }; word(old.XDP) != word(new.XDP) {
+		say("The early stage (xdp) is set to %s.", word(new.XDP))
 	}
 	find := func(p Policy, name string) *List {
 		if i := slices.IndexFunc(p.Lists, func(l List) bool { return l.Name == name }); i >= 0 {

@@ -37,6 +37,7 @@ type File struct {
 // lost its content must not read as "everyone may come in".
 type index struct {
 	Enabled *bool   `toml:"enabled"`
+	XDP     XDP     `toml:"xdp,omitempty"`
 	Lists   []entry `toml:"list"`
 }
 
@@ -138,7 +139,7 @@ func Parse(files []File) (Policy, []control.Problem) {
 		bad.add(Index, 0, "", "the file does not say enabled: write enabled = true, or enabled = false to let everyone in")
 		return Policy{}, bad.all()
 	}
-	p := Policy{Enabled: *x.Enabled}
+	p := Policy{Enabled: *x.Enabled, XDP: x.XDP}
 	named := map[string]bool{Index: true}
 	for i, e := range x.Lists {
 		file := e.Name + Suffix
@@ -201,7 +202,7 @@ func parseIndex(raw []byte, bad *problems) (index, bool) {
 	case errors.As(err, &unknown):
 		for _, e := range unknown.Errors {
 			row, _ := e.Position()
-			bad.add(Index, row, strings.Join(e.Key(), "."), "there is no such setting: there are enabled, and for each [[list]] name, enabled, scope, note and allow_all")
+			bad.add(Index, row, strings.Join(e.Key(), "."), "there is no such setting: there are enabled and xdp, and for each [[list]] name, enabled, scope, note and allow_all")
 		}
 		return x, false
 	case errors.As(err, &wrong):
@@ -210,6 +211,12 @@ func parseIndex(raw []byte, bad *problems) (index, bool) {
 		return x, false
 	case err != nil:
 		bad.add(Index, 0, "", "the file cannot be read as TOML: %v", err)
+		return x, false
+	}
+	switch x.XDP {
+	case "", XDPAuto, XDPOn, XDPOff:
+	default:
+		bad.add(Index, 0, string(x.XDP), "xdp is auto, on or off")
 		return x, false
 	}
 	if len(x.Lists) > MaxLists {

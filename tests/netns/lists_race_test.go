@@ -158,6 +158,12 @@ func (r toll) String() string {
 // at 80, as fast as they can.
 func race(t *testing.T, c crowd, how reload, times int) toll {
 	t.Helper()
+	return raceAt(t, c, func(*Host) reload { return how }, times)
+}
+
+// raceAt is a race of a way that needs something of the box first.
+func raceAt(t *testing.T, c crowd, with func(*Host) reload, times int) toll {
+	t.Helper()
 	box, peer := New(t, "box"), New(t, "peer")
 	Connect(t, box, "eth0", peer, "eth0")
 	box.Up(t, "eth0", "192.0.2.5/24", "2001:db8:1::5/64")
@@ -167,6 +173,7 @@ func race(t *testing.T, c crowd, how reload, times int) toll {
 	if c.v6 {
 		to = netip.MustParseAddr("2001:db8:1::5")
 	}
+	how := with(box)
 	box.Do(t, func() error { return fillThenSwap(c, 1) })
 
 	g := newGun(t, box, peer, "eth0")

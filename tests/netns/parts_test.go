@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		"fill":      fillPart,
 		"slow":      slow,
 		"keep":      keepPart,
+		"filter":    filterPart,
 	})
 }
 

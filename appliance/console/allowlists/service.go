@@ -3,6 +3,7 @@ package allowlists
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type Ports struct {
 // removed, one without a text keeps its ranges.
 type Document struct {
 	Enabled bool           `json:"enabled"`
+	XDP     allowlist.XDP  `json:"xdp,omitempty"` // auto, on, off; "": as it is
 	Lists   []ListDocument `json:"lists"`
 }
 
@@ -84,7 +86,7 @@ func (s *service) document(ctx context.Context) (Document, error) {
 	if err != nil {
 		return Document{}, fmt.Errorf("reading the lists in force: %w", err)
 	}
-	d := Document{Enabled: settings.Enabled}
+	d := Document{Enabled: settings.Enabled, XDP: settings.XDP}
 	for _, l := range settings.Lists {
 		d.Lists = append(d.Lists, ListDocument{Name: l.Name, Enabled: l.Enabled, Scopes: l.Scopes, Note: l.Note, AllowAll: l.AllowAll})
 	}
@@ -107,7 +109,7 @@ func (s *service) propose(ctx context.Context, d Document, q control.ListsTry) (
 	if err != nil {
 		return control.ListsReport{}, err
 	}
-	settings := allowlist.Settings{Enabled: d.Enabled}
+	settings := allowlist.Settings{Enabled: d.Enabled, XDP: cmp.Or(d.XDP, before.XDP)}
 	for _, l := range d.Lists {
 		if wrong := allowlist.CheckName(l.Name); wrong != "" {
 			return control.ListsReport{}, shell.Refuse(fmt.Sprintf("%.40q: %s.", l.Name, wrong))

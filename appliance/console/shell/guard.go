@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 
 	"gatehouse/appliance/handover"
 )
@@ -17,45 +16,10 @@ import (
 // nothing from anywhere else.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
-// Limits of the requests that are handled at once. An HTTP/2 client can begin
-// and abandon them faster than handlers end; and one that sends its form a byte
-// at a time holds its place, so no single source has more than a quarter.
-const (
-	maxRunning = 64
-	maxSource  = maxRunning / 4
-)
-
-// crowd counts the requests that are handled, in all and by source.
-type crowd struct {
-	mu  sync.Mutex
-	all int
-	by  map[netip.Prefix]int
-}
-
-func (c *crowd) enter(source netip.Prefix) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all >= maxRunning || c.by[source] >= maxSource {
-		return false
-	}
-	c.all++
-	c.by[source]++
-	return true
-}
-
-func (c *crowd) leave(source netip.Prefix) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all--
-	if c.by[source]--; c.by[source] == 0 {
-		delete(c.by, source)
-	}
-}
-
 // Guard is what stands before every handler: headers, host names, requests
 // from other sites, and a bound on how many run at once.
 func Guard(box *Box, names []string, next http.Handler) http.Handler {
-	running := &crowd{by: make(map[netip.Prefix]int)}
+	running := &crowd{by: make(map[netip.Prefix]int), places: make(map[*place]struct{})}
 	csrf := http.NewCrossOriginProtection() // no bypass patterns, ever
 	csrf.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v := &Visit{W: w, R: r, Box: box}
@@ -76,12 +40,13 @@ func Guard(box *Box, names []string, next http.Handler) http.Handler {
 			return
 		}
 		source := originOf(r).Source
-		if !running.enter(source) {
+		place := running.enter(source, w, r)
+		if place == nil {
 			w.Header().Set("Retry-After", "2")
 			v.fail(http.StatusServiceUnavailable, "The box is busy. Try again in a moment.", "")
 			return
 		}
-		defer running.leave(source)
+		defer running.leave(place)
 		inner.ServeHTTP(w, r)
 	})
 }
