@@ -288,6 +288,8 @@ func TestFilterOfSystemCalls(t *testing.T) {
 		{"mmap of data", unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ | unix.PROT_WRITE}, allow},
 		{"mmap of code", unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ | unix.PROT_EXEC}, errno(unix.EPERM)},
 		{"mprotect to code", unix.SYS_MPROTECT, []uint64{0, 4096, unix.PROT_EXEC}, errno(unix.EPERM)},
+		{"TLS in the kernel", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_ULP}, errno(unix.EPERM)},
+		{"no delay", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_NODELAY}, allow},
 		{"typing into a terminal", unix.SYS_IOCTL, []uint64{0, unix.TIOCSTI}, errno(unix.EPERM)},
 		{"another ioctl", unix.SYS_IOCTL, []uint64{0, unix.TIOCGWINSZ}, allow},
 		{"socket of ours", unix.SYS_SOCKET, []uint64{unix.AF_INET, unix.SOCK_STREAM}, allow},
