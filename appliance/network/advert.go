@@ -182,9 +182,24 @@ func parseDNSSL(b []byte) ([]string, error) {
 	return names(out), nil
 }
 
-// mostAdvices is how many options are looked at in a second: a flood of
-// advertisements must not become one of requests.
+// mostAdvices is how many options of one link are looked at in a second: a flood
+// of advertisements must not become one of requests, nor silence another link.
 const mostAdvices = 10
+
+// pace counts what each link has told in this second.
+type pace struct {
+	second time.Time
+	told   map[int]int // by the link's index
+}
+
+// take says whether one more is to be looked at.
+func (p *pace) take(link int, now time.Time) bool {
+	if p.told == nil || now.Sub(p.second) >= time.Second {
+		p.second, p.told = now, make(map[int]int)
+	}
+	p.told[link]++
+	return p.told[link] <= mostAdvices
+}
 
 // listenAdvertised calls heard for each option of names, until the context ends.
 func listenAdvertised(ctx context.Context, heard func(ctx context.Context, index int, o advice)) error {
@@ -193,7 +208,7 @@ func listenAdvertised(ctx context.Context, heard func(ctx context.Context, index
 		return fmt.Errorf("listening to what the kernel tells of router advertisements: %w", err)
 	}
 	defer context.AfterFunc(ctx, s.Close)()
-	second, n := time.Now(), 0
+	var p pace
 	for {
 		messages, from, err := s.Receive()
 		switch {
@@ -214,10 +229,7 @@ func listenAdvertised(ctx context.Context, heard func(ctx context.Context, index
 			if err != nil {
 				continue // a router's mistake, or a liar's
 			}
-			if now := time.Now(); now.Sub(second) >= time.Second {
-				second, n = now, 0
-			}
-			if n++; n <= mostAdvices {
+			if p.take(index, time.Now()) {
 				heard(ctx, index, o)
 			}
 		}

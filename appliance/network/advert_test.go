@@ -217,3 +217,24 @@ func TestBOX8_NamedTimeServersAreAskedAlone(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// A flood on one link leaves another one its word.
+func TestBOX7_AdvertisementsArePacedByLink(t *testing.T) {
+	var p pace
+	now := time.Unix(0, 0)
+	taken := 0
+	for range 1000 {
+		if p.take(1, now) {
+			taken++
+		}
+	}
+	if taken != mostAdvices {
+		t.Errorf("%d of a flood were looked at, want %d", taken, mostAdvices)
+	}
+	if !p.take(2, now) {
+		t.Error("a flood on one link silenced another")
+	}
+	if p.take(1, now.Add(999*time.Millisecond)) || !p.take(1, now.Add(time.Second)) {
+		t.Error("the next second does not begin anew")
+	}
+}
