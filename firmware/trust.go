@@ -3,6 +3,7 @@ package firmware
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash"
@@ -96,6 +97,12 @@ func (t Trust) verify(b []byte) (Manifest, error) {
 			return Manifest{}, fmt.Errorf("%w: none of the %d that this box knows, want %d", ErrSignatures, len(verifiers), t.Keys.Threshold)
 		}
 		return Manifest{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	// Two spellings of one signature would be two manifests with one meaning.
+	for _, s := range slices.Concat(n.Sigs, n.UnverifiedSigs) {
+		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
+			return Manifest{}, fmt.Errorf("%w: the signature of %.40q is not in its one form", ErrMalformed, s.Name)
+		}
 	}
 	var signed []string
 	for _, s := range n.Sigs {

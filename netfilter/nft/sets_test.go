@@ -230,9 +230,18 @@ func TestNET6_ListCountersSurviveASwap(t *testing.T) {
 		})
 		return n
 	}
+	// One knock gives up soon, maybe before a busy machine has found the neighbour.
+	knock := func(over uint64) (n uint64) {
+		for range 50 {
+			peer.Run(t, "knock", "192.0.2.5:443")
+			if n = count(); n > over {
+				break
+			}
+		}
+		return n
+	}
 	h.Do(t, func() error { return install(p, 1) })
-	peer.Run(t, "knock", "192.0.2.5:443")
-	first := count()
+	first := knock(0)
 	if first == 0 {
 		t.Fatal("the list counted nothing")
 	}
@@ -240,8 +249,7 @@ func TestNET6_ListCountersSurviveASwap(t *testing.T) {
 	if got := count(); got < first {
 		t.Errorf("%d packets before the swap, %d after", first, got)
 	}
-	peer.Run(t, "knock", "192.0.2.5:443")
-	if got := count(); got <= first {
+	if got := knock(first); got <= first {
 		t.Errorf("%d packets after another knock, %d before", got, first)
 	}
 }
