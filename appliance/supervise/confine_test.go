@@ -289,6 +289,8 @@ func TestFilterOfSystemCalls(t *testing.T) {
 		{"mmap of code", unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ | unix.PROT_EXEC}, errno(unix.EPERM)},
 		{"mprotect to code", unix.SYS_MPROTECT, []uint64{0, 4096, unix.PROT_EXEC}, errno(unix.EPERM)},
 		{"TLS in the kernel", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_ULP}, errno(unix.EPERM)},
+		{"a group of IPv6", unix.SYS_SETSOCKOPT, []uint64{3, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP}, allow},
+		{"a buffer", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_RCVBUF}, allow},
 		{"no delay", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_NODELAY}, allow},
 		{"typing into a terminal", unix.SYS_IOCTL, []uint64{0, unix.TIOCSTI}, errno(unix.EPERM)},
 		{"another ioctl", unix.SYS_IOCTL, []uint64{0, unix.TIOCGWINSZ}, allow},
