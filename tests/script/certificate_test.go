@@ -63,10 +63,13 @@ func TestNET10_CertificatesByTheTool(t *testing.T) {
 	if out := run(0, "certificate", "show", "--json"); !strings.Contains(out, `"source": "ca"`) || strings.Contains(out, "PRIVATE") {
 		t.Error(out)
 	}
-	if out := run(7, "ca", "trust", "--print"); !strings.Contains(out, "--also box.example.org") {
+	if out := run(7, "ca", "trust", "--print"); !strings.Contains(out, "--also 2001:db8:1::40") {
+		t.Errorf("a public address is taken unasked: %s", out)
+	}
+	if out := run(7, "ca", "trust", "--print", "--also", "2001:db8:1::40"); !strings.Contains(out, "--also box.example.org") {
 		t.Errorf("a further name is taken unasked: %s", out)
 	}
-	out := run(0, "ca", "trust", "--print", "--also", "box.example.org")
+	out := run(0, "ca", "trust", "--print", "--also", "2001:db8:1::40", "--also", "box.example.org")
 	block, rest := pem.Decode([]byte(out))
 	if block == nil || len(rest) != 0 {
 		t.Errorf("more than PEM: %s", out)
