@@ -118,7 +118,7 @@ func id(t testing.TB) session.ID {
 func (b *bench) grant() session.Grant {
 	now := time.Now().Truncate(time.Second)
 	return session.Grant{
-		ID: id(b.t), Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Key: keyOf(b.techn), Agent: keyOf(b.agent),
+		ID: id(b.t), Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Transport: session.TLS, Key: keyOf(b.techn), Agent: keyOf(b.agent),
 		Target: session.Target{Name: "x", Kind: session.SSH, Host: "192.0.2.1", Port: 22}, Functions: right.RemoteControl, Recording: session.RecordingOff,
 		From: now, Until: now.Add(time.Hour), Gateways: []session.Gateway{{Address: b.address, Key: b.relay.Key()}},
 	}

@@ -36,8 +36,9 @@ type Grant struct {
 	ID         ID
 	Site       string // 32 hex digits: whose agent
 	Technician string // e-mail address, for people and the audit
-	Key        Key    // of the technician's end
-	Agent      Key    // of the agent's end
+	Transport  Transport
+	Key        Key // of the technician's end
+	Agent      Key // of the agent's end
 	Target     Target
 	Functions  right.Functions
 	Recording  Recording
@@ -53,6 +54,7 @@ type rawGrant struct {
 	ID         ID              `json:"id"`
 	Site       string          `json:"site"`
 	Technician string          `json:"technician"`
+	Transport  Transport       `json:"transport"`
 	Key        Key             `json:"key"`
 	Agent      Key             `json:"agent"`
 	Target     Target          `json:"target"`
@@ -70,7 +72,7 @@ func (g Grant) Sign(key ed25519.PrivateKey) ([]byte, error) {
 		return nil, fmt.Errorf("granting a session: %w", err)
 	}
 	return sign(key, labelGrant, MaxGrant, rawGrant{
-		Version, g.ID, g.Site, g.Technician, g.Key, g.Agent, g.Target, g.Functions, g.Recording, g.RecordTo, g.From.Unix(), g.Until.Unix(), g.Gateways,
+		Version, g.ID, g.Site, g.Technician, g.Transport, g.Key, g.Agent, g.Target, g.Functions, g.Recording, g.RecordTo, g.From.Unix(), g.Until.Unix(), g.Gateways,
 	})
 }
 
@@ -81,7 +83,7 @@ func OpenGrant(key ed25519.PublicKey, b []byte, now time.Time) (Grant, error) {
 		return Grant{}, fmt.Errorf("reading a session's grant: %w", err)
 	}
 	g := Grant{
-		r.ID, r.Site, r.Technician, r.Key, r.Agent, r.Target, r.Functions, r.Recording, r.RecordTo,
+		r.ID, r.Site, r.Technician, r.Transport, r.Key, r.Agent, r.Target, r.Functions, r.Recording, r.RecordTo,
 		time.Unix(r.From, 0).UTC(), time.Unix(r.Until, 0).UTC(), r.Gateways,
 	}
 	err := g.check()
@@ -100,6 +102,8 @@ func (g Grant) check() error {
 		return fmt.Errorf("%w: it has no session id", ErrMalformed)
 	case len(g.Site) != 32 || strings.Trim(g.Site, "0123456789abcdef") != "":
 		return fmt.Errorf("%w: a site id is 32 lower-case hex digits", ErrMalformed)
+	case g.Transport != TLS && g.Transport != WebRTC:
+		return fmt.Errorf("%w: the ends speak tls or webrtc, not %.20q", ErrMalformed, g.Transport)
 	case g.Key == Key{} || g.Agent == Key{}:
 		return fmt.Errorf("%w: it lacks the key of an end", ErrMalformed)
 	case g.Key == g.Agent:

@@ -178,3 +178,14 @@ func within(now, from, until time.Time) error {
 	}
 	return nil
 }
+
+// Transport is what the two ends speak with each other.
+type Transport string
+
+// With TLS the keys of the ends are those of their public keys. With WebRTC
+// they are the SHA-256 of the certificates (DER): a browser knows no other
+// (a=fingerprint of RFC 8122).
+const (
+	TLS    Transport = "tls"
+	WebRTC Transport = "webrtc"
+)

@@ -28,7 +28,7 @@ var (
 
 func example() Grant {
 	return Grant{
-		ID: ID{1, 2, 3}, Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Key: Key{1}, Agent: Key{2},
+		ID: ID{1, 2, 3}, Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Transport: TLS, Key: Key{1}, Agent: Key{2},
 		Target:    Target{"Accounts server", SSH, "192.0.2.10", 22},
 		Functions: right.RemoteControl | right.SendFiles | right.Record, Recording: RecordingForced, RecordTo: []byte("a public key"),
 		From: noon, Until: noon.Add(time.Hour), Gateways: []Gateway{{"gate.example.com:443", gate}},
@@ -38,6 +38,7 @@ func example() Grant {
 func TestSES1_GrantsThatAreNotGiven(t *testing.T) {
 	for name, spoil := range map[string]func(*Grant){
 		"no id":                     func(g *Grant) { g.ID = ID{} },
+		"no transport":              func(g *Grant) { g.Transport = "quic" },
 		"no site":                   func(g *Grant) { g.Site = "" },
 		"site in capitals":          func(g *Grant) { g.Site = strings.Repeat("5E", 16) },
 		"no technician":             func(g *Grant) { g.Technician = "" },
@@ -90,7 +91,7 @@ func TestSES1_GrantsThatAreNotGiven(t *testing.T) {
 			t.Errorf("%s: signed, %v: %s", name, err, b)
 		}
 		// An organisation's key that signs nonsense gets no further at the ends.
-		b, err := sign(signer, labelGrant, 1<<20, rawGrant{Version, g.ID, g.Site, g.Technician, g.Key, g.Agent, g.Target, g.Functions & right.AllFunctions, g.Recording, g.RecordTo, g.From.Unix(), g.Until.Unix(), g.Gateways})
+		b, err := sign(signer, labelGrant, 1<<20, rawGrant{Version, g.ID, g.Site, g.Technician, g.Transport, g.Key, g.Agent, g.Target, g.Functions & right.AllFunctions, g.Recording, g.RecordTo, g.From.Unix(), g.Until.Unix(), g.Gateways})
 		if err != nil {
 			t.Fatal(err)
 		}

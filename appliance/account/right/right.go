@@ -31,13 +31,18 @@ const (
 	ManageSites  Right = "manage-sites"  // approve and remove sites
 	OwnAccount   Right = "own-account"   // one's own password, factor, sessions
 	ManageTokens Right = "manage-tokens" // make and revoke tokens of programs
+
+	UseSessions    Right = "use-sessions"    // open sessions to targets, see and end one's own
+	ManageSessions Right = "manage-sessions" // see and end everybody's
+	ManageTargets  Right = "manage-targets"  // declare targets, their credentials and host keys
+	ReadRecordings Right = "read-recordings" // play and export what sessions showed
 )
 
 // table is the whole of it: a right that is not listed is not had.
 var table = map[Role][]Right{
-	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount, ManageTokens},
-	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens},
-	Technician:    {ReadStatus, ReadLogs, OwnAccount},
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
+	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
+	Technician:    {ReadStatus, ReadLogs, OwnAccount, UseSessions},
 	Viewer:        {ReadStatus, OwnAccount},
 }
 
