@@ -203,6 +203,8 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"factor-reset", []Role{Console}, offer(s, OpFactorReset)},
 			{"drops", []Role{Gateway}, offer(s, OpDrops)},
 			{"exposure", []Role{Console}, offer(s, OpExposure)},
+			{"meeting-set", []Role{Gateway, Console}, offer(s, OpMeetingSet)},
+			{"meeting", []Role{Gateway, Console, Agent}, offer(s, OpMeeting)},
 		}
 		if len(rows) != len(s.ops) {
 			t.Errorf("%d operations, %d rows", len(s.ops), len(rows))

@@ -22,6 +22,7 @@ import (
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/handover"
+	"gatehouse/appliance/relay"
 	"gatehouse/appliance/task"
 	"gatehouse/netfilter/allowlist"
 )
@@ -72,7 +73,12 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	}
 	g := newGateway(sender, log)
 	g.lists = lists
-	lists.OnChange(func() { g.waiting.cut(func(a netip.Addr) bool { return lists.Scopes(a) != 0 }) })
+	if !env.Locked {
+		if g.relay, err = openRelay(ctx, env, c, lists, log); err != nil {
+			return err
+		}
+	}
+	lists.OnChange(g.cut)
 	p := newPage(status.Name, web.Addr())
 	p.challenges = &challenges{now: time.Now, ask: func(ctx context.Context) (control.Challenges, error) {
 		return control.OpChallenges.Call(ctx, c, control.None{})
@@ -123,6 +129,7 @@ type gateway struct {
 	budget  *budget
 	lists   *admission.Watch
 	memory  atomic.Int64
+	relay   *relay.Relay // nil while locked: there are no sessions
 }
 
 func newGateway(s *handover.Sender, log *slog.Logger) *gateway {
@@ -130,8 +137,9 @@ func newGateway(s *handover.Sender, log *slog.Logger) *gateway {
 }
 
 // serve accepts until ctx ends. The goroutines are bounded by waiting: the
-// connection of one too many is closed, and its goroutine ends with it.
-func (g *gateway) serve(ctx context.Context, l net.Listener, handle func(context.Context, net.Conn) error) error {
+// connection of one too many is closed, and its goroutine ends with it. One that
+// turned out to be somebody's calls known, and is bounded elsewhere from then on.
+func (g *gateway) serve(ctx context.Context, l net.Listener, handle func(ctx context.Context, c net.Conn, known func()) error) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
@@ -158,7 +166,7 @@ func (g *gateway) serve(ctx context.Context, l net.Listener, handle func(context
 			defer g.waiting.leave(guest)
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
-			if err := handle(ctx, c); err != nil {
+			if err := handle(ctx, c, func() { g.waiting.leave(guest) }); err != nil {
 				g.log.Debug("a connection was closed", "from", c.RemoteAddr(), "err", err)
 			}
 		})
@@ -192,7 +200,7 @@ func address(a net.Addr) netip.AddrPort {
 }
 
 // web reads a ClientHello and passes the connection on or refuses it.
-func (g *gateway) web(ctx context.Context, c net.Conn) error {
+func (g *gateway) web(ctx context.Context, c net.Conn, known func()) error {
 	accepted := boottime()
 	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return err
@@ -221,6 +229,9 @@ func (g *gateway) web(ctx context.Context, c net.Conn) error {
 	}
 	if wait > 0 {
 		pause(ctx, wait)
+	}
+	if kind == meeting {
+		return g.meet(ctx, c, h.raw, known)
 	}
 	return g.pass(ctx, c, kind, h.raw, accepted)
 }
@@ -286,7 +297,7 @@ func boottime() int64 {
 }
 
 // local passes on what comes from the box's own agent.
-func (g *gateway) local(ctx context.Context, c net.Conn) error {
+func (g *gateway) local(ctx context.Context, c net.Conn, _ func()) error {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return fmt.Errorf("%T is not a local connection", c)

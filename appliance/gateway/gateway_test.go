@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ func newBed(t *testing.T, locked bool) bed {
 		t.Fatal(err)
 	}
 	b := bed{agent: filepath.Join(dir, "agent.sock")}
-	env := control.Environment{Locked: locked, Files: make(map[string]*os.File)}
+	env := control.Environment{Locked: locked, State: t.TempDir(), Files: make(map[string]*os.File)}
 	listen := func(name, network, address string) string {
 		l, err := net.Listen(network, address)
 		if err != nil {
@@ -104,6 +105,16 @@ func controlled(t *testing.T) *control.Client {
 	s := control.NewServer(slog.New(slog.DiscardHandler), func(int, uint32) (control.Role, bool) { return control.Gateway, true })
 	control.Handle(s, control.OpStatus, func(context.Context, control.Role, control.None) (control.Status, error) {
 		return control.Status{Name: "gatehouse-7f3k"}, nil
+	})
+	control.Handle(s, control.OpKey, func(context.Context, control.Role, control.KeyRequest) (control.Key, error) {
+		return control.Key{Key: make([]byte, 32)}, nil
+	})
+	control.Handle(s, control.OpMeetingSet, func(_ context.Context, _ control.Role, q control.Meeting) (control.None, error) {
+		gatewayKey.Store(&q)
+		return control.None{}, nil
+	})
+	control.Handle(s, control.OpMeeting, func(context.Context, control.Role, control.None) (control.Meeting, error) {
+		return control.Meeting{Organisation: organisationKey.Public().(ed25519.PublicKey)}, nil
 	})
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "c"))
 	if err != nil {
@@ -186,7 +197,7 @@ func TestPort443Refuses(t *testing.T) {
 	}
 	for protocols, want := range map[string]byte{
 		"gatehouse-tunnel/1":    alertNoApplicationProtocol,
-		"gatehouse-relay/1":     alertNoApplicationProtocol,
+		"gatehouse-relay/2":     alertNoApplicationProtocol,
 		"gatehouse-tunnel/1 h2": alertIllegalParameter,
 		"smtp":                  alertNoApplicationProtocol,
 	} {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 
 	"gatehouse/appliance/handover"
+	"gatehouse/appliance/relay"
 )
 
 // TLS alerts (RFC 8446, 6.2; RFC 7301, 3.2).
@@ -127,6 +128,9 @@ func (h *hello) protocols() ([]string, error) {
 
 func grease(p []byte) bool { return len(p) == 2 && p[0] == p[1] && p[0]&0xF == 0xA }
 
+// meeting is the kind that stays in this process: the end of a session.
+const meeting handover.Kind = "meeting"
+
 // dispatch says where a connection with these protocols goes: a kind, or the
 // alert that refuses it. Protocols of our own never go together with others: a
 // page in a browser must not be able to speak them, nor one certificate serve
@@ -137,8 +141,11 @@ func dispatch(protocols []string) (handover.Kind, byte) {
 	case len(protocols) == 0:
 		return handover.Web, 0
 	case slices.ContainsFunc(protocols, own):
-		if len(protocols) > 1 {
+		switch {
+		case len(protocols) > 1:
 			return "", alertIllegalParameter
+		case protocols[0] == relay.Protocol:
+			return meeting, 0
 		}
 		return "", alertNoApplicationProtocol
 	case len(protocols) == 1 && protocols[0] == "acme-tls/1":

@@ -168,7 +168,8 @@ func TestDispatch(t *testing.T) {
 		alert     byte
 	}{
 		{"gatehouse-tunnel/1", "", alertNoApplicationProtocol},
-		{"gatehouse-relay/1", "", alertNoApplicationProtocol},
+		{"gatehouse-relay/2", "", alertNoApplicationProtocol},
+		{"gatehouse-relay/1", meeting, 0},
 		{"gatehouse-tunnel/1 h2", "", alertIllegalParameter},
 		{"h2 gatehouse-relay/1", "", alertIllegalParameter},
 		{"gatehouse-tunnel/1 gatehouse-relay/1", "", alertIllegalParameter},

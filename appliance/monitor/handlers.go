@@ -48,6 +48,7 @@ func (m *Monitor) Register(s *control.Server) {
 	control.Handle(s, control.OpFactorReset, m.factorReset)
 	m.registerCertificates(s)
 	m.registerExposure(s)
+	m.registerMeeting(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})

@@ -111,6 +111,7 @@ type Monitor struct {
 	code        string                // of the claim, while there is one to show
 	material    control.ClaimMaterial // its key is made when first asked for
 	filtered    filterState
+	meeting     control.Meeting         // what sessions need to know of gateway and console
 	budgets     map[control.Role]budget // of events
 	lists       judged
 	files       hostFiles

@@ -116,9 +116,9 @@ func (r *Relay) Counts() Counts {
 	return c
 }
 
-// Handle serves one connection, of which ahead was read before, until it ends.
-// The caller closes it.
-func (r *Relay) Handle(ctx context.Context, c *net.TCPConn, ahead []byte) error {
+// Handle serves one connection, of which ahead was read before, until it ends;
+// entered is called once its ticket counts. The caller closes it.
+func (r *Relay) Handle(ctx context.Context, c *net.TCPConn, ahead []byte, entered func()) error {
 	e, err := r.admit(ctx, c, ahead)
 	if err != nil {
 		r.mu.Lock()
@@ -126,6 +126,7 @@ func (r *Relay) Handle(ctx context.Context, c *net.TCPConn, ahead []byte) error 
 		r.mu.Unlock()
 		return err
 	}
+	entered()
 	other, first, err := r.meet(e)
 	if err != nil {
 		return errors.Join(err, e.refuse(err))

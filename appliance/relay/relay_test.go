@@ -96,7 +96,7 @@ func newBench(t testing.TB, change func(*Config)) *bench {
 					return
 				}
 				select {
-				case b.errs <- b.relay.Handle(ctx, c.(*net.TCPConn), hello):
+				case b.errs <- b.relay.Handle(ctx, c.(*net.TCPConn), hello, func() {}):
 				default:
 				}
 			})

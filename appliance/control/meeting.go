@@ -1,0 +1,17 @@
+package control
+
+// What the roles have to know of each other so that a session can meet: the
+// console says who may grant, the gateway by which key its ends pin it. Neither
+// is secret, both come from the role itself, and the monitor only passes them on.
+var (
+	// OpMeetingSet tells the caller's own part; the other part counts for nothing.
+	OpMeetingSet = Op[Meeting, None]{"meeting-set", []Role{Gateway, Console}}
+	// OpMeeting reads both.
+	OpMeeting = Op[None, Meeting]{"meeting", []Role{Gateway, Console, Agent}}
+)
+
+// Meeting is empty where the role has not said it yet.
+type Meeting struct {
+	Organisation []byte `json:"organisation,omitempty"` // Ed25519 public key whose grants and tickets count
+	Gateway      []byte `json:"gateway,omitempty"`      // SHA-256 of the gateway's public key
+}

@@ -1,0 +1,38 @@
+package monitor
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+
+	"gatehouse/appliance/control"
+)
+
+func (m *Monitor) registerMeeting(s *control.Server) {
+	control.Handle(s, control.OpMeetingSet, m.setMeeting)
+	control.Handle(s, control.OpMeeting, func(context.Context, control.Role, control.None) (control.Meeting, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.meeting, nil
+	})
+}
+
+// setMeeting takes from each role what it may say of itself.
+func (m *Monitor) setMeeting(_ context.Context, from control.Role, q control.Meeting) (control.None, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch from {
+	case control.Console:
+		if len(q.Organisation) != ed25519.PublicKeySize {
+			return control.None{}, &control.Error{Code: control.CodeInvalid, Text: "the organisation's key is not an Ed25519 key"}
+		}
+		m.meeting.Organisation = bytes.Clone(q.Organisation)
+	case control.Gateway:
+		if len(q.Gateway) != sha256.Size {
+			return control.None{}, &control.Error{Code: control.CodeInvalid, Text: "the gateway's key is not a SHA-256"}
+		}
+		m.meeting.Gateway = bytes.Clone(q.Gateway)
+	}
+	return control.None{}, nil
+}
