@@ -66,7 +66,7 @@ func serveHub(t *testing.T, path string, h *hub.Hub, next ...http.Handler) (stop
 }
 
 func newHub(t *testing.T, key []byte) *hub.Hub {
-	return hub.New(hub.Own(keysOf(t, key)), time.Now, quiet())
+	return hub.New(hub.Own(keysOf(t, key)), nil, time.Now, quiet())
 }
 
 func newSite(t *testing.T, path string) *site {

@@ -21,9 +21,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/audit"
+	"gatehouse/appliance/broker"
 	"gatehouse/appliance/cert"
 	"gatehouse/appliance/cert/keeper"
 	"gatehouse/appliance/console/shell"
@@ -54,6 +57,7 @@ type console struct {
 	settings setup.Settings
 	claimer  *setup.Claimer
 	hub      *hub.Hub
+	broker   *broker.Broker      // nil while locked
 	identity control.Certificate // the box's own one, that tools pin
 	keeper   *keeper.Keeper      // nil while locked
 	reason   string              // why locked
@@ -98,11 +102,20 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	if s.db != nil {
 		defer s.db.Close()
 	}
+	if s.broker != nil {
+		// Whatever way the bytes of a session go, its ends are told.
+		lists.OnChange(func() {
+			s.broker.Recheck(ctx, func(a netip.Addr) bool { return lists.Scopes(a)&allowlist.Console != 0 })
+		})
+	}
 	tasks := []task.Task{lists, task.Func("web", func(ctx context.Context) error {
 		return serve(ctx, listener, tlsConfig, s, log)
 	})}
 	if s.keeper != nil {
 		tasks = append(tasks, s.keeper.Tasks()...)
+	}
+	if s.broker != nil {
+		tasks = append(tasks, s.broker.Task())
 	}
 	return task.Run(ctx, tasks...)
 }
@@ -167,6 +180,9 @@ func (s *console) open(ctx context.Context) (*tls.Config, error) {
 		if errors.As(err, &p) {
 			return s.openLocked(ctx, p.Error())
 		}
+		return nil, err
+	}
+	if err := s.openBroker(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.openHub(ctx); err != nil {
@@ -237,7 +253,7 @@ func (s *console) openDatabase(ctx context.Context, fields []byte) error {
 	if err := os.MkdirAll(s.env.State, 0o700); err != nil {
 		return fmt.Errorf("making the console's folder: %w", err)
 	}
-	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain(), token.Domain())
+	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain(), token.Domain(), broker.Domain())
 	if err != nil {
 		return err
 	}
@@ -282,8 +298,31 @@ func (s *console) openHub(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("deriving the keys of the own site: %w", err)
 	}
-	s.hub = hub.New(hub.Own(keys), time.Now, s.log)
+	s.hub = hub.New(hub.Own(keys), s.broker.Attend, time.Now, s.log)
 	return nil
+}
+
+// openBroker makes the part that grants sessions, and says whose grants count.
+func (s *console) openBroker(ctx context.Context) (err error) {
+	folder := filepath.Join(s.env.State, "recordings")
+	s.broker, err = broker.Open(ctx, broker.Config{
+		DB: s.db, Box: s.box.Name, Folder: folder, Wall: time.Now, Audit: s.audit, Log: s.log,
+		Meeting: func(ctx context.Context) (control.Meeting, error) {
+			return control.OpMeeting.Call(ctx, s.control, control.None{})
+		},
+		Free: func() (uint64, error) {
+			var st unix.Statfs_t
+			if err := unix.Statfs(folder, &st); err != nil {
+				return 0, fmt.Errorf("asking how full the disk is: %w", err)
+			}
+			return st.Bavail * uint64(st.Bsize), nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = control.OpMeetingSet.Call(ctx, s.control, control.Meeting{Organisation: s.broker.Organisation()})
+	return err
 }
 
 // follow puts the routes of a state in the place of those before.

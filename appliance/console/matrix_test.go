@@ -22,7 +22,7 @@ import (
 // wholeTable is the table of every state, without a running box.
 func wholeTable(t *testing.T) map[string]shell.Route {
 	t.Helper()
-	s := &console{hub: hub.New(hub.Own(enroll.Keys{}), time.Now, nil), steady: time.Now, claimer: setup.NewClaimer(setup.Config{})}
+	s := &console{hub: hub.New(hub.Own(enroll.Keys{}), nil, time.Now, nil), steady: time.Now, claimer: setup.NewClaimer(setup.Config{})}
 	rows := make(map[string]shell.Route)
 	for _, state := range []control.State{control.StateReady, control.StateLocked} {
 		for _, r := range s.table(state) {
@@ -41,9 +41,14 @@ func TestRoutesAreTheOnesReviewed(t *testing.T) {
 locked:GET:/:0: locked:GET:/api/v1/status:0: locked:GET:/assets/console.js:0: locked:GET:/assets/mark.svg:0: locked:GET:/assets/style.css:0:
 unclaimed:GET:/:0: unclaimed:GET:/api/v1/setup:0: unclaimed:GET:/api/v1/status:0: unclaimed:GET:/assets/console.js:0: unclaimed:GET:/assets/mark.svg:0:
 unclaimed:GET:/assets/style.css:0: unclaimed:GET:/setup:0: unclaimed:POST:/api/v1/password-strength:0: unclaimed:POST:/api/v1/setup/claim:0:
-unclaimed:POST:/api/v1/setup/proof:0: unclaimed:POST:/api/v1/site/enrol:0: unclaimed:POST:/api/v1/site/report:0: unclaimed:POST:/setup:0:
+unclaimed:POST:/api/v1/setup/proof:0: unclaimed:POST:/api/v1/site/enrol:0: unclaimed:POST:/api/v1/site/report:0: unclaimed:POST:/setup:0: unclaimed:POST:/api/v1/site/attend:0:
 ready:GET:/api/v1/status:0: ready:GET:/assets/console.js:0: ready:GET:/assets/mark.svg:0: ready:GET:/assets/style.css:0: ready:GET:/sign-in:0: ready:POST:/sign-in:0:
-ready:POST:/api/v1/site/enrol:0: ready:POST:/api/v1/site/report:0:
+ready:POST:/api/v1/site/enrol:0: ready:POST:/api/v1/site/report:0: ready:POST:/api/v1/site/attend:0:
+ready:GET:/api/v1/targets:3:use-sessions ready:POST:/api/v1/targets:3:manage-targets ready:POST:/api/v1/targets/change:3:manage-targets ready:POST:/api/v1/targets/remove:3:manage-targets
+ready:POST:/api/v1/targets/credential:3:manage-targets ready:POST:/api/v1/targets/host-key/forget:3:manage-targets
+ready:GET:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions/meet:3:use-sessions
+ready:POST:/api/v1/sessions/signal:3:use-sessions ready:POST:/api/v1/sessions/end:3:use-sessions
+ready:GET:/api/v1/recordings:3:read-recordings ready:GET:/api/v1/recordings/cast:3:read-recordings ready:POST:/api/v1/recordings/remove:3:read-recordings
 ready:GET:/sign-in/code:1: ready:POST:/sign-in/code:1:
 ready:GET:/welcome/clock:2: ready:POST:/welcome/clock:2: ready:GET:/welcome/factor:2: ready:POST:/welcome/factor:2: ready:POST:/sign-out:2:
 ready:GET:/:3:read-status ready:GET:/status/live:3:read-status ready:GET:/api/v1/details:3:read-status

@@ -17,6 +17,7 @@ import (
 	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/network"
 	"gatehouse/appliance/console/profile"
+	"gatehouse/appliance/console/remote"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/signin"
 	"gatehouse/appliance/console/status"
@@ -25,6 +26,7 @@ import (
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/attend"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -52,6 +54,7 @@ func (s *console) table(state control.State) []shell.Route {
 		tokens.New().Routes(),
 		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
+		remote.Routes(s.broker),
 		s.siteRoutes(),
 	} {
 		routes = append(routes, pages...)
@@ -65,7 +68,7 @@ func (s *console) siteRoutes() []shell.Route {
 		return shell.Route{Method: http.MethodPost, Path: path, States: shell.InEach, Scope: allowlist.Sites, API: true,
 			Handle: func(v *shell.Visit) error { h(v.W, v.R); return nil }}
 	}
-	return []shell.Route{site(enroll.PathEnrol, s.hub.HandleEnrol), site(enroll.PathReport, s.hub.HandleReport)}
+	return []shell.Route{site(enroll.PathEnrol, s.hub.HandleEnrol), site(enroll.PathReport, s.hub.HandleReport), site(attend.Path, s.hub.HandleAttend)}
 }
 
 func (s *console) setClock(ctx context.Context, q control.ClockSet) (control.Clock, error) {

@@ -51,25 +51,26 @@ type Box struct {
 	material control.ClaimMaterial
 	started  time.Time
 
-	mu       sync.Mutex
-	claimed  bool // the fact in the TPM
-	locked   bool
-	noAudit  error
-	noCommit error
-	state    control.State
-	reason   string
-	ready    control.ConsoleReady
-	powered  []control.Power
-	clock    control.Clock
-	lists    allowlists
-	network  network
-	trials   trials
-	keptBy   control.Keep
-	hosted   bool
-	order    string            // to reset the owner's second factor
-	acme     map[string]string // challenges, by token
-	exposure *control.Exposure // nil: Busy
-	stop     func()
+	mu           sync.Mutex
+	claimed      bool // the fact in the TPM
+	locked       bool
+	noAudit      error
+	noCommit     error
+	state        control.State
+	reason       string
+	ready        control.ConsoleReady
+	powered      []control.Power
+	clock        control.Clock
+	lists        allowlists
+	network      network
+	trials       trials
+	keptBy       control.Keep
+	hosted       bool
+	organisation []byte            // public key of who grants sessions
+	order        string            // to reset the owner's second factor
+	acme         map[string]string // challenges, by token
+	exposure     *control.Exposure // nil: Busy
+	stop         func()
 }
 
 // Start starts a box that nobody owns.

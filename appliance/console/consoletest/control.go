@@ -14,6 +14,7 @@ func (b *Box) handle(s *control.Server) {
 	b.handleTrials(s)
 	b.handleCertificates(s)
 	b.handleExposure(s)
+	b.handleMeeting(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})

@@ -71,6 +71,14 @@ func (v *Visit) Local() netip.Addr {
 	return netip.Addr{}
 }
 
+// Arrived is Local with the port.
+func (v *Visit) Arrived() netip.AddrPort {
+	if c := connOf(v.R); c != nil {
+		return netip.AddrPortFrom(v.Local(), c.Meta().Local.Port())
+	}
+	return netip.AddrPort{}
+}
+
 // Accepted is when the connection was accepted, in ns of CLOCK_BOOTTIME.
 func (v *Visit) Accepted() int64 {
 	if c := connOf(v.R); c != nil {

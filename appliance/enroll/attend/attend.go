@@ -34,11 +34,18 @@ const (
 
 // ToSite is what the hub says. Exactly one field is set, or none: it is alive.
 type ToSite struct {
-	Offer  *Offer  `json:"offer,omitempty"`
-	Meet   *Meet   `json:"meet,omitempty"`
-	Signal *Signal `json:"signal,omitempty"`
-	End    *End    `json:"end,omitempty"`
-	Kept   *Kept   `json:"kept,omitempty"`
+	Welcome *Welcome `json:"welcome,omitempty"` // first
+	Offer   *Offer   `json:"offer,omitempty"`
+	Meet    *Meet    `json:"meet,omitempty"`
+	Signal  *Signal  `json:"signal,omitempty"`
+	End     *End     `json:"end,omitempty"`
+	Kept    *Kept    `json:"kept,omitempty"`
+}
+
+// Welcome says who may grant. It is on the channel on which hub and site have
+// proved each other the site's API key, so it needs no other authority.
+type Welcome struct {
+	Organisation []byte `json:"organisation"` // Ed25519 public key
 }
 
 // Offer is a session to serve, with what only the agent needs for it.
@@ -56,6 +63,7 @@ type Material struct {
 	HostKeys   [][]byte `json:"host_keys,omitempty"`   // pinned, in SSH's wire form; none: ask at first use
 	Direct     bool     `json:"direct"`                // the ends may look for a way without the gateway
 	Source     string   `json:"source,omitempty"`      // the technician's address, as the hub sees it
+	Idle       int      `json:"idle,omitempty"`        // minutes without input until the session ends; 0: never
 }
 
 // Meet is a further meeting of a session at its gateway.

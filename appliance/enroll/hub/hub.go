@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/enroll/report"
 )
 
@@ -67,14 +69,19 @@ type Hub struct {
 	now   func() time.Time
 	log   *slog.Logger
 	seen  *enroll.Replay
+	serve Line
 
 	mu    sync.Mutex
 	sites map[enroll.ID]*Site
 }
 
+// Line serves the connection on which a site waits for our word, until it
+// ends, and closes it. What was read of it before is in r.
+type Line func(ctx context.Context, site string, c net.Conn, r io.Reader) error
+
 // New makes a Hub.
-func New(store Store, now func() time.Time, log *slog.Logger) *Hub {
-	return &Hub{store: store, now: now, log: log, seen: enroll.NewReplay(), sites: make(map[enroll.ID]*Site)}
+func New(store Store, serve Line, now func() time.Time, log *slog.Logger) *Hub {
+	return &Hub{store: store, serve: serve, now: now, log: log, seen: enroll.NewReplay(), sites: make(map[enroll.ID]*Site)}
 }
 
 // Sites returns what is known, newest report first.
@@ -154,25 +161,8 @@ func (h *Hub) HandleReport(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *Hub) report(r *http.Request) error {
-	headers := r.Header.Values("Authorization")
-	if len(headers) != 1 {
-		return fmt.Errorf("%w: there are %d Authorization headers", enroll.ErrMalformed, len(headers))
-	}
-	auth, err := enroll.ParseAuthorization(headers[0])
+	id, body, err := h.authentic(r)
 	if err != nil {
-		return err
-	}
-	keys, err := h.store.Keys(r.Context(), auth.ID)
-	if err != nil {
-		return err
-	}
-	body, ch, err := read(r, report.MaxReport)
-	if err != nil {
-		return err
-	}
-	now := h.now()
-	req := enroll.Request{Method: r.Method, Path: r.URL.RequestURI(), Body: body, Channel: ch}
-	if err := keys.Verify(auth, req, now, h.seen); err != nil {
 		return err
 	}
 	rep, err := report.Parse(body)
@@ -181,10 +171,11 @@ func (h *Hub) report(r *http.Request) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := h.sites[auth.ID]
+	s := h.sites[id]
 	if s == nil {
 		return errEnrolFirst
 	}
+	now := h.now()
 	if rep.Inventory != nil {
 		s.Inventory, s.InventoryAt = rep.Inventory, now
 	}
@@ -192,6 +183,73 @@ func (h *Hub) report(r *http.Request) error {
 		s.Health, s.HealthAt = rep.Health, now
 	}
 	return nil
+}
+
+// authentic checks a signed request and returns who sent it, and its body.
+func (h *Hub) authentic(r *http.Request) (enroll.ID, []byte, error) {
+	headers := r.Header.Values("Authorization")
+	if len(headers) != 1 {
+		return enroll.ID{}, nil, fmt.Errorf("%w: there are %d Authorization headers", enroll.ErrMalformed, len(headers))
+	}
+	auth, err := enroll.ParseAuthorization(headers[0])
+	if err != nil {
+		return enroll.ID{}, nil, err
+	}
+	keys, err := h.store.Keys(r.Context(), auth.ID)
+	if err != nil {
+		return enroll.ID{}, nil, err
+	}
+	body, ch, err := read(r, report.MaxReport)
+	if err != nil {
+		return enroll.ID{}, nil, err
+	}
+	req := enroll.Request{Method: r.Method, Path: r.URL.RequestURI(), Body: body, Channel: ch}
+	return auth.ID, body, keys.Verify(auth, req, h.now(), h.seen)
+}
+
+// HandleAttend answers POST attend.Path: it switches the connection to the
+// line on which the site waits, and serves that until it ends. Of HTTP/1.1 the
+// whole connection is the request's, so the line is on the channel that was
+// proved.
+func (h *Hub) HandleAttend(w http.ResponseWriter, r *http.Request) {
+	site, err := h.attending(r)
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	c, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		h.refuse(w, r, fmt.Errorf("%w: the line needs HTTP/1.1", enroll.ErrMalformed))
+		return
+	}
+	_, err = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + attend.Protocol + "\r\n\r\n")
+	if err = errors.Join(err, rw.Flush()); err != nil {
+		c.Close()
+		return
+	}
+	// The handler's place is given back: a line stays for as long as it can.
+	go func() {
+		if err := h.serve(context.WithoutCancel(r.Context()), site, c, rw.Reader); err != nil {
+			h.log.Info("a site's line ended", "err", err)
+		}
+	}()
+}
+
+func (h *Hub) attending(r *http.Request) (string, error) {
+	id, _, err := h.authentic(r)
+	if err != nil {
+		return "", err
+	}
+	if r.Header.Get("Upgrade") != attend.Protocol {
+		return "", fmt.Errorf("%w: the line speaks %s", enroll.ErrMalformed, attend.Protocol)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sites[id]
+	if s == nil {
+		return "", errEnrolFirst
+	}
+	return s.Site, nil
 }
 
 var (

@@ -51,7 +51,7 @@ func newWorld(t *testing.T, store Store) *world {
 	if store == nil {
 		store = Own(w.keys)
 	}
-	w.hub = New(store, w.clock.now, slog.New(slog.DiscardHandler))
+	w.hub = New(store, nil, w.clock.now, slog.New(slog.DiscardHandler))
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+enroll.PathEnrol, w.hub.HandleEnrol)
 	mux.HandleFunc("POST "+enroll.PathReport, w.hub.HandleReport)

@@ -1,0 +1,128 @@
+// Package broker is the hub's part in sessions: it keeps targets and their credentials, grants sessions, tells agents of them, and keeps recordings.
+//
+// It signs with the organisation's key, which nobody else has: an agent serves,
+// and a gateway joins, only what was signed here. What agents say comes over
+// lines that they open (package attend). Every change is in the audit log
+// before it is made.
+package broker
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"gatehouse/appliance/account"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/session"
+	"gatehouse/appliance/store"
+	"gatehouse/appliance/task"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Domain is this package's tables.
+func Domain() store.Domain {
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		panic(err) // the folder is part of the program
+	}
+	return store.Domain{Name: "broker", Migrations: sub}
+}
+
+// Limits.
+const (
+	maxTargets  = 1000
+	maxLive     = 256            // sessions that are not over
+	maxOfPerson = 64             // of them
+	maxKept     = 2000           // sessions that are remembered
+	life        = 12 * time.Hour // of a grant
+	arrive      = session.MaxWait
+	sweepEvery  = time.Second
+)
+
+// Config is what a Broker is made of.
+type Config struct {
+	DB      *store.DB
+	Box     string // its name, under which it is a target
+	Folder  string // of recordings
+	Wall    func() time.Time
+	Audit   func(context.Context, control.Event) error
+	Meeting func(context.Context) (control.Meeting, error) // the gateway's key
+	Free    func() (uint64, error)                         // bytes on the disk of Folder
+	Log     *slog.Logger
+}
+
+// Broker is the hub's part. Its methods may run at the same time.
+type Broker struct {
+	cfg  Config
+	keys keys
+
+	mu    sync.Mutex
+	live  map[session.ID]*live // not over
+	lines map[string]*line     // by site
+	casts castCache
+}
+
+// Who is a person at work, and where from.
+type Who struct {
+	Person account.Person
+	From   string     // for the audit log
+	Source netip.Addr // exact
+	Host   string     // host:port by which the person reaches the gateway
+	Local  netip.AddrPort
+}
+
+// Open reads what is kept, and makes the organisation's keys at the first time.
+func Open(ctx context.Context, cfg Config) (*Broker, error) {
+	b := &Broker{cfg: cfg, live: make(map[session.ID]*live), lines: make(map[string]*line), casts: castCache{known: make(map[session.ID]cast)}}
+	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder of recordings: %w", err)
+	}
+	var err error
+	if b.keys, err = openKeys(ctx, cfg.DB); err != nil {
+		return nil, err
+	}
+	return b, b.load(ctx)
+}
+
+// Organisation is the public key that everything here is signed by.
+func (b *Broker) Organisation() []byte { return b.keys.public() }
+
+// Task ends what is over, until ctx ends; then it closes all lines.
+func (b *Broker) Task() task.Task {
+	return task.Func("sessions", func(ctx context.Context) error {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				b.closeLines()
+				return ctx.Err()
+			case <-tick.C:
+				b.sweep(ctx)
+			}
+		}
+	})
+}
+
+func refuse(format string, a ...any) error { return &account.Refusal{Text: fmt.Sprintf(format, a...)} }
+
+// audit writes an event of a person, before its effect.
+func (b *Broker) audit(ctx context.Context, who Who, action, object string, detail map[string]string) error {
+	return b.cfg.Audit(ctx, control.Event{Actor: who.Person.Email, Action: action, Object: object, From: who.From, Outcome: "ok", Detail: detail})
+}
+
+// hubEvent writes what an agent told, or what ended by itself.
+func (b *Broker) hubEvent(ctx context.Context, action, object string, detail map[string]string) error {
+	return b.cfg.Audit(ctx, control.Event{Actor: "system", Action: action, Object: object, Outcome: "ok", Detail: detail})
+}
+
+func (b *Broker) file(id session.ID) string { return filepath.Join(b.cfg.Folder, id.String()+".rec") }
