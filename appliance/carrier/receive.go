@@ -1,0 +1,187 @@
+package carrier
+
+import (
+	"time"
+
+	"gatehouse/appliance/session/wire"
+)
+
+// receive does what a frame says; c is its content, which it takes over. An
+// error is the other end's fault and the end of the session. With mu held.
+func (s *Session) receive(p *path, f frame, c *chunk) error {
+	keep := false
+	defer func() {
+		if c != nil && !keep {
+			c.free()
+		}
+	}()
+	switch f.what {
+	case hello:
+		return broken("it greets twice")
+	case ping:
+		p.pongs, p.pongOf = true, f.number
+		signal(p.wake)
+		return nil
+	case pong:
+		if f.number == p.pingID && !p.pinged.IsZero() {
+			p.measured(time.Since(p.pinged))
+		}
+		return nil
+	case ack:
+		return s.acknowledge(f.number)
+	case credit:
+		return s.allow(f)
+	case goodbye:
+		var text []byte
+		if c != nil {
+			text = c.b[headSize:c.end]
+		}
+		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, "")
+		return nil
+	}
+	if s.err != nil {
+		return nil // it goes on only to say what it had to say
+	}
+	if f.number > s.received+1 {
+		return broken("frame %d came after %d", f.number, s.received)
+	}
+	if f.number <= s.received {
+		return nil // it came over another path before
+	}
+	s.received++
+	s.count(f)
+	if f.what == open {
+		return s.opened(f)
+	}
+	st, err := s.find(f)
+	if st == nil || err != nil {
+		return err
+	}
+	switch f.what {
+	case data:
+		if err := st.arrived(f); err != nil {
+			return err
+		}
+		keep = st.put(c)
+	case fin:
+		if st.eof {
+			return broken("stream %d ends twice", f.stream)
+		}
+		st.eof = true
+		signal(st.readable)
+		if st.finSent {
+			s.remove(st)
+		}
+	case shut:
+		st.eof = true
+		st.ended = errNoReads
+		st.drop(&st.out)
+		st.wakeAll()
+		s.remove(st)
+	case reset:
+		var text []byte
+		if c != nil {
+			text = c.b[headSize:c.end]
+		}
+		st.abandon(&ResetError{Text: wire.Printable(string(text), maxText)})
+		s.remove(st)
+		s.unaccepted(st)
+	}
+	return nil
+}
+
+// count has what came acknowledged: at once when it is much, or a little later.
+func (s *Session) count(f frame) {
+	s.unacked += headSize + f.length
+	switch {
+	case s.ackNow:
+	case s.unacked >= ackAfter:
+		s.ackNow = true
+		s.wake()
+	case !s.ackArmed:
+		s.ackArmed = true
+		s.ackTimer.Reset(ackDelay)
+	}
+}
+
+// opened is a new stream of the other end.
+func (s *Session) opened(f frame) error {
+	if f.stream != s.peerNext {
+		return broken("it opens stream %d, its next one is %d", f.stream, s.peerNext)
+	}
+	if s.theirs >= s.cfg.Streams {
+		return broken("it opens more than %d streams", s.cfg.Streams)
+	}
+	s.peerNext += 2
+	s.theirs++
+	s.accept.push(s.newStream(f.stream))
+	signal(s.acceptable)
+	return nil
+}
+
+// find is the stream of a frame; nil if it is gone here and the other end did
+// not know it yet.
+func (s *Session) find(f frame) (*Stream, error) {
+	if st := s.streams[f.stream]; st != nil {
+		return st, nil
+	}
+	next := s.peerNext
+	if f.stream%2 == uint32(s.side)%2 {
+		next = s.next
+	}
+	if f.stream >= next {
+		return nil, broken("a frame of kind %d of stream %d, which was never opened", f.what, f.stream)
+	}
+	return nil, nil
+}
+
+// arrived judges data of a stream.
+func (st *Stream) arrived(f frame) error {
+	st.came += uint64(f.length)
+	if st.eof {
+		return broken("stream %d goes on after its end", st.id)
+	}
+	if st.came > st.limit {
+		return broken("stream %d has %d bytes, it may have %d", st.id, st.came, st.limit)
+	}
+	return nil
+}
+
+// put keeps what came, and says whether it keeps the chunk. Small ones are put
+// together, so that what is held is at most twice what the window counts.
+func (st *Stream) put(c *chunk) bool {
+	if st.closed || st.err != nil {
+		return false
+	}
+	signal(st.readable)
+	if last := st.in.len() - 1; last >= 0 {
+		if to := st.in.at(last); len(to.b)-to.end >= c.len() {
+			to.add(c.b[c.at:c.end])
+			return false
+		}
+	}
+	st.in.push(c)
+	return true
+}
+
+// allow moves the end of what may be sent.
+func (s *Session) allow(f frame) error {
+	st, err := s.find(f)
+	if st == nil || err != nil {
+		return err
+	}
+	if f.number > st.allowed {
+		st.allowed = f.number
+		st.offer()
+	}
+	return nil
+}
+
+// unaccepted takes a stream that was reset before anyone took it out of the line.
+func (s *Session) unaccepted(gone *Stream) {
+	for range s.accept.len() {
+		if st := s.accept.pop(); st != gone {
+			s.accept.push(st)
+		}
+	}
+}
