@@ -23,6 +23,7 @@ import (
 	"gatehouse/appliance/console/system"
 	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
+	"gatehouse/appliance/console/xterm"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
 	"gatehouse/netfilter/allowlist"
@@ -52,6 +53,7 @@ func (s *console) table(state control.State) []shell.Route {
 		tokens.New().Routes(),
 		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
+		xterm.Routes(),
 		s.siteRoutes(),
 	} {
 		routes = append(routes, pages...)
