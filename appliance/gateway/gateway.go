@@ -208,6 +208,9 @@ func (g *gateway) web(ctx context.Context, c net.Conn, known func()) error {
 	var h hello
 	defer func() { g.memory.Add(-extra(&h)) }()
 	if err := g.read(c, &h); err != nil {
+		if maybeICE(h.raw) {
+			return g.browser(ctx, c, h.raw, known)
+		}
 		return err
 	}
 	protocols, err := h.protocols()

@@ -36,9 +36,10 @@ const Protocol = "gatehouse-relay/1"
 const (
 	frameTicket = 1 // end → gateway: the ticket
 	frameWait   = 2 // gateway → end: the ticket counts, the other end is not here yet
-	frameJoined = 3 // gateway → end: the other end is here
+	frameJoined = 3 // gateway → end: the other end is here; to one that expects a browser, its address
 	frameGo     = 4 // end → gateway: the last record of the outer TLS
 	frameNo     = 5 // gateway → end: why not, in words
+	frameICE    = 6 // agent → gateway, before the ticket: ufrag, a colon, password; a browser will come by ICE
 )
 
 // Limits.
@@ -67,6 +68,8 @@ type Relay struct {
 
 	mu      sync.Mutex
 	waiting map[session.ID]*end
+	ice     map[string][]*end // by ufrag: agents that wait for a browser
+	exposed int               // how many these are
 	joined  map[*pair]struct{}
 	total   Counts
 }
@@ -86,6 +89,8 @@ type end struct {
 	tls    *tls.Conn
 	rec    *records
 	source netip.Addr
+	expect *expected // a browser is expected
+	first  []byte    // of a browser: what it has sent already
 
 	taken chan struct{} // closed when the second end has found this first one
 	still chan bool     // whether it is still there
@@ -98,7 +103,7 @@ func New(cfg Config) (*Relay, error) {
 		return nil, errors.New("a relay needs a certificate with its leaf")
 	}
 	return &Relay{
-		cfg: cfg, key: session.KeyOf(cfg.Certificate.Leaf), waiting: make(map[session.ID]*end), joined: make(map[*pair]struct{}),
+		cfg: cfg, key: session.KeyOf(cfg.Certificate.Leaf), waiting: make(map[session.ID]*end), ice: make(map[string][]*end), joined: make(map[*pair]struct{}),
 		// What is remembered is a few dozen bytes; a flood of good tickets is the organisation's own.
 		tickets: session.NewTickets(16 * (cfg.MaxWaiting + cfg.MaxJoined)),
 	}, nil
@@ -112,7 +117,7 @@ func (r *Relay) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.total
-	c.Waiting, c.Joined = len(r.waiting), len(r.joined)
+	c.Waiting, c.Joined = len(r.waiting)+r.exposed, len(r.joined)
 	return c
 }
 
@@ -158,7 +163,7 @@ func (r *Relay) admit(ctx context.Context, c *net.TCPConn, ahead []byte) (*end, 
 	if err != nil {
 		return nil, err
 	}
-	b, err := readFrame(outer, frameTicket)
+	b, err := e.readTicket()
 	if err != nil {
 		return nil, fmt.Errorf("reading an end's ticket: %w", err)
 	}
@@ -166,7 +171,9 @@ func (r *Relay) admit(ctx context.Context, c *net.TCPConn, ahead []byte) (*end, 
 	if organisation == nil {
 		err = errors.New("this gateway knows no organisation yet: there are no sessions here")
 	} else if e.ticket, err = session.OpenTicket(organisation, b, r.cfg.Now(), r.key, shown); err == nil {
-		err = r.tickets.Use(e.ticket, r.cfg.Now())
+		if err = r.tickets.Use(e.ticket, r.cfg.Now()); err == nil && e.expect != nil && e.ticket.Side != session.AgentSide {
+			err = fmt.Errorf("%w: only an agent waits for a browser", session.ErrOther)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, e.refuse(err))
@@ -178,6 +185,12 @@ func (r *Relay) admit(ctx context.Context, c *net.TCPConn, ahead []byte) (*end, 
 func (r *Relay) meet(e *end) (other *end, first bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(r.waiting)+r.exposed >= r.cfg.MaxWaiting && (e.expect != nil || r.waiting[e.ticket.ID] == nil) {
+		return nil, false, fmt.Errorf("%d ends wait here already: try another gateway", r.cfg.MaxWaiting)
+	}
+	if e.expect != nil {
+		return nil, true, r.expose(e)
+	}
 	if other = r.waiting[e.ticket.ID]; other != nil {
 		if other.ticket.Side == e.ticket.Side || other.ticket.End != e.ticket.End {
 			return nil, false, fmt.Errorf("%w: this ticket does not fit the one that waits", session.ErrOther)
@@ -187,9 +200,6 @@ func (r *Relay) meet(e *end) (other *end, first bool, err error) {
 		}
 		delete(r.waiting, e.ticket.ID)
 		return other, false, nil
-	}
-	if len(r.waiting) >= r.cfg.MaxWaiting {
-		return nil, false, fmt.Errorf("%d ends wait here already: try another gateway", len(r.waiting))
 	}
 	r.waiting[e.ticket.ID] = e
 	return nil, true, nil
@@ -232,6 +242,9 @@ func (r *Relay) wait(ctx context.Context, e *end) error {
 func (r *Relay) leave(e *end) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if e.expect != nil {
+		return r.unexpose(e)
+	}
 	if r.waiting[e.ticket.ID] != e {
 		return false
 	}
@@ -256,20 +269,26 @@ func (r *Relay) join(ctx context.Context, first, second *end) error {
 	var wg sync.WaitGroup
 	var errs [2]error
 	for i, e := range []*end{first, second} {
-		wg.Go(func() { errs[i] = e.release() })
+		wg.Go(func() { errs[i] = e.release(second) })
 	}
 	wg.Wait()
+	if second.tls == nil && errs[0] == nil { // a browser: what it said first belongs to the session
+		_, errs[0] = first.conn.Write(second.first)
+	}
 	if err := errors.Join(errs[:]...); err != nil {
 		first.conn.Close()
 		return fmt.Errorf("switching to the session: %w", err)
 	}
 	p := &pair{ends: [2]*net.TCPConn{first.conn, second.conn}, sources: [2]netip.Addr{first.source, second.source}}
-	first.tls, first.rec, second.tls, second.rec = nil, nil, nil, nil // an idle session keeps no TLS state
+	first.tls, first.rec, second.tls, second.rec, second.first = nil, nil, nil, nil, nil // an idle session keeps no TLS state
 	r.mu.Lock()
 	r.joined[p] = struct{}{}
 	r.total.Sessions++
 	r.mu.Unlock()
-	n, err := p.run(ctx, second.ticket.End.Sub(r.cfg.Now()), r.cfg.Idle)
+	if r.cfg.Admitted != nil && (!r.cfg.Admitted(first.source) || !r.cfg.Admitted(second.source)) {
+		p.cut() // the lists changed while the ends switched, when Cut did not see them
+	}
+	n, err := p.run(ctx, first.ticket.End.Sub(r.cfg.Now()), r.cfg.Idle)
 	r.mu.Lock()
 	delete(r.joined, p)
 	r.total.Bytes += n
@@ -288,21 +307,37 @@ func (r *Relay) Cut(admitted func(netip.Addr) bool) int {
 			n++
 		}
 	}
-	for _, e := range r.waiting {
+	gone := func(e *end) {
 		if !admitted(e.source) {
 			e.conn.Close() // its watcher finds it gone
 			n++
 		}
 	}
+	for _, e := range r.waiting {
+		gone(e)
+	}
+	for _, same := range r.ice {
+		for _, e := range same {
+			gone(e)
+		}
+	}
 	return n
 }
 
-// release tells an end that the other is here, and reads its last record.
-func (e *end) release() error {
+// release tells an end that the other is here, and reads its last record. A
+// browser knows nothing of either; the agent needs to know where it comes from.
+func (e *end) release(second *end) error {
+	if e.tls == nil {
+		return e.conn.SetDeadline(time.Time{})
+	}
 	if err := e.conn.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return err
 	}
-	if err := writeFrame(e.tls, frameJoined, nil); err != nil {
+	var from []byte
+	if second.tls == nil {
+		from = []byte(second.conn.RemoteAddr().String())
+	}
+	if err := writeFrame(e.tls, frameJoined, from); err != nil {
 		return err
 	}
 	if _, err := readFrame(e.tls, frameGo); err != nil {
@@ -316,6 +351,9 @@ func (e *end) release() error {
 
 // refuse tells an end why not, as far as it listens.
 func (e *end) refuse(reason error) error {
+	if e.tls == nil {
+		return nil // a browser, which is not told
+	}
 	if err := e.conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
 		return err
 	}
