@@ -13,7 +13,7 @@ type Environment struct {
 	Control   string              // path of the control socket
 	State     string              // the role's own folder on the data volume; "" if it has none (locked)
 	Gateway   string              // agent: path of the gateway's local socket
-	Admission string              // gateway, console: file that says who may come in; "" if nothing does
+	Admission string              // gateway, console, agent: file that says who may come in; "" if nothing does
 	Audit     string              // folder of the audit log, readable by the console alone
 	Locked    bool                // the small form: nothing of the data volume is there
 	Hosted    bool                // GATEHOUSE_HOSTED: not on our own image

@@ -46,7 +46,7 @@ var (
 	// OpPower restarts or switches off, after the answer is sent.
 	OpPower = Op[Power, None]{"power", []Role{Console}}
 	// OpLog reads the bounded log.
-	OpLog = Op[LogQuery, LogLines]{"log", []Role{Console}}
+	OpLog = Op[LogQuery, LogLines]{"log", []Role{Console, Agent}}
 	// OpAuditCheckpoint signs the head of the audit log now.
 	OpAuditCheckpoint = Op[None, Appended]{"audit-checkpoint", []Role{Console}}
 )

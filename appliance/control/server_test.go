@@ -198,7 +198,7 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"network-apply", []Role{Network}, offer(s, OpNetworkApply)},
 			{"clock-set", []Role{Network, Console}, offer(s, OpClockSet)},
 			{"power", []Role{Console}, offer(s, OpPower)},
-			{"log", []Role{Console}, offer(s, OpLog)},
+			{"log", []Role{Console, Agent}, offer(s, OpLog)},
 			{"audit-checkpoint", []Role{Console}, offer(s, OpAuditCheckpoint)},
 			{"factor-reset", []Role{Console}, offer(s, OpFactorReset)},
 			{"drops", []Role{Gateway}, offer(s, OpDrops)},

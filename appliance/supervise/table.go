@@ -185,7 +185,7 @@ func (s *Spec) fill(p Paths, o Options) {
 		// Where /etc/resolv.conf leads with systemd-resolved, resolvconf, NetworkManager.
 		s.Confine.Read = append(s.Confine.Read, "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
 	}
-	if p.Admission != "" && (s.Role == control.Gateway || s.Role == control.Console) {
+	if p.Admission != "" && (s.Role == control.Gateway || s.Role == control.Console || s.Role == control.Agent) {
 		s.Env = append(s.Env, control.EnvAdmission+"="+p.Admission)
 		// The folder is there before the role, or Landlock would never let it in.
 		folder := Filter(p, o).Folders[0]
