@@ -9,6 +9,8 @@ RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm
 CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables ping=iputils-ping \
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools
 TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
+	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools /usr/sbin/sshd=openssh-server
+TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm \
 	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
 
 # what needs no machine of its own; the rest lies under tests/

@@ -1,0 +1,206 @@
+package work
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"gatehouse/appliance/agent/maintenance"
+	"gatehouse/appliance/session/wire"
+)
+
+// terminal opens one at the target, or comes back to one.
+func (s *Session) terminal(ctx context.Context, st wire.Stream, o wire.Open) error {
+	if o.Term == "" {
+		o.Term = "xterm-256color"
+	}
+	if len(o.Term) > 64 || strings.Trim(o.Term, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+._") != "" {
+		return s.refuse(st, o, wire.Refuse(wire.Invalid, "%.20q is not the name of a kind of terminal", o.Term))
+	}
+	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen) wire.Ended { return s.shell(ctx, sc, o.Term) })
+}
+
+// screen serves a stream at a new screen on which program runs, or at the one
+// that it resumes.
+func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, program func(context.Context, *screen) wire.Ended) error {
+	if o.Resume != "" {
+		s.mu.Lock()
+		sc := s.screens[o.Resume]
+		s.mu.Unlock()
+		if sc == nil || sc.do != o.Do {
+			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", resumeTime))
+		}
+		if o.Width != 0 || o.Height != 0 {
+			sc.resize(o.Width, o.Height)
+		}
+		return sc.serve(st, o.Seen)
+	}
+	if o.Width == 0 && o.Height == 0 {
+		o.Width, o.Height = 80, 24
+	}
+	if o.Width < 1 || o.Height < 1 || o.Width > maxColumns || o.Height > maxColumns {
+		return s.refuse(st, o, wire.Refuse(wire.Invalid, "a terminal of %d by %d characters", o.Width, o.Height))
+	}
+	recorder, recorded, err := s.record(o.Width, o.Height, string(o.Do))
+	if err != nil {
+		return s.refuse(st, o, err)
+	}
+	closed, err := s.opening(ctx, o.Do, nil)
+	if err != nil {
+		recorded()
+		return s.refuse(st, o, err)
+	}
+	sc := newScreen(s, o, recorder)
+	s.mu.Lock()
+	if len(s.screens) >= maxScreens {
+		s.mu.Unlock()
+		closed()
+		recorded()
+		return s.refuse(st, o, wire.Refuse(wire.Failed, "this session has %d terminals, the most there can be", maxScreens))
+	}
+	s.screens[sc.name] = sc
+	over, reason := s.over, s.reason
+	s.work.Add(1) // before the stream that is served has let go of its own
+	s.mu.Unlock()
+	if over {
+		sc.finish(wire.Ended{Status: -1, Reason: reason})
+	}
+	go func() {
+		defer s.work.Done()
+		defer closed()
+		defer recorded()
+		pctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-sc.done:
+				cancel()
+			case <-pctx.Done():
+			}
+		}()
+		sc.finish(program(pctx, sc))
+		s.forget(sc)
+	}()
+	return sc.serve(st, 0)
+}
+
+// forget lets go of a screen whose program has ended: when its end was seen, or
+// nobody has come for it.
+func (s *Session) forget(sc *screen) {
+	drop := func() {
+		s.mu.Lock()
+		delete(s.screens, sc.name)
+		s.mu.Unlock()
+	}
+	select {
+	case <-sc.seen:
+		drop()
+	default:
+		time.AfterFunc(resumeTime, drop)
+	}
+}
+
+// shell is the target's, on a screen.
+func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended {
+	a := asker{confirm: sc.confirm, prompt: sc.prompt, banner: func(text string) { _, _ = sc.Write([]byte(text)) }}
+	ch, client, release, err := s.link.session(ctx, a)
+	if err != nil {
+		return failed(err)
+	}
+	defer release()
+	defer ch.Close()
+	defer hangUp(ctx, ch, client)()
+	stdin, err := ch.StdinPipe()
+	if err != nil {
+		return failed(err)
+	}
+	ch.Stdout, ch.Stderr = sc, sc
+	width, height := sc.sized(nil)
+	err = within(client, func() error {
+		if err := ch.RequestPty(term, height, width, ssh.TerminalModes{ssh.ECHO: 1, ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400}); err != nil {
+			return fmt.Errorf("the target gives no terminal: %w", err)
+		}
+		if err := ch.Shell(); err != nil {
+			return fmt.Errorf("the target starts no shell: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return failed(err)
+	}
+	change := func(width, height int) { _ = ch.WindowChange(height, width) } // a dead channel is noticed by its reader
+	if w, h := sc.sized(change); w != width || h != height {
+		change(w, h)
+	}
+	go func() {
+		for {
+			b, err := sc.keys(ctx)
+			if err == nil {
+				_, err = stdin.Write(b)
+			}
+			if err != nil {
+				stdin.Close()
+				return
+			}
+		}
+	}()
+	return exited(ch.Wait())
+}
+
+// hangUp closes a channel when ctx ends, and the connection of a target that
+// does not let go of it. The returned func is for the channel's good end.
+func hangUp(ctx context.Context, ch *ssh.Session, client *ssh.Client) func() {
+	over := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		ch.Close()
+		select {
+		case <-over:
+		case <-time.After(answerTime):
+			client.Close()
+		}
+	})
+	return func() {
+		close(over)
+		stop()
+	}
+}
+
+// exited says in words how a command ended.
+func exited(err error) wire.Ended {
+	var exit *ssh.ExitError
+	var lost *ssh.ExitMissingError
+	switch {
+	case err == nil:
+		return wire.Ended{}
+	case errors.As(err, &exit) && exit.Signal() != "":
+		return wire.Ended{Status: exit.ExitStatus(), Reason: "it was ended by the signal " + wire.Printable(exit.Signal(), 32)}
+	case errors.As(err, &exit):
+		return wire.Ended{Status: exit.ExitStatus()}
+	case errors.As(err, &lost):
+		return wire.Ended{Status: -1, Reason: "the connection to the target was lost", Code: wire.Unreachable}
+	}
+	return failed(err)
+}
+
+// failed is an error as an end.
+func failed(err error) wire.Ended {
+	var r *wire.Refusal
+	if errors.As(err, &r) {
+		return wire.Ended{Status: -1, Reason: r.Text, Code: r.Code}
+	}
+	return wire.Ended{Status: -1, Reason: err.Error(), Code: wire.Failed}
+}
+
+// console is the box's own.
+func (s *Session) console(ctx context.Context, st wire.Stream, o wire.Open) error {
+	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen) wire.Ended {
+		if err := maintenance.Run(ctx, s.cfg.Box, sc.keys, sc); err != nil {
+			return failed(err)
+		}
+		return wire.Ended{}
+	})
+}
