@@ -21,7 +21,9 @@ import (
 	"gatehouse/appliance/agent/machine"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/enroll/report"
+	"gatehouse/appliance/task"
 )
 
 const (
@@ -70,7 +72,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		},
 		pause: pause,
 	}
-	return a.run(ctx)
+	desk, err := a.openDesk(env, c, status)
+	if err != nil {
+		return err
+	}
+	return task.Run(ctx, task.Func("reports", a.run), task.Func("line", func(ctx context.Context) error {
+		return a.again(ctx, "the line to the hub is cut", func(ctx context.Context) (bool, error) { return a.wait(ctx, desk) })
+	}), desk.lists, desk.leftovers)
 }
 
 // site is this machine towards one hub.
@@ -90,16 +98,22 @@ type site struct {
 // run connects, enrols and reports, again and again, with growing pauses while
 // that fails.
 func (s *site) run(ctx context.Context) error {
+	return s.again(ctx, "the hub is not reached", s.attend)
+}
+
+// again does it again and again. One that worked for a while begins anew with
+// the shortest pause.
+func (s *site) again(ctx context.Context, failed string, do func(context.Context) (worked bool, err error)) error {
 	wait := firstPause
 	for ctx.Err() == nil {
-		enrolled, err := s.attend(ctx)
+		worked, err := do(ctx)
 		if ctx.Err() != nil {
 			break
 		}
-		if enrolled {
+		if worked {
 			wait = firstPause
 		}
-		s.log.Warn("the hub is not reached", "err", err, "again_in", wait)
+		s.log.Warn(failed, "err", err, "again_in", wait)
 		s.pause(ctx, jitter(wait))
 		wait = min(2*wait, longestPause)
 	}
@@ -108,26 +122,11 @@ func (s *site) run(ctx context.Context) error {
 
 // attend is the life of one connection. It ends with an error always.
 func (s *site) attend(ctx context.Context) (enrolled bool, err error) {
-	l, err := connect(ctx, s.dial, s.keys, s.name, s.now)
+	l, answer, err := s.enrol(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer l.close()
-	device, err := s.id.public()
-	if err != nil {
-		return false, err
-	}
-	inventory := s.inventory()
-	answer, err := l.enrol(ctx, enroll.Enrol{
-		Site: s.id.site, Device: device,
-		Metadata: enroll.Metadata{
-			Name: s.name, Version: s.version, System: inventory.System,
-			Hardware: inventory.Machine.Product,
-		},
-	})
-	if err != nil {
-		return false, err
-	}
 	s.log.Info("enrolled at the hub", "site", s.id.site, "interval", answer.Interval)
 	next := s.now()
 	for {
@@ -149,6 +148,45 @@ func (s *site) attend(ctx context.Context) (enrolled bool, err error) {
 			return true, ctx.Err()
 		}
 	}
+}
+
+// enrol connects and says who we are.
+func (s *site) enrol(ctx context.Context) (*link, enroll.Answer, error) {
+	device, err := s.id.public()
+	if err != nil {
+		return nil, enroll.Answer{}, err
+	}
+	l, err := connect(ctx, s.dial, s.keys, s.name, s.now)
+	if err != nil {
+		return nil, enroll.Answer{}, err
+	}
+	inventory := s.inventory()
+	answer, err := l.enrol(ctx, enroll.Enrol{
+		Site: s.id.site, Device: device,
+		Metadata: enroll.Metadata{
+			Name: s.name, Version: s.version, System: inventory.System,
+			Hardware: inventory.Machine.Product,
+		},
+	})
+	if err != nil {
+		l.close()
+		return nil, answer, err
+	}
+	return l, answer, nil
+}
+
+// wait is the life of one line, on a connection of its own.
+func (s *site) wait(ctx context.Context, d *desk) (worked bool, err error) {
+	l, _, err := s.enrol(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer l.close()
+	c, err := l.upgrade(ctx, attend.Path, attend.Protocol)
+	if err != nil {
+		return false, err
+	}
+	return true, d.Wait(ctx, c)
 }
 
 func (s *site) inventory() report.Inventory {

@@ -130,6 +130,34 @@ func (l *link) report(ctx context.Context, r report.Report) error {
 	return nil
 }
 
+// upgrade switches the connection to another protocol by a signed request.
+func (l *link) upgrade(ctx context.Context, path, protocol string) (io.ReadWriteCloser, error) {
+	nonce, err := enroll.NewNonce(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+l.name+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "gatehouse-agent")
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", protocol)
+	req.Header.Set("Authorization", l.keys.Authorize(enroll.Request{Method: http.MethodPost, Path: path, Channel: l.channel}, l.now(), nonce))
+	late := time.AfterFunc(requestTime, l.close) // a client's timeout would end the line too
+	resp, err := l.client.Transport.RoundTrip(req)
+	late.Stop()
+	if err != nil {
+		return nil, fmt.Errorf("waiting for the hub's word: %w", err)
+	}
+	c, ok := resp.Body.(io.ReadWriteCloser)
+	if resp.StatusCode != http.StatusSwitchingProtocols || !ok {
+		defer resp.Body.Close()
+		return nil, fmt.Errorf("waiting for the hub's word: %w", refused(resp))
+	}
+	return c, nil
+}
+
 func (l *link) post(ctx context.Context, path string, body []byte, authorization string, want int) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+l.name+path, bytes.NewReader(body))
 	if err != nil {
@@ -145,16 +173,25 @@ func (l *link) post(ctx context.Context, path string, body []byte, authorization
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != want {
+		return nil, refused(resp)
+	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, enroll.MaxMessage+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the hub's answer: %w", err)
 	}
-	if resp.StatusCode == want {
-		return b, nil
+	return b, nil
+}
+
+// refused is the error of an answer that is not the wanted one.
+func refused(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, enroll.MaxMessage+1))
+	if err != nil {
+		return fmt.Errorf("reading the hub's answer: %w", err)
 	}
 	var f hub.Refusal
 	if json.Unmarshal(b, &f) != nil || enroll.CheckText(f.Text, 512) != nil || enroll.CheckText(f.Code, 32) != nil || f.Code == "" {
-		return nil, fmt.Errorf("the hub answers %s", resp.Status)
+		return fmt.Errorf("the hub answers %s", resp.Status)
 	}
-	return nil, fmt.Errorf("the hub refuses (%s): %s", f.Code, f.Text)
+	return fmt.Errorf("the hub refuses (%s): %s", f.Code, f.Text)
 }

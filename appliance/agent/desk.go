@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"gatehouse/appliance/admission"
+	"gatehouse/appliance/agent/attending"
+	"gatehouse/appliance/agent/spool"
+	"gatehouse/appliance/agent/work"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/session"
+)
+
+// desk is the agent's sessions, with the tasks that they need.
+type desk struct {
+	*attending.Desk
+	lists     *admission.Watch
+	leftovers *spool.Leftovers
+}
+
+// openDesk makes it of what the box is.
+func (s *site) openDesk(env control.Environment, c *control.Client, status control.Status) (*desk, error) {
+	own, err := endCertificate(s.id.device)
+	if err != nil {
+		return nil, err
+	}
+	d := &desk{lists: admission.Open(env.Admission, s.log)}
+	d.leftovers = &spool.Leftovers{Folder: filepath.Join(env.State, "recordings"), Log: s.log}
+	server := &server{
+		control: c, spool: d.leftovers.Folder, log: s.log,
+	}
+	d.Desk, err = attending.New(attending.Config{
+		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
+		// The one gateway there is is this box's own, whatever names people reach it by.
+		Gateway: func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
+			var dial net.Dialer
+			return dial.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(status.HTTPSPort))))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.leftovers.Tell = d.Desk.Tell
+	return d, nil
+}
+
+// server makes what serves a session.
+type server struct {
+	control *control.Client
+	spool   string
+	log     *slog.Logger
+}
+
+func (s *server) serve(one attending.Session) (attending.Work, error) {
+	return work.New(work.Config{
+		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
+		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
+		Audit: func(ctx context.Context, e control.Event) error {
+			_, err := control.OpAudit.Call(ctx, s.control, e)
+			return err
+		},
+		Box: work.Box{
+			Status: func(ctx context.Context) (control.Status, error) {
+				return control.OpStatus.Call(ctx, s.control, control.None{})
+			},
+			Log: func(ctx context.Context, q control.LogQuery) (control.LogLines, error) {
+				return control.OpLog.Call(ctx, s.control, q)
+			},
+			Resolve: func(ctx context.Context, name string) ([]netip.Addr, error) {
+				return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+			},
+			Connect: (&net.Dialer{}).DialContext,
+		},
+	})
+}
+
+// ownAddresses are this machine's, which are no target in its site.
+func ownAddresses() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var own []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own = append(own, p.Addr().Unmap())
+		}
+	}
+	return own
+}
+
+// endCertificate holds the device key, by which ends pin this one. Nothing
+// else of it counts, so it is made at each start.
+func endCertificate(key *ecdsa.PrivateKey) (tls.Certificate, error) {
+	t := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "gatehouse agent"},
+		NotBefore: time.Unix(1500000000, 0), NotAfter: time.Unix(4000000000, 0), // clocks are not what is judged
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("making the certificate of the agent's end: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("making the certificate of the agent's end: %w", err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
