@@ -80,15 +80,12 @@ func parseForwards(in []string) ([]string, error) {
 		if err != nil {
 			host, port = "127.0.0.1", f
 		}
-		a, err := netip.ParseAddr(host)
-		if err != nil || !a.IsLoopback() {
-			return nil, fail(exitUsage, "--forward %s: it takes PORT or ADDRESS:PORT, where ADDRESS is one of this machine's loopback, such as 127.0.0.1; the port of the target is the one that it was declared with", f)
+		a, badHost := netip.ParseAddr(host)
+		n, badPort := strconv.ParseUint(port, 10, 16)
+		if badHost != nil || badPort != nil || !a.IsLoopback() {
+			return nil, fail(exitUsage, "--forward %s: it takes PORT, 0 to 65535, or ADDRESS:PORT, where ADDRESS is one of this machine's loopback, such as 127.0.0.1; the port of the target is the one that it was declared with", f)
 		}
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-			return nil, fail(exitUsage, "--forward %s: %q is not a port, 0 to 65535", f, port)
-		} else {
-			out = append(out, net.JoinHostPort(a.String(), strconv.FormatUint(n, 10)))
-		}
+		out = append(out, net.JoinHostPort(a.String(), strconv.FormatUint(n, 10)))
 	}
 	return out, nil
 }
