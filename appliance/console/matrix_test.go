@@ -74,7 +74,7 @@ ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/a
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure
 ready:GET:/welcome/codes:3:own-account ready:POST:/welcome/codes:3:own-account:fresh
-ready:GET:/account:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account
+ready:GET:/account:3:own-account ready:GET:/api/v1/session:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account
 ready:GET:/account/confirm:3:own-account ready:POST:/account/confirm:3:own-account ready:POST:/account/end:3:own-account ready:POST:/account/end-others:3:own-account
 ready:GET:/account/factor:3:own-account:fresh ready:POST:/account/factor:3:own-account:fresh ready:GET:/account/password:3:own-account:fresh
 ready:POST:/account/password:3:own-account:fresh ready:POST:/api/v1/password-strength:3:own-account

@@ -95,14 +95,42 @@ func ReadGrant(key ed25519.PublicKey, b []byte) (Grant, error) {
 	if err := open(key, labelGrant, MaxGrant, b, &r); err != nil {
 		return Grant{}, fmt.Errorf("reading a session's grant: %w", err)
 	}
-	g := Grant{
-		r.ID, r.Site, r.Technician, r.Transport, r.Key, r.Agent, r.Target, r.Functions, r.Recording, r.RecordTo,
-		time.Unix(r.From, 0).UTC(), time.Unix(r.Until, 0).UTC(), r.Gateways,
-	}
+	g := r.grant()
 	if err := g.check(); err != nil {
 		return Grant{}, fmt.Errorf("reading a session's grant: %w", err)
 	}
 	return g, nil
+}
+
+// ReceivedGrant reads a grant for the technician's end, which has it from the
+// hub itself, over a connection on which it knows the hub. Who signed it is not
+// judged: the only one to ask for the organisation's key is that same hub. Nor
+// is its time: hub and agent do that, by clocks that are kept.
+func ReceivedGrant(b []byte) (Grant, error) {
+	var s signed
+	var r rawGrant
+	err := exact(b, &s)
+	if err == nil {
+		err = exact(s.Message, &r)
+	}
+	if err == nil && r.Version != Version {
+		err = fmt.Errorf("%w: %d, here %d", ErrVersion, r.Version, Version)
+	}
+	g := r.grant()
+	if err == nil {
+		err = g.check()
+	}
+	if err != nil {
+		return Grant{}, fmt.Errorf("reading a session's grant: %w", err)
+	}
+	return g, nil
+}
+
+func (r rawGrant) grant() Grant {
+	return Grant{
+		r.ID, r.Site, r.Technician, r.Transport, r.Key, r.Agent, r.Target, r.Functions, r.Recording, r.RecordTo,
+		time.Unix(r.From, 0).UTC(), time.Unix(r.Until, 0).UTC(), r.Gateways,
+	}
 }
 
 func (g Grant) check() error {

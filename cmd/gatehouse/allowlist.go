@@ -61,7 +61,7 @@ allowlists.toml (switch, order, scopes) and NAME.list (a range a line, # for not
 	f.register(c)
 	verb := func(use, short string, args cobra.PositionalArgs, run func(*allowlistRun, context.Context, []string) error) *cobra.Command {
 		v := &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
-			return f.signedIn(cmd, "allowlists are", "/api/v1/allowlists", func(ctx context.Context, r *change) error {
+			return f.signedIn(cmd, "/api/v1/allowlists", func(ctx context.Context, r *change) error {
 				return run(&allowlistRun{r, f.force}, ctx, args)
 			})
 		}}

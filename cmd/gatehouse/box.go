@@ -157,6 +157,9 @@ func (b *box) call(ctx context.Context, method, path string, question, answer an
 	if resp.StatusCode/100 != 2 {
 		return nil, &refusal{resp.StatusCode, reason(text)}
 	}
+	if len(text) == 0 && resp.StatusCode == http.StatusNoContent {
+		return proof.Binding(resp.TLS)
+	}
 	if err := json.Unmarshal(text, answer); err != nil {
 		return nil, fmt.Errorf("%s does not answer as a Gatehouse does: %w", b.address, err)
 	}

@@ -78,7 +78,7 @@ func certificateCommand() *cobra.Command {
 	c.Long = certificateHelp
 	p := c.PersistentFlags()
 	p.StringVar(&f.address, "box", "", "the `ADDRESS` of the box; the only known one if not given")
-	p.StringVar(&f.who.email, "email", "", "sign in as `ADDRESS`")
+	p.StringVar(&f.who.email, "email", "", "sign in as `ADDRESS` for this one go; else the session of gatehouse login is used")
 	p.StringVar(&f.who.password, "password", "", "read the password from file:`PATH` or -")
 	p.StringVar(&f.who.code, "code", "", "read the code of the second factor, or a recovery code, from file:`PATH` or -")
 	p.BoolVar(&f.asJSON, "json", false, "print JSON")
@@ -86,10 +86,7 @@ func certificateCommand() *cobra.Command {
 }
 
 func (f *certificateFlags) run(cmd *cobra.Command, do func(context.Context, *certificateRun) error) error {
-	if f.who.email == "" {
-		return fail(exitUsage, "certificates are for people who sign in: give --email, --password and --code")
-	}
-	if err := f.who.check(); err != nil {
+	if err := signedInSomewhere(f.who); err != nil {
 		return err
 	}
 	var args []string
@@ -101,7 +98,7 @@ func (f *certificateFlags) run(cmd *cobra.Command, do func(context.Context, *cer
 		return err
 	}
 	r := &certificateRun{certificateFlags: *f, box: b, in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
-	return b.signedIn(cmd.Context(), f.who, r.in, func(ctx context.Context) error { return do(ctx, r) })
+	return b.as(cmd.Context(), f.who, r.in, func(ctx context.Context) error { return do(ctx, r) })
 }
 
 func (r *certificateRun) view(ctx context.Context) (keeper.View, error) {

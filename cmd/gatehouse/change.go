@@ -29,7 +29,7 @@ type changeFlags struct {
 func (f *changeFlags) register(c *cobra.Command) {
 	p := c.PersistentFlags()
 	p.StringVar(&f.at, "box", "", "the `ADDRESS` of the box; the only known one if not given")
-	p.StringVar(&f.who.email, "email", "", "sign in as `ADDRESS`")
+	p.StringVar(&f.who.email, "email", "", "sign in as `ADDRESS` for this one go; else the session of gatehouse login is used")
 	p.StringVar(&f.who.password, "password", "", "read the password from file:`PATH` or -")
 	p.StringVar(&f.who.code, "code", "", "read the code of the second factor, or a recovery code, from file:`PATH` or -")
 	p.BoolVar(&f.asJSON, "json", false, "print JSON")
@@ -51,12 +51,9 @@ type change struct {
 	err io.Writer
 }
 
-// signedIn runs a verb; what names in the error what it is about.
-func (f *changeFlags) signedIn(cmd *cobra.Command, what, api string, do func(context.Context, *change) error) error {
-	if f.who.email == "" {
-		return fail(exitUsage, "%s for people who sign in: give --email, --password and --code", what)
-	}
-	if err := f.who.check(); err != nil {
+// signedIn runs a verb as the person who signed in.
+func (f *changeFlags) signedIn(cmd *cobra.Command, api string, do func(context.Context, *change) error) error {
+	if err := signedInSomewhere(f.who); err != nil {
 		return err
 	}
 	var args []string
@@ -68,7 +65,7 @@ func (f *changeFlags) signedIn(cmd *cobra.Command, what, api string, do func(con
 		return err
 	}
 	r := &change{changeFlags: *f, box: b, api: api, in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
-	return b.signedIn(cmd.Context(), f.who, r.in, func(ctx context.Context) error { return do(ctx, r) })
+	return b.as(cmd.Context(), f.who, r.in, func(ctx context.Context) error { return do(ctx, r) })
 }
 
 // offer keeps a candidate if --keep or a person says so.

@@ -34,7 +34,7 @@ refused. The owner can reset it to the time the box's program was built.`
 		"  gatehouse clock reset-floor --email …"
 	f.register(c)
 	show := &cobra.Command{Use: "show", Short: "Show the time, where it comes from and what it is worth", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return f.signedIn(cmd, "the clock is", "/api/v1/clock", func(ctx context.Context, r *change) error {
+		return f.signedIn(cmd, "/api/v1/clock", func(ctx context.Context, r *change) error {
 			var k boxClock
 			if _, err := r.call(ctx, "GET", r.api, nil, &k); err != nil {
 				return err
@@ -43,7 +43,7 @@ refused. The owner can reset it to the time the box's program was built.`
 		})
 	}}
 	reset := &cobra.Command{Use: "reset-floor", Short: "Reset the floor, for the owner", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return f.signedIn(cmd, "the clock is", "/api/v1/clock", func(ctx context.Context, r *change) error { return r.resetFloor(ctx, yes) })
+		return f.signedIn(cmd, "/api/v1/clock", func(ctx context.Context, r *change) error { return r.resetFloor(ctx, yes) })
 	}}
 	reset.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	c.AddCommand(show, reset)

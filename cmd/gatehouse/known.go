@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 )
@@ -35,11 +34,11 @@ func (k knownBox) key() (*[32]byte, error) {
 }
 
 func readKnown() (*known, error) {
-	dir, err := os.UserConfigDir()
+	path, err := configFile("known.json")
 	if err != nil {
-		return nil, fmt.Errorf("finding the folder for known boxes: %w", err)
+		return nil, err
 	}
-	k := &known{path: filepath.Join(dir, "gatehouse", "known.json")}
+	k := &known{path: path}
 	b, err := os.ReadFile(k.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return k, nil
@@ -75,25 +74,5 @@ func (k *known) move(from, to string) error {
 // put replaces what was known of an address, and the file by a whole new one.
 func (k *known) put(b knownBox) error {
 	k.Boxes = append(slices.DeleteFunc(k.Boxes, func(o knownBox) bool { return o.Address == b.Address }), b)
-	j, err := json.MarshalIndent(k, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(k.path), 0o700); err != nil {
-		return fmt.Errorf("keeping the key of the box: %w", err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(k.path), "known-*")
-	if err != nil {
-		return fmt.Errorf("keeping the key of the box: %w", err)
-	}
-	defer os.Remove(f.Name()) // there only if it was not renamed
-	_, err = f.Write(append(j, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), k.path)
-	}
-	if err != nil {
-		return fmt.Errorf("keeping the key of the box in %s: %w", k.path, err)
-	}
-	return nil
+	return writeConfig(k.path, k)
 }

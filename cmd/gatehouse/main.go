@@ -43,6 +43,11 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
+// ended is the exit status of what ran at a target: it is passed on, and there is nothing to say.
+type ended struct{ code exitCode }
+
+func (e *ended) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
 // fail gives an error its exit code.
 func fail(code exitCode, format string, args ...any) error {
 	return &failure{code, fmt.Errorf(format, args...)}
@@ -67,9 +72,12 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	var f *failure
+	var e *ended
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &e):
+		return e.code
 	case ctx.Err() != nil:
 		fmt.Fprintln(stderr, "gatehouse: interrupted")
 		return exitInterrupted
@@ -85,13 +93,15 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 }
 
 const rootHelp = `Gatehouse is a small computer that lets people in to look after other computers.
-This tool builds its image, runs it, takes over a new box and checks its audit log.
+This tool builds its image, runs it, takes over a new box, sets it up, and reaches the
+machines behind it.
 
 Results go to standard output, everything else to standard error. Secrets are
 read from a file (file:PATH) or from standard input (-), never from the command line.`
 
 const rootExample = `  gatehouse setup 192.168.1.40
-  gatehouse status 192.168.1.40 --json
+  gatehouse login
+  gatehouse connect nas
   gatehouse audit verify audit/`
 
 const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not found, 5 conflict,
@@ -99,7 +109,9 @@ const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not f
 
 func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",
-		discoverCommand(), setupCommand(), statusCommand(), exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), certificateCommand(), caCommand(), tokenCommand(),
+		discoverCommand(), setupCommand(), statusCommand(), loginCommand(), logoutCommand(),
+		targetsCommand(), targetCommand(), connectCommand(), execCommand(), openCommand(), sessionsCommand(), recordCommand(), sshConfigCommand(),
+		exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), certificateCommand(), caCommand(), tokenCommand(),
 		auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
 	root.Long = rootHelp + "\n\n" + rootExit
 	root.Example = rootExample

@@ -151,7 +151,7 @@ is automatic.`
 	f.register(c)
 	verb := func(use, short string, args cobra.PositionalArgs, run func(*networkRun, context.Context, []string) error) *cobra.Command {
 		v := &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
-			return f.signedIn(cmd, "network settings are", "/api/v1/network", func(ctx context.Context, r *change) error {
+			return f.signedIn(cmd, "/api/v1/network", func(ctx context.Context, r *change) error {
 				return run(&networkRun{r, f.settings, f.onwardAt}, ctx, args)
 			})
 		}}

@@ -80,31 +80,7 @@ func showDetails(cmd *cobra.Command, b *box, who signIn, asJSON bool) error {
 
 func askStatus(ctx context.Context, args []string, words string) (*box, publicStatus, error) {
 	var s publicStatus
-	boxes, err := readKnown()
-	if err != nil {
-		return nil, s, err
-	}
-	if len(args) == 0 {
-		if len(boxes.Boxes) != 1 {
-			return nil, s, fail(exitUsage, "%d boxes are known: say the address of one", len(boxes.Boxes))
-		}
-		args = []string{boxes.Boxes[0].Address}
-	}
-	address, err := resolve(ctx, args[0])
-	if err != nil {
-		return nil, s, err
-	}
-	k, found := boxes.find(address)
-	var pin *[32]byte
-	switch {
-	case found && words == "":
-		if pin, err = k.key(); err != nil {
-			return nil, s, err
-		}
-	case words == "":
-		return nil, s, fail(exitNotFound, "%s is not known on this machine: take it over with gatehouse setup, or give --proof with the six words of its console", address)
-	}
-	b, err := openBox(ctx, address, pin)
+	b, boxes, err := findBox(ctx, args, words != "")
 	if err != nil {
 		return nil, s, err
 	}
@@ -118,7 +94,39 @@ func askStatus(ctx context.Context, args []string, words string) (*box, publicSt
 	if err := checkWords(words, spki); err != nil {
 		return nil, s, err
 	}
-	return b, s, boxes.put(knownBox{Name: s.Name, Address: address, SPKI: hex.EncodeToString(spki[:]), Since: time.Now().UTC()})
+	return b, s, boxes.put(knownBox{Name: s.Name, Address: b.address, SPKI: hex.EncodeToString(spki[:]), Since: time.Now().UTC()})
+}
+
+// findBox opens the box that is meant, and asks it nothing yet. Its key is
+// pinned, unless the box is new here.
+func findBox(ctx context.Context, args []string, isNew bool) (*box, *known, error) {
+	boxes, err := readKnown()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(args) == 0 {
+		if len(boxes.Boxes) != 1 {
+			return nil, nil, fail(exitUsage, "%d boxes are known: say the address of one", len(boxes.Boxes))
+		}
+		args = []string{boxes.Boxes[0].Address}
+	}
+	address, err := resolve(ctx, args[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	k, found := boxes.find(address)
+	var pin *[32]byte
+	switch {
+	case isNew:
+	case found:
+		if pin, err = k.key(); err != nil {
+			return nil, nil, err
+		}
+	default:
+		return nil, nil, fail(exitNotFound, "%s is not known on this machine: take it over with gatehouse setup, or give --proof with the six words of its console", address)
+	}
+	b, err := openBox(ctx, address, pin)
+	return b, boxes, err
 }
 
 // checkWords compares what the console shows with the certificate that came.

@@ -3,7 +3,9 @@ package profile
 
 import (
 	"embed"
+	"net/http"
 	"strconv"
+	"time"
 
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
@@ -30,13 +32,15 @@ func (p *Pages) Routes() []shell.Route {
 	}
 	strength := own("POST", "/api/v1/password-strength", false, claim.Strength)
 	strength.API = true
+	session := own("GET", "/api/v1/session", false, showSession)
+	session.API = true
 	return []shell.Route{
 		own("GET", "/account", false, p.show),
 		own("GET", "/account/password", true, p.showPassword),
 		own("POST", "/account/password", true, p.setPassword),
 		own("POST", "/account/end", false, p.end),
 		own("POST", "/account/end-others", false, p.endOthers),
-		strength,
+		strength, session,
 	}
 }
 
@@ -56,6 +60,22 @@ func (p *Pages) show(v *shell.Visit) error {
 		return err
 	}
 	return v.Show(p.page, view{list, v.Session.ID, left})
+}
+
+// Session is what a tool is told of the session it is signed in by.
+type Session struct {
+	Email string    `json:"email"`
+	Role  string    `json:"role"`
+	Until time.Time `json:"until"` // it ends then,
+	Idle  int       `json:"idle"`  // or after so many seconds without use
+}
+
+// showSession counts as a use: a tool asks while its person is at work.
+func showSession(v *shell.Visit) error {
+	return v.JSON(http.StatusOK, Session{
+		Email: v.Person().Email, Role: string(v.Person().Role),
+		Until: v.Session.Created.Add(account.AbsoluteTime).UTC().Truncate(time.Second), Idle: int(account.IdleTime / time.Second),
+	})
 }
 
 func (p *Pages) showPassword(v *shell.Visit) error { return v.Show(p.password, nil) }
