@@ -131,7 +131,7 @@ func (s *Site) gateway(l net.Listener) {
 			defer c.Close()
 			hello := make([]byte, 5) // the gateway has read the ClientHello before
 			if _, err := io.ReadFull(c, hello); err == nil {
-				s.relay.Handle(s.ctx, c.(*net.TCPConn), hello)
+				s.relay.Handle(s.ctx, c.(*net.TCPConn), hello, func() {})
 			}
 		})
 	}
