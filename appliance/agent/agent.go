@@ -72,7 +72,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		},
 		pause: pause,
 	}
-	desk, err := a.openDesk(env, c, status)
+	desk, err := a.openDesk(env, c)
 	if err != nil {
 		return err
 	}

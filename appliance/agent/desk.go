@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"gatehouse/appliance/admission"
@@ -32,7 +31,7 @@ type desk struct {
 }
 
 // openDesk makes it of what the box is.
-func (s *site) openDesk(env control.Environment, c *control.Client, status control.Status) (*desk, error) {
+func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, error) {
 	own, err := endCertificate(s.id.device)
 	if err != nil {
 		return nil, err
@@ -46,8 +45,11 @@ func (s *site) openDesk(env control.Environment, c *control.Client, status contr
 		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
 		// The one gateway there is is this box's own, whatever names people reach it by.
 		Gateway: func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
-			var dial net.Dialer
-			return dial.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(status.HTTPSPort))))
+			m, err := control.OpMeeting.Call(ctx, c, control.None{})
+			if err != nil {
+				return nil, err
+			}
+			return dialOwn(ctx, m.Listens)
 		},
 	})
 	if err != nil {
@@ -55,6 +57,25 @@ func (s *site) openDesk(env control.Environment, c *control.Client, status contr
 	}
 	d.leftovers.Tell = d.Desk.Tell
 	return d, nil
+}
+
+// dialOwn connects to a listener of this machine from its loopback address,
+// which no list has to admit.
+func dialOwn(ctx context.Context, listens string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(listens)
+	if err != nil {
+		return nil, fmt.Errorf("the gateway has not said where it listens: %w", err)
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	a := to.Addr().Unmap()
+	switch {
+	case a.IsUnspecified():
+		a = loopback
+	case a.Is6():
+		loopback = netip.IPv6Loopback()
+	}
+	dial := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0))}
+	return dial.DialContext(ctx, "tcp", netip.AddrPortFrom(a, to.Port()).String())
 }
 
 // server makes what serves a session.

@@ -14,4 +14,5 @@ var (
 type Meeting struct {
 	Organisation []byte `json:"organisation,omitempty"` // Ed25519 public key whose grants and tickets count
 	Gateway      []byte `json:"gateway,omitempty"`      // SHA-256 of the gateway's public key
+	Listens      string `json:"listens,omitempty"`      // address of the gateway's port 443, for the box's own agent
 }

@@ -74,7 +74,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	g := newGateway(sender, log)
 	g.lists = lists
 	if !env.Locked {
-		if g.relay, err = openRelay(ctx, env, c, lists, log); err != nil {
+		if g.relay, err = openRelay(ctx, env, c, web.Addr(), lists, log); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ const meetingScopes = allowlist.Console | allowlist.Sites
 
 // openRelay makes the part that joins sessions, with the key by which ends pin
 // this gateway, and says that key to the others.
-func openRelay(ctx context.Context, env control.Environment, c *control.Client, lists *admission.Watch, log *slog.Logger) (*relay.Relay, error) {
+func openRelay(ctx context.Context, env control.Environment, c *control.Client, web net.Addr, lists *admission.Watch, log *slog.Logger) (*relay.Relay, error) {
 	sub, err := control.OpKey.Call(ctx, c, control.KeyRequest{Purpose: control.PurposeGatewayKey})
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func openRelay(ctx context.Context, env control.Environment, c *control.Client, 
 		return nil, err
 	}
 	key := r.Key()
-	_, err = control.OpMeetingSet.Call(ctx, c, control.Meeting{Gateway: key[:]})
+	_, err = control.OpMeetingSet.Call(ctx, c, control.Meeting{Gateway: key[:], Listens: web.String()})
 	return r, err
 }
 

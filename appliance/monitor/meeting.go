@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"net/netip"
 
 	"gatehouse/appliance/control"
 )
@@ -32,7 +33,10 @@ func (m *Monitor) setMeeting(_ context.Context, from control.Role, q control.Mee
 		if len(q.Gateway) != sha256.Size {
 			return control.None{}, &control.Error{Code: control.CodeInvalid, Text: "the gateway's key is not a SHA-256"}
 		}
-		m.meeting.Gateway = bytes.Clone(q.Gateway)
+		if _, err := netip.ParseAddrPort(q.Listens); err != nil {
+			return control.None{}, &control.Error{Code: control.CodeInvalid, Text: "the gateway does not say where it listens"}
+		}
+		m.meeting.Gateway, m.meeting.Listens = bytes.Clone(q.Gateway), q.Listens
 	}
 	return control.None{}, nil
 }

@@ -17,14 +17,16 @@ func TestSES1_EachRoleSpeaksForItself(t *testing.T) {
 			t.Errorf("the console said %v", q)
 		}
 	}
-	if _, err := m.setMeeting(t.Context(), control.Gateway, control.Meeting{Organisation: key}); err == nil {
-		t.Error("the gateway named an organisation")
+	for _, q := range []control.Meeting{{Organisation: key}, {Gateway: key}, {Gateway: key, Listens: "here"}} {
+		if _, err := m.setMeeting(t.Context(), control.Gateway, q); err == nil {
+			t.Errorf("the gateway said %v", q)
+		}
 	}
 	if m.meeting.Organisation != nil || m.meeting.Gateway != nil {
 		t.Fatalf("refused, and kept: %v", m.meeting)
 	}
 	evil := bytes.Repeat([]byte{6}, 32)
-	for role, q := range map[control.Role]control.Meeting{control.Console: {Organisation: key, Gateway: evil}, control.Gateway: {Organisation: evil, Gateway: key}} {
+	for role, q := range map[control.Role]control.Meeting{control.Console: {Organisation: key, Gateway: evil}, control.Gateway: {Organisation: evil, Gateway: key, Listens: "[::]:443"}} {
 		if _, err := m.setMeeting(t.Context(), role, q); err != nil {
 			t.Error(err)
 		}
