@@ -59,23 +59,17 @@ func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, erro
 	return d, nil
 }
 
-// dialOwn connects to a listener of this machine from its loopback address,
-// which no list has to admit.
+// dialOwn connects to a listener of this machine.
 func dialOwn(ctx context.Context, listens string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(listens)
 	if err != nil {
 		return nil, fmt.Errorf("the gateway has not said where it listens: %w", err)
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	a := to.Addr().Unmap()
-	switch {
-	case a.IsUnspecified():
-		a = loopback
-	case a.Is6():
-		loopback = netip.IPv6Loopback()
+	if to.Addr().IsUnspecified() {
+		to = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), to.Port())
 	}
-	dial := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0))}
-	return dial.DialContext(ctx, "tcp", netip.AddrPortFrom(a, to.Port()).String())
+	var dial net.Dialer
+	return dial.DialContext(ctx, "tcp", to.String())
 }
 
 // server makes what serves a session.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,29 @@ const (
 // come as they come to the console, agents as sites.
 const meetingScopes = allowlist.Console | allowlist.Sites
 
+// guests judges by the lists of now. The box itself needs none: nobody else can
+// open a connection from its addresses.
+func guests(lists *admission.Watch) func(netip.Addr) bool {
+	own := ownAddresses()
+	return func(a netip.Addr) bool {
+		return lists.Scopes(a)&meetingScopes != 0 || slices.Contains(own, a.Unmap().WithZone(""))
+	}
+}
+
+func ownAddresses() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // then the box's agent is judged as others are
+	}
+	var own []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own = append(own, p.Addr().Unmap())
+		}
+	}
+	return own
+}
+
 // openRelay makes the part that joins sessions, with the key by which ends pin
 // this gateway, and says that key to the others.
 func openRelay(ctx context.Context, env control.Environment, c *control.Client, web net.Addr, lists *admission.Watch, log *slog.Logger) (*relay.Relay, error) {
@@ -48,7 +72,7 @@ func openRelay(ctx context.Context, env control.Environment, c *control.Client, 
 	}, now: time.Now, log: log}
 	r, err := relay.New(relay.Config{
 		Certificate: own, Organisation: who.key, Log: log,
-		Admitted:   func(a netip.Addr) bool { return lists.Scopes(a)&meetingScopes != 0 },
+		Admitted:   func(a netip.Addr) bool { return guests(lists)(a) },
 		Now:        time.Now, // as the console that makes the tickets: both follow when the clock is set
 		MaxWaiting: maxEnds, MaxJoined: maxSessions, Idle: maxQuiet,
 	})
@@ -96,7 +120,7 @@ func (g *gateway) meet(ctx context.Context, c net.Conn, peeked []byte, known fun
 	if !ok || g.relay == nil {
 		return errors.New("there are no sessions here")
 	}
-	if g.lists.Scopes(address(c.RemoteAddr()).Addr())&meetingScopes == 0 {
+	if !guests(g.lists)(address(c.RemoteAddr()).Addr()) {
 		return errors.New("no list admits the source for sessions")
 	}
 	return g.relay.Handle(ctx, t, peeked, known)
@@ -108,7 +132,7 @@ func (g *gateway) cut() {
 	if g.relay == nil {
 		return
 	}
-	if n := g.relay.Cut(func(a netip.Addr) bool { return g.lists.Scopes(a)&meetingScopes != 0 }); n > 0 {
+	if n := g.relay.Cut(guests(g.lists)); n > 0 {
 		g.log.Info("sessions of sources that no list admits any more were cut", "connections", n)
 	}
 }
