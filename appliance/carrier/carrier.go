@@ -89,7 +89,7 @@ const (
 	firstWindow = 64 << 10
 	lastWindow  = 16 << 20
 	// maxQueued is what a stream holds that was written and not sent.
-	maxQueued = 64 << 10
+	maxQueued = 128 << 10
 	// maxLog is what is kept until the other end acknowledges it. An honest one
 	// does so long before.
 	maxLog       = 32 << 20

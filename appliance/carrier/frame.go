@@ -43,6 +43,8 @@ type frame struct {
 	length int
 	stream uint32
 	number uint64
+
+	stopped bool // there is more of the stream than its window lets through
 }
 
 func (f frame) numbered() bool { return f.what >= open }
@@ -50,6 +52,9 @@ func (f frame) numbered() bool { return f.what >= open }
 // put writes a head.
 func (f frame) put(b []byte) {
 	b[0], b[1] = byte(f.what), 0
+	if f.stopped {
+		b[1] = 1
+	}
 	binary.BigEndian.PutUint16(b[2:], uint16(f.length))
 	binary.BigEndian.PutUint32(b[4:], f.stream)
 	binary.BigEndian.PutUint64(b[8:], f.number)
@@ -57,7 +62,7 @@ func (f frame) put(b []byte) {
 
 // parse reads a head and judges what it can without knowing the session.
 func parse(b []byte) (frame, error) {
-	f := frame{what(b[0]), int(binary.BigEndian.Uint16(b[2:])), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:])}
+	f := frame{what(b[0]), int(binary.BigEndian.Uint16(b[2:])), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:]), b[1] == 1}
 	least, most, stream, number := 0, 0, false, false
 	switch f.what {
 	case hello:
@@ -80,7 +85,7 @@ func parse(b []byte) (frame, error) {
 		return frame{}, broken("a frame of kind %d, which there is not", f.what)
 	}
 	switch {
-	case b[1] != 0:
+	case b[1] != 0 && !(f.what == data && f.stopped):
 		return frame{}, broken("a frame of kind %d whose second byte is %d", f.what, b[1])
 	case f.length < least || f.length > most:
 		return frame{}, broken("a frame of kind %d with %d bytes: it has %d to %d", f.what, f.length, least, most)

@@ -17,6 +17,7 @@ type path struct {
 	s       *Session
 	kind    Kind
 	conn    net.Conn
+	cork    corker
 	wake    chan struct{}
 	dead    chan struct{} // closed when it is given up
 	greeted chan struct{} // closed when this end's greeting is written
@@ -27,19 +28,22 @@ type path struct {
 	heard   atomic.Bool // since the timer last ran
 
 	// Kept by the session's mu.
-	greets bool
-	pongs  bool
-	pongOf uint64
-	pings  bool
-	pingID uint64
-	pinged time.Time
-	rtt    time.Duration // the shortest that was seen, 0: none yet
-	silent int           // how often the timer heard nothing
+	greets  bool
+	pongs   bool
+	pongOf  uint64
+	pings   bool
+	pingID  uint64
+	pinged  time.Time
+	rtt     time.Duration // the shortest that was seen, 0: none yet
+	samples int
+	silent  int // how often the timer heard nothing
 }
 
 // leastRoundTrip is what windows are sized by at least: below it the time is
 // that of waking up, not of the way.
-const leastRoundTrip = 250 * time.Microsecond
+const leastRoundTrip = 150 * time.Microsecond
+
+const firstSamples = 4
 
 // handshake is how long a path may take to greet.
 const handshake = 10 * time.Second
@@ -52,6 +56,9 @@ func (s *Session) Attach(ctx context.Context, c net.Conn, kind Kind) error {
 	}
 	p := &path{s: s, kind: kind, conn: c, wake: make(chan struct{}, 1), dead: make(chan struct{}),
 		greeted: make(chan struct{}), written: make(chan struct{}), gone: make(chan struct{}), greets: true}
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+		p.cork, _ = t.NetConn().(corker)
+	}
 	ctx, cancel := context.WithTimeout(ctx, handshake)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
@@ -115,7 +122,7 @@ func (p *path) greet() error {
 		return err
 	}
 	p.timer = time.AfterFunc(s.cfg.Keepalive, p.look)
-	p.pings = true
+	p.ask()
 	s.paths = append(s.paths, p)
 	s.choose()
 	signal(p.wake)
@@ -223,11 +230,23 @@ func (s *Session) roundTrip() time.Duration {
 	return max(s.best.rtt, leastRoundTrip)
 }
 
+// measured takes a round trip. The first of a path are slower than the way: all
+// is cold, so some are made at once.
 func (p *path) measured(d time.Duration) {
 	p.pinged = time.Time{}
 	if p.rtt == 0 || d < p.rtt {
 		p.rtt = d
 	}
+	if p.samples++; p.samples < firstSamples {
+		p.ask()
+	}
+}
+
+// ask sends a ping that is not the last one.
+func (p *path) ask() {
+	p.pings = true
+	p.pingID++
+	signal(p.wake)
 }
 
 // lost forgets a path; the next best takes over.
@@ -273,9 +292,7 @@ func (p *path) look() {
 		return
 	}
 	if p.silent > 0 {
-		p.pings = true
-		p.pingID++
-		signal(p.wake)
+		p.ask()
 	}
 	p.timer.Reset(s.cfg.Keepalive)
 	s.mu.Unlock()
@@ -346,6 +363,7 @@ func (p *path) writeAll() bool {
 	s := p.s
 	batch := newChunk(maxContent) // not held while there is nothing to say
 	defer batch.free()
+	corked := 0
 	for {
 		s.mu.Lock()
 		b, c := s.gather(p, batch.b[:0])
@@ -353,6 +371,13 @@ func (p *path) writeAll() bool {
 		ended, last, text := s.err != nil, p == s.best && s.farewell != "", s.farewell
 		parts := last && idle && s.flushed()
 		s.mu.Unlock()
+		if corked > 0 && (parts || idle || corked >= 64<<10) {
+			if err := p.cork.Uncork(); err != nil {
+				s.lost(p)
+				return false
+			}
+			corked = 0
+		}
 		if parts {
 			p.part(text)
 			return false
@@ -362,6 +387,12 @@ func (p *path) writeAll() bool {
 		}
 		if c != nil {
 			b = c.b[:c.end]
+		}
+		if p.cork != nil && corked == 0 && c != nil {
+			p.cork.Cork()
+		}
+		if p.cork != nil {
+			corked += len(b)
 		}
 		_, err := p.conn.Write(b)
 		if c != nil {
@@ -391,4 +422,9 @@ func (p *path) part(text string) {
 	if c, ok := p.conn.(interface{ CloseWrite() error }); ok {
 		c.CloseWrite()
 	}
+}
+
+type corker interface {
+	Cork()
+	Uncork() error
 }

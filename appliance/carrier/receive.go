@@ -138,6 +138,7 @@ func (s *Session) find(f frame) (*Stream, error) {
 // arrived judges data of a stream.
 func (st *Stream) arrived(f frame) error {
 	st.came += uint64(f.length)
+	st.stopped = st.stopped || f.stopped
 	if st.eof {
 		return broken("stream %d goes on after its end", st.id)
 	}

@@ -30,10 +30,13 @@ func (o *sent) append(w what, stream uint32, content []byte) {
 	o.number(c, w, stream)
 }
 
-func (o *sent) number(c *chunk, w what, stream uint32) {
-	frame{w, c.end - headSize, stream, o.nextNumber()}.put(c.b)
+// number takes a frame into the log.
+func (o *sent) number(c *chunk, w what, stream uint32) frame {
+	f := frame{what: w, length: c.end - headSize, stream: stream, number: o.nextNumber()}
+	f.put(c.b)
 	o.log.push(c)
 	o.logBytes += len(c.b)
+	return f
 }
 
 // acknowledge drops what has come to the other end.
@@ -77,10 +80,12 @@ func (s *Session) turn(st *Stream) {
 	case st.out.len() > 0:
 		c := st.out.pop()
 		st.sentAll += uint64(c.len())
-		if st.queued -= c.len(); st.queued < maxQueued {
+		if st.queued -= c.len(); st.queued <= maxQueued/2 {
 			signal(st.writable)
 		}
-		s.number(c, data, st.id)
+		f := s.number(c, data, st.id)
+		f.stopped = st.out.len() > 0 && !st.sendable()
+		f.put(c.b)
 	case st.wantShut:
 		s.append(shut, st.id, nil)
 		s.remove(st)

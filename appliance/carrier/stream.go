@@ -32,6 +32,8 @@ type Stream struct {
 	limit    uint64 // that the other end was allowed
 	window   int
 	renewed  time.Time
+	grew     time.Time
+	stopped  bool // the other end has more, and the window was at its end
 	credited bool // it waits to tell the other end of limit
 
 	out      queue[*chunk]
@@ -153,32 +155,40 @@ func (st *Stream) give(c *chunk, n int) {
 	st.consume(n)
 }
 
-// consume moves the window when half of it was read, and sizes it by how fast
-// that went: four times of what is read in a round trip.
+// consume moves the window when a quarter of it was read.
 func (st *Stream) consume(n int) {
 	s := st.s
 	st.consumed += uint64(n)
-	if st.gone || st.eof || s.err != nil || st.consumed+uint64(st.window/2) < st.limit {
+	if st.gone || st.eof || s.err != nil || st.consumed+uint64(st.window-st.window/4) < st.limit {
 		return
 	}
-	now := time.Now()
+	st.size(time.Now())
+	if limit := st.consumed + uint64(st.window); limit > st.limit {
+		st.limit = limit
+		st.promise()
+		s.wake()
+	}
+}
+
+// size makes the window larger if the other end had to stop for it although a
+// quarter of it is read in less than a round trip, and smaller if that takes
+// much longer. So it follows what the way holds and the reader reads.
+func (st *Stream) size(now time.Time) {
+	s := st.s
 	elapsed, rtt := now.Sub(st.renewed), s.roundTrip()
 	st.renewed = now
-	if elapsed < 2*rtt {
+	switch {
+	case elapsed < rtt && st.stopped && now.Sub(st.grew) >= rtt:
 		// Half of what is left at most, so that one does not leave others with nothing.
 		more := min(st.window, lastWindow-st.window)
 		if own := st.window - firstWindow; own+more <= (s.cfg.Memory-s.grown+own)/2 {
 			st.window += more
 			s.grown += more
 		}
-	} else if elapsed > 16*rtt && st.window > firstWindow {
+		st.grew, st.stopped = now, false
+	case elapsed > 4*rtt && st.window > firstWindow:
 		st.window /= 2
 		s.grown -= st.window
-	}
-	if limit := st.consumed + uint64(st.window); limit > st.limit {
-		st.limit = limit
-		st.promise()
-		s.wake()
 	}
 }
 
