@@ -26,14 +26,9 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/carrier"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
-)
-
-// The kinds of way that Attach is told.
-const (
-	TCP = "tcp"
-	UDP = "udp"
 )
 
 // Config is what an end looks with.
@@ -46,7 +41,7 @@ type Config struct {
 	Admitted    func(netip.Addr) bool // whether the other end may be there; asked before anything is sent, and all the time after
 	// Attach takes a way into the session and returns when that is agreed, or
 	// refused. The carrier closes what it has taken when it has no more use for it.
-	Attach func(ctx context.Context, c net.Conn, network string) error
+	Attach func(ctx context.Context, c net.Conn, kind carrier.Kind) error
 	Log    *slog.Logger
 
 	loopback bool // of tests of this package, which have no other network
@@ -217,7 +212,7 @@ func (e *end) wait(ctx context.Context, w *way) {
 	}
 	since := time.Now()
 	why := e.guard(ctx, w)
-	e.Log.Info("the direct way is over", "network", w.network, "other", w.other, "err", why)
+	e.Log.Info("the direct way is over", "kind", w.kind, "other", w.other, "err", why)
 	if time.Since(since) >= provenAfter {
 		e.mu.Lock()
 		e.fail = 0

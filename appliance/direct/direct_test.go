@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/carrier"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
@@ -51,7 +52,7 @@ type ends struct {
 
 type taken struct {
 	net.Conn
-	network string
+	kind carrier.Kind
 }
 
 func newEnds(t *testing.T) *ends {
@@ -65,8 +66,8 @@ func newEnds(t *testing.T) *ends {
 			Side: s, Grant: g, Certificate: c, loopback: true,
 			Addresses: func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
 			Admitted:  netip.Addr.IsLoopback,
-			Attach: func(_ context.Context, c net.Conn, network string) error {
-				e.ways[i] <- taken{c, network}
+			Attach: func(_ context.Context, c net.Conn, kind carrier.Kind) error {
+				e.ways[i] <- taken{c, kind}
 				return nil
 			},
 			Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -153,8 +154,8 @@ func TestSES3_DirectTCPIsFound(t *testing.T) {
 	e := newEnds(t)
 	e.start(t)
 	a, b := next(t, e.ways[0]), next(t, e.ways[1])
-	if a.network != TCP || b.network != TCP {
-		t.Errorf("ways by %s and %s", a.network, b.network)
+	if a.kind != carrier.TCP || b.kind != carrier.TCP {
+		t.Errorf("ways by %s and %s", a.kind, b.kind)
 	}
 	carries(t, a, b)
 	a.Close()
@@ -210,8 +211,8 @@ func TestSES3_DirectUDPIsFound(t *testing.T) {
 	e.between(t, noTCP, nil)
 	e.start(t)
 	a, b := next(t, e.ways[0]), next(t, e.ways[1])
-	if a.network != UDP || b.network != UDP {
-		t.Errorf("ways by %s and %s", a.network, b.network)
+	if a.kind != carrier.UDP || b.kind != carrier.UDP {
+		t.Errorf("ways by %s and %s", a.kind, b.kind)
 	}
 	carries(t, a, b)
 	a.Close()

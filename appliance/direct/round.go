@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/carrier"
 	"gatehouse/appliance/session"
 )
 
@@ -89,8 +90,8 @@ func (r *round) targets(their offer, port uint16) []netip.AddrPort {
 // found is a connection with the session's TLS in it, or why there is none.
 type found struct {
 	net.Conn
-	network string
-	err     error
+	kind carrier.Kind
+	err  error
 }
 
 // search looks by TCP and UDP at once until one is found, or the time is up.
@@ -98,38 +99,38 @@ func (r *round) search(ctx context.Context, their offer) *way {
 	ctx, cancel := context.WithTimeout(ctx, roundTime)
 	defer cancel()
 	var mu sync.Mutex
-	claimed := ""
+	claimed := carrier.Kind(0)
 	results := make(chan found, 2)
-	seek := func(network string, f func(context.Context, offer, func() bool) (net.Conn, error)) context.CancelFunc {
+	seek := func(kind carrier.Kind, f func(context.Context, offer, func() bool) (net.Conn, error)) context.CancelFunc {
 		one, stop := context.WithCancel(ctx)
 		// Both ends must not take different ways: the technician's end claims one
 		// before it speaks TLS, and lets the other be. The agent follows.
 		claim := func() bool {
 			mu.Lock()
 			defer mu.Unlock()
-			if r.Side == session.AgentSide || claimed == "" {
-				claimed = network
+			if r.Side == session.AgentSide || claimed == 0 {
+				claimed = kind
 			}
-			return claimed == network
+			return claimed == kind
 		}
 		go func() { // ends with ctx; search waits for it
 			c, err := f(one, their, claim)
-			results <- found{c, network, err}
+			results <- found{c, kind, err}
 		}()
 		return stop
 	}
 	var stops [2]context.CancelFunc
 	if r.Side == session.TechnicianSide {
-		stops[0], stops[1] = seek(TCP, r.answer), seek(UDP, r.reach)
+		stops[0], stops[1] = seek(carrier.TCP, r.answer), seek(carrier.UDP, r.reach)
 	} else {
-		stops[0], stops[1] = seek(TCP, r.call), seek(UDP, r.hear)
+		stops[0], stops[1] = seek(carrier.TCP, r.call), seek(carrier.UDP, r.hear)
 	}
 	var w *way
 	for range stops {
 		f := <-results
 		switch {
 		case f.err != nil:
-			r.Log.Debug("no direct way", "network", f.network, "round", their.Round, "err", f.err)
+			r.Log.Debug("no direct way", "kind", f.kind, "round", their.Round, "err", f.err)
 		case w != nil:
 			f.Close() // the other was quicker
 		default:
@@ -144,11 +145,11 @@ func (r *round) search(ctx context.Context, their offer) *way {
 // way is a connection that the carrier has.
 type way struct {
 	net.Conn
-	network string
-	other   netip.Addr
-	once    sync.Once
-	closed  chan struct{}
-	err     error
+	kind   carrier.Kind
+	other  netip.Addr
+	once   sync.Once
+	closed chan struct{}
+	err    error
 }
 
 // Close ends the way; the carrier does it when it has no more use for it.
@@ -166,13 +167,13 @@ func (r *round) attach(ctx context.Context, f found) *way {
 		f.Close()
 		return nil
 	}
-	w := &way{Conn: f.Conn, network: f.network, other: at.Addr().Unmap().WithZone(""), closed: make(chan struct{})}
-	if err := r.Attach(ctx, w, w.network); err != nil {
-		r.Log.Info("the session does not take the direct way", "network", w.network, "other", w.other, "err", err)
+	w := &way{Conn: f.Conn, kind: f.kind, other: at.Addr().Unmap().WithZone(""), closed: make(chan struct{})}
+	if err := r.Attach(ctx, w, w.kind); err != nil {
+		r.Log.Info("the session does not take the direct way", "kind", w.kind, "other", w.other, "err", err)
 		w.Close()
 		return nil
 	}
-	r.Log.Info("a direct way", "network", w.network, "other", w.other)
+	r.Log.Info("a direct way", "kind", w.kind, "other", w.other)
 	return w
 }
 

@@ -17,11 +17,11 @@ const (
 	// knockHops lets a datagram leave our own site and not arrive at the other.
 	// There, come too early, it would make a flow of its own in a NAT that has
 	// none yet, and take the port that the other end is about to get.
-	knockHops = 4
+	knockHops = 3
 	// politely is how long the agent leaves the first word to the technician's
 	// end, for the same reason. It speaks at all in case that its own NAT has
 	// given it a port that nobody could foresee.
-	politely = 400 * time.Millisecond
+	politely = time.Second
 )
 
 var errLate = errors.New("the other kind of way was found first")
