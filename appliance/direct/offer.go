@@ -34,6 +34,8 @@ func (o offer) check() error {
 	switch {
 	case o.Round == 0:
 		return fmt.Errorf("%w: an offer without its round", session.ErrMalformed)
+	case o.Addresses == nil:
+		return fmt.Errorf("%w: an offer without a list of addresses", session.ErrMalformed)
 	case len(o.Addresses) > maxCandidates:
 		return fmt.Errorf("%w: an offer with %d addresses, the limit is %d", session.ErrMalformed, len(o.Addresses), maxCandidates)
 	case o.UDP < lowestPort || o.TCP != 0 && o.TCP < lowestPort:
@@ -51,9 +53,6 @@ func (o offer) check() error {
 
 // writeOffer writes a length (2, big-endian) and JSON in one write.
 func writeOffer(w io.Writer, o offer) error {
-	if o.Addresses == nil {
-		o.Addresses = []netip.Addr{} // one form
-	}
 	b, err := json.Marshal(o)
 	if err != nil {
 		return fmt.Errorf("writing an offer of ways: %w", err)

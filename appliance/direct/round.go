@@ -25,7 +25,7 @@ type round struct {
 
 // open makes what one round needs: the sockets that the offer names.
 func (e *end) open(number uint32) (*round, error) {
-	r := &round{end: e, own: offer{Round: number, Secret: random(secretSize)}}
+	r := &round{end: e, own: offer{Round: number, Addresses: []netip.Addr{}, Secret: random(secretSize)}}
 	for _, a := range e.Addresses() {
 		a = a.Unmap().WithZone("")
 		r.self = append(r.self, a)
