@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type pass struct {
 	Seen         string
 	Admitted     []netip.Prefix // none: everywhere
 	Copy         int            // bytes that the technician's end sends once there is a direct way
+	Lies         []string       // offers of a technician's end that is hostile
 }
 
 func (p pass) certificate() (tls.Certificate, error) {
@@ -149,7 +151,33 @@ func endPart(args []string, w io.Writer) error {
 			fmt.Fprintln(w, "copy", sendCopy(ctx, s, p.Copy))
 		}()
 	}
+	if len(p.Lies) > 0 {
+		return lie(st, p.Lies, w)
+	}
 	return direct.Seek(ctx, d, st)
+}
+
+// lie says where to look, and what it is answered with.
+func lie(st *carrier.Stream, offers []string, w io.Writer) error {
+	if err := wire.WriteOpen(st, wire.Open{Do: wire.Direct}); err != nil {
+		return err
+	}
+	if _, err := wire.ReadReply(st); err != nil {
+		return err
+	}
+	for _, o := range offers {
+		if _, err := st.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(o))), o...)); err != nil {
+			return err
+		}
+		b := make([]byte, 4096)
+		n, err := st.Read(b)
+		fmt.Fprintln(w, "answer", n > 0, err)
+		if err != nil {
+			return nil
+		}
+	}
+	fmt.Fprintln(w, "answer waits")
+	select {} // until the test closes standard input
 }
 
 func (p pass) direct(g session.Grant, own tls.Certificate, s *carrier.Session) direct.Config {
@@ -410,6 +438,59 @@ func TestSES3_CutDirectPathLosesNoByte(t *testing.T) {
 	end.took("tcp") // and a way is found again
 }
 
+// TestSES3_HostileCandidates has the agent told to look where it must not. What
+// leaves the box but to the technician and the gateway is counted.
+func TestSES3_HostileCandidates(t *testing.T) {
+	offer := func(tcp, udp int, addresses ...string) string {
+		b, err := json.Marshal(struct {
+			Round     int      `json:"round"`
+			Addresses []string `json:"addresses"`
+			TCP       int      `json:"tcp"`
+			UDP       int      `json:"udp"`
+			Secret    []byte   `json:"secret"`
+		}{1, addresses, tcp, udp, make([]byte, 32)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	others := slices.Repeat([]string{"192.0.2.77"}, 8)
+	for name, test := range map[string]struct {
+		offer string
+		taken bool // as an offer, though not one of its addresses is tried
+		sent  bool // something: the count would show it
+	}{
+		"the technician":      {offer(8080, 8080, nearV4), true, true},
+		"the box itself":      {offer(8080, 8080, boxV4, boxV6, "127.0.0.1", "::1", "0.0.0.0"), true, false},
+		"other people":        {offer(8080, 8080, "192.0.2.77", farV4, "2001:db8:1::77", farV6), true, false},
+		"groups":              {offer(8080, 8080, "224.0.0.251", "ff02::fb", "255.255.255.255", "192.0.2.255", "169.254.169.254"), true, false},
+		"port 22":             {offer(22, 8080, nearV4), false, false},
+		"port 53":             {offer(8080, 53, nearV4), false, false},
+		"thousands":           {offer(8080, 8080, slices.Repeat(others, 9)...), false, false},
+		"not an offer at all": {"GET / HTTP/1.1\r\n\r\n", false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, m := neighbours(t), newMeeting(t)
+			rules(t, l.box, "add table inet seen; add chain inet seen out { type filter hook output priority 0; }; "+
+				"add rule inet seen out ip protocol icmp accept; add rule inet seen out meta l4proto ipv6-icmp accept; "+
+				"add rule inet seen out tcp sport 443 accept; add rule inet seen out tcp dport 443 accept; "+
+				"add rule inet seen out meta l4proto { tcp, udp } counter")
+			m.technician.Gateway, m.technician.Lies = boxV4+":443", []string{test.offer}
+			m.agent.Admitted = []netip.Prefix{netip.MustParsePrefix(nearV4 + "/32"), netip.MustParsePrefix("192.0.2.255/32"), netip.MustParsePrefix(boxV4 + "/32"),
+				netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("224.0.0.0/4")}
+			end := m.start(t, l.box, l.near)
+			end.took("relay")
+			if got := end.until("answer "); strings.HasPrefix(got, "true") != test.taken {
+				t.Errorf("the agent answered: %s", got)
+			}
+			time.Sleep(1500 * time.Millisecond) // the pings and calls of a round that is taken
+			if got := l.box.Command(t, "nft", "list table inet seen"); strings.Contains(got, "counter packets 0 ") == test.sent {
+				t.Errorf("what left the box is not what may:\n%s", got)
+			}
+		})
+	}
+}
+
 // apart are a box and a technician, each behind a NAT, with two providers between.
 type apart struct {
 	box, technician, boxNAT, technicianNAT, boxProvider, provider *Host
@@ -481,6 +562,19 @@ func TestSES3_TwoNATsByUDP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The box's NAT gives out ports that nobody can foresee; the technician has none.
+func TestSES3_OneNATOfRandomPorts(t *testing.T) {
+	a := newApart(t, false)
+	rules(t, a.boxNAT, "flush chain ip nat out; add rule ip nat out oifname wan masquerade random")
+	rules(t, a.provider, "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in meta l4proto tcp ct state new drop")
+	m := newMeeting(t)
+	m.technician.Gateway, m.technician.Seen = boxPublic+":443", boxPublic
+	m.agent.Seen = "198.51.100.254"
+	end := m.start(t, a.box, a.provider)
+	end.took("relay")
+	end.took("udp")
 }
 
 func TestSES3_FilteredUDPStaysOnTheRelay(t *testing.T) {
