@@ -20,7 +20,7 @@ const SessionProtocol = "gatehouse-session/1"
 // the agent's key, for this session and no other. On an error it closes the
 // connection.
 func Technician(ctx context.Context, c net.Conn, g session.Grant, own tls.Certificate) (*tls.Conn, error) {
-	t := tls.Client(whole{c}, pinned(g.Agent, own, SessionProtocol, sessionName(g.ID)))
+	t := tls.Client(whole{c}, TechnicianTLS(g, own))
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("the session with the agent: %w", err), c.Close())
 	}
@@ -31,6 +31,20 @@ func Technician(ctx context.Context, c net.Conn, g session.Grant, own tls.Certif
 // technician's key, for this session and no other. On an error it closes the
 // connection.
 func Agent(ctx context.Context, c net.Conn, g session.Grant, own tls.Certificate) (*tls.Conn, error) {
+	t := tls.Server(whole{c}, AgentTLS(g, own))
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("the session with the technician: %w", err), c.Close())
+	}
+	return t, nil
+}
+
+// TechnicianTLS is what Technician speaks, for a carriage that has TLS inside, as QUIC does.
+func TechnicianTLS(g session.Grant, own tls.Certificate) *tls.Config {
+	return pinned(g.Agent, own, SessionProtocol, sessionName(g.ID))
+}
+
+// AgentTLS is what Agent speaks.
+func AgentTLS(g session.Grant, own tls.Certificate) *tls.Config {
 	config := pinned(g.Key, own, SessionProtocol, "")
 	config.ClientAuth, config.SessionTicketsDisabled = tls.RequireAnyClientCert, true
 	verify := config.VerifyConnection
@@ -42,11 +56,7 @@ func Agent(ctx context.Context, c net.Conn, g session.Grant, own tls.Certificate
 		}
 		return verify(cs)
 	}
-	t := tls.Server(whole{c}, config)
-	if err := t.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("the session with the technician: %w", err), c.Close())
-	}
-	return t, nil
+	return config
 }
 
 // whole is a connection whose end is an error. crypto/tls takes an end between

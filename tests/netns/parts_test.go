@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 		"slow":      slow,
 		"keep":      keepPart,
 		"filter":    filterPart,
+		"meet":      meetPart,
+		"end":       endPart,
 	})
 }
 
