@@ -56,7 +56,7 @@ func Serve(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
 	if err != nil {
 		return refuse(s, err)
 	}
-	w := work{cfg, q, s, NewFrames(s), cancel}
+	w := work{Config: cfg, q: q, s: s, f: NewFrames(s), cancel: cancel}
 	need := needs[q.Op]
 	if !cfg.Functions.Has(need) {
 		err := wire.Refuse(wire.Denied, "This session may not do that (%s): it needs the right %s, which was not granted.", q.Op, need)
@@ -142,7 +142,8 @@ type work struct {
 	s wire.Stream
 	f *Frames
 
-	cancel context.CancelFunc // of the context that all of it runs in
+	cancel  context.CancelFunc // of the context that all of it runs in
+	replied bool
 }
 
 // auditWords are the actions in the audit log.
@@ -180,6 +181,7 @@ func (w *work) reply(v any) error {
 		}
 		p.Args = b
 	}
+	w.replied = true
 	return wire.WriteReply(w.s, p)
 }
 
@@ -187,9 +189,10 @@ func (w *work) reply(v any) error {
 // account may that the agent signs in with.
 func trouble(doing, path string, err error) error {
 	var r *wire.Refusal
+	var lost *lostError
 	path = Shown(path)
 	switch {
-	case errors.As(err, &r):
+	case errors.As(err, &r), errors.As(err, &lost):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
 		return wire.Refuse(wire.NotFound, "%s %s: the target has no such file or folder.", doing, path)

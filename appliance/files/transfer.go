@@ -88,7 +88,7 @@ func (w *work) digest(ctx context.Context, f io.ReaderAt, h hash.Hash, from, to 
 			return nil
 		}
 		told = time.Now()
-		return w.f.Say(FrameProgress, End{Size: done})
+		return lostOn(w.f.Say(FrameProgress, End{Size: done}))
 	})
 }
 
@@ -123,11 +123,11 @@ func (w *work) open(t Target, path string) (Content, fs.FileInfo, error) {
 func (w *work) hash(ctx context.Context, t Target) error {
 	path := string(w.q.Path)
 	if err := w.audit(ctx, auditWords[Hash], "", nil); err != nil {
-		return refuse(w.s, err)
+		return w.fail(err)
 	}
 	f, i, err := w.open(t, path)
 	if err != nil {
-		return refuse(w.s, err)
+		return w.fail(err)
 	}
 	defer f.Close()
 	if err := w.reply(entry(path, i)); err != nil {
@@ -141,7 +141,11 @@ func (w *work) hash(ctx context.Context, t Target) error {
 	return errors.Join(w.f.Say(FrameEnd, End{Size: n, SHA256: sum(h)}), w.s.CloseWrite())
 }
 
+// fail says that nothing comes of it, as the answer or instead of the end.
 func (w *work) fail(err error) error {
+	if !w.replied {
+		return refuse(w.s, err)
+	}
 	return errors.Join(err, w.f.Fail(err), w.s.CloseWrite())
 }
 
@@ -168,32 +172,39 @@ func (w *work) transferred(ctx context.Context, path string, size int64, hash st
 func (w *work) get(ctx context.Context, t Target) error {
 	path := string(w.q.Path)
 	if err := w.audit(ctx, auditWords[Get], "", map[string]string{"from": strconv.FormatInt(w.q.From, 10)}); err != nil {
-		return refuse(w.s, err)
+		return w.fail(err)
 	}
+	sent, end, err := w.sendAll(ctx, t, path)
+	if err != nil {
+		err = trouble("Reading", path, err)
+		return errors.Join(w.fail(err), w.transferred(ctx, path, sent, "", err))
+	}
+	// Without the end the other side has no file, so it is written down before.
+	if err := w.transferred(ctx, path, end.Size, end.SHA256, nil); err != nil {
+		return w.fail(err)
+	}
+	return errors.Join(w.f.Say(FrameEnd, end), w.s.CloseWrite())
+}
+
+func (w *work) sendAll(ctx context.Context, t Target, path string) (sent int64, end End, err error) {
 	f, i, err := w.open(t, path)
 	if err != nil {
-		return errors.Join(refuse(w.s, err), w.transferred(ctx, path, 0, "", err))
+		return 0, end, err
 	}
 	defer f.Close()
 	if err := w.reply(entry(path, i)); err != nil {
-		return err
+		return 0, end, err
 	}
-	sent, hash, err := w.send(ctx, f, i)
+	sent, digest, err := w.send(ctx, f, i)
 	if err != nil {
-		err = trouble("Reading", path, err)
-		return errors.Join(w.fail(err), w.transferred(ctx, path, sent, "", err))
+		return sent, end, err
 	}
 	after, err := f.Stat()
 	if err != nil {
-		err = trouble("Reading", path, err)
-		return errors.Join(w.fail(err), w.transferred(ctx, path, sent, "", err))
+		return sent, end, err
 	}
 	changed := after.Size() != i.Size() || !after.ModTime().Equal(i.ModTime())
-	// Without the end the other side has no file, so it is written down before.
-	if err := w.transferred(ctx, path, i.Size(), hash, nil); err != nil {
-		return w.fail(err)
-	}
-	return errors.Join(w.f.Say(FrameEnd, End{Size: i.Size(), SHA256: hash, Changed: changed}), w.s.CloseWrite())
+	return sent, End{Size: i.Size(), SHA256: digest, Changed: changed}, nil
 }
 
 func (w *work) send(ctx context.Context, f Content, i fs.FileInfo) (sent int64, digest string, err error) {
@@ -210,12 +221,12 @@ func (w *work) send(ctx context.Context, f Content, i fs.FileInfo) (sent int64, 
 		}
 	}
 	if err := w.f.Say(FrameBegin, begin); err != nil {
-		return 0, "", err
+		return 0, "", lostOn(err)
 	}
 	err = read(ctx, f, begin.From, i.Size(), func(b []byte) error {
 		h.Write(b)
 		sent += int64(len(b))
-		return w.f.Write(FrameData, b)
+		return lostOn(w.f.Write(FrameData, b))
 	})
 	return sent, sum(h), err
 }
@@ -296,49 +307,62 @@ func full(path string, size int64, free uint64) error {
 // when what the target gives back of it has the size and hash that were sent.
 func (w *work) put(ctx context.Context, t Target) error {
 	if err := w.audit(ctx, auditWords[Put], "", map[string]string{"size": strconv.FormatInt(w.q.Size, 10)}); err != nil {
-		return refuse(w.s, err)
+		return w.fail(err)
 	}
 	p, err := w.place(t)
+	var got int64
+	var end End
 	if err == nil {
-		var release func()
-		if release, err = w.Files.claim(ctx, p.part, w.cancel); err == nil {
-			defer release()
-			p, err = w.left(t, p)
-		}
+		got, end, err = w.take(ctx, t, p)
 	}
 	if err != nil {
-		return errors.Join(refuse(w.s, err), w.transferred(ctx, cmpOr(p.path, string(w.q.Path)), 0, "", err))
-	}
-	if err := w.reply(Ready{[]byte(p.path), p.left}); err != nil {
-		return err
-	}
-	got, end, err := w.receive(ctx, t, p)
-	if err != nil {
-		var lost *lostError
-		if !errors.As(err, &lost) {
-			err = w.spoiled(t, p, got, trouble("Writing", p.path, err))
-		}
+		err = trouble("Writing", p.path, err)
 		return errors.Join(w.fail(err), w.transferred(ctx, p.path, got, "", err))
 	}
 	return errors.Join(w.f.Say(FrameEnd, end), w.s.CloseWrite())
 }
 
+func (w *work) take(ctx context.Context, t Target, p place) (got int64, end End, err error) {
+	release, err := w.Files.claim(ctx, p.part, w.cancel)
+	if err != nil {
+		return 0, end, err
+	}
+	defer release()
+	if p, err = w.left(t, p); err != nil {
+		return 0, end, err
+	}
+	if err := w.reply(Ready{[]byte(p.path), p.left}); err != nil {
+		return 0, end, lostOn(err)
+	}
+	if got, end, err = w.receive(ctx, t, p); err != nil {
+		err = w.spoiled(t, p, trouble("Writing", p.path, err))
+	}
+	return got, end, err
+}
+
 // lostError is one of the stream, not of the target: the part is good to go on with.
 type lostError struct{ err error }
+
+func lostOn(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &lostError{err}
+}
 
 func (e *lostError) Error() string { return "the technician's end was lost: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
 // spoiled removes a part that will not become a file, so that a target whose
 // disk is full gets its room back. SFTP has no error of its own for that.
-func (w *work) spoiled(t Target, p place, got int64, err error) error {
-	if r := asRefusal(err); r.Code == wire.Unreachable {
+func (w *work) spoiled(t Target, p place, err error) error {
+	var lost *lostError
+	if errors.As(err, &lost) || asRefusal(err).Code == wire.Unreachable {
 		return err // it will go on
 	}
-	free, known := t.Free(p.part)
+	free, known := t.Free(cmpOr(p.dir, "."))
 	_ = t.Remove(p.part) // what can be done was done
-	var status *sftp.StatusError
-	if known && free < Chunk && (errors.As(err, &status) || asRefusal(err).Code == wire.Failed) {
+	if known && free < Chunk {
 		return full(p.path, w.q.Size, free)
 	}
 	return err
@@ -363,7 +387,7 @@ func (w *work) receive(ctx context.Context, t Target, p place) (got int64, end E
 		return 0, end, err
 	}
 	if err := w.f.Say(FrameBegin, begin); err != nil {
-		return 0, end, &lostError{err}
+		return 0, end, lostOn(err)
 	}
 	sent, got, err := w.write(f, begin.From)
 	if err != nil {
@@ -420,7 +444,7 @@ func (w *work) agree(ctx context.Context, t Target, p place) (begin Begin, err e
 	}
 	var have Have
 	if err := w.f.Expect(FrameHave, &have, nil); err != nil {
-		return begin, &lostError{err}
+		return begin, lostOn(err)
 	}
 	if have.From != p.left || !isHash(have.SHA256) {
 		return begin, wire.Refuse(wire.Invalid, "of the part of %d bytes the hash of %d came", p.left, have.From)
@@ -466,7 +490,7 @@ func (w *work) write(f Content, at int64) (end End, got int64, err error) {
 		var kind FrameKind
 		var data []byte
 		if kind, data, err = w.f.Read(); err != nil {
-			err = &lostError{err}
+			err = lostOn(err)
 			break
 		}
 		switch {

@@ -57,6 +57,9 @@ type Result struct {
 // ErrWrong is wrapped by errors about content that is not what was sent.
 var ErrWrong = errors.New("it was not kept")
 
+// ErrLost is wrapped by errors about a connection that did not come back.
+var ErrLost = errors.New("the connection was lost, and did not come back")
+
 // tries is how often one thing is tried without any byte of progress; with the
 // pauses that is a good two minutes.
 const tries = 12
@@ -133,7 +136,7 @@ func (c *Copier) again(ctx context.Context, what string, f func() (int64, error)
 		case at > best:
 			n, best = 0, at
 		case n+1 >= tries:
-			return fmt.Errorf("%s: given up after %d tries: %w", files.Shown(what), tries, err)
+			return fmt.Errorf("%s: %w in %d tries: %w", files.Shown(what), ErrLost, tries, err)
 		}
 		c.say("%s: the connection was lost (%v); trying again", files.Shown(what), err)
 		if err := c.pause(ctx, n); err != nil {

@@ -37,15 +37,15 @@ func (t *Tree) problem(path string, err error) {
 	t.Problems = append(t.Problems, Problem{path, err})
 }
 
-// stops says whether an error ends the whole tree: the next file would meet it too.
-func stops(ctx context.Context, err error) bool {
+// Ends says whether an error ends all that is being copied: the next file would meet it too.
+func Ends(ctx context.Context, err error) bool {
 	var r *wire.Refusal
-	return ctx.Err() != nil || lost(err) || errors.Is(err, syscall.ENOSPC) || errors.As(err, &r) && (r.Code == wire.Denied || r.Code == wire.HostKey || r.Code == wire.Credential)
+	return ctx.Err() != nil || errors.Is(err, ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.As(err, &r) && (r.Code == wire.Denied || r.Code == wire.HostKey || r.Code == wire.Credential)
 }
 
-// checkName takes a name that a target sent for one that can be made here: one
+// CheckName takes a name that a target sent for one that can be made here: one
 // step of a path, whatever the system. Control characters are a name's own affair.
-func checkName(name string) error {
+func CheckName(name string) error {
 	switch {
 	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || strings.ContainsRune(name, filepath.Separator):
 		return errors.New("it is no name of a file")
@@ -89,7 +89,7 @@ func (c *Copier) getTree(ctx context.Context, t *Tree, path string, dir *os.Root
 	}
 	entries, more, err := c.List(ctx, path)
 	if err != nil {
-		if depth == 0 || stops(ctx, err) {
+		if depth == 0 || Ends(ctx, err) {
 			return err
 		}
 		t.problem(path, err)
@@ -105,14 +105,14 @@ func (c *Copier) getTree(ctx context.Context, t *Tree, path string, dir *os.Root
 		if t.seen++; t.seen > maxFiles {
 			return fmt.Errorf("%s: it holds more than %d files", files.Shown(path), maxFiles)
 		}
-		err := checkName(name)
+		err := CheckName(name)
 		if err == nil {
 			err = made.clash(name, func(a, b string) bool { return sameFile(dir, a, b) })
 		}
 		if err == nil {
 			err = c.getEntry(ctx, t, e, at, dir, name, depth)
 		}
-		if err != nil && stops(ctx, err) {
+		if err != nil && Ends(ctx, err) {
 			return err
 		} else if err != nil {
 			t.problem(at, err)
@@ -197,7 +197,7 @@ func (c *Copier) putTree(ctx context.Context, t *Tree, dir *os.Root, path string
 		default:
 			err = errors.New("it is a device, a pipe or a socket")
 		}
-		if err != nil && stops(ctx, err) {
+		if err != nil && Ends(ctx, err) {
 			return err
 		} else if err != nil {
 			t.problem(filepath.Join(dir.Name(), name), err)

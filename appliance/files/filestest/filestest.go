@@ -69,6 +69,7 @@ type Site struct {
 	Events []control.Event
 	Told   []attend.Event
 	Opened int
+	served sync.WaitGroup
 }
 
 // NewSite serves the files of a target.
@@ -76,6 +77,7 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 	a := files.NewAccess(dial)
 	t.Cleanup(func() { a.Close() })
 	s := &Site{t: t}
+	t.Cleanup(s.Wait)
 	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Target: "Accounts server", Functions: functions, Files: a,
 		Audit: func(_ context.Context, e control.Event) error {
 			s.mu.Lock()
@@ -123,19 +125,20 @@ func (s *Site) Open(ctx context.Context) (wire.Stream, error) {
 		s.Cuts = s.Cuts[1:]
 	}
 	s.mu.Unlock()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
+	s.served.Go(func() {
 		o, err := wire.ReadOpen(there)
 		if err != nil {
 			there.Close()
 			return
 		}
 		_ = files.Serve(context.Background(), s.Config, there.(*net.TCPConn), o) // the other end judges
-	}()
-	s.t.Cleanup(func() { here.Close(); <-served })
+	})
+	s.t.Cleanup(func() { here.Close() })
 	return stream, nil
 }
+
+// Wait ends when no stream is served any more: what was cut is settled.
+func (s *Site) Wait() { s.served.Wait() }
 
 // Snapshot is what was written down so far.
 func (s *Site) Snapshot() (events []control.Event, told []attend.Event) {
@@ -165,7 +168,6 @@ func (c *cut) Write(b []byte) (int, error) {
 
 func (c *cut) count(n int) {
 	if c.limited && c.left.Add(-int64(n)) <= 0 {
-		_ = c.SetLinger(0) // a reset, as a cut is noticed
 		c.Close()
 	}
 }
