@@ -31,6 +31,7 @@ const (
 	exitConflict     exitCode = 5
 	exitUnreachable  exitCode = 6
 	exitVerification exitCode = 7
+	exitPartial      exitCode = 8
 	exitInterrupted  exitCode = 130
 )
 
@@ -105,7 +106,7 @@ const rootExample = `  gatehouse setup 192.168.1.40
   gatehouse audit verify audit/`
 
 const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not found, 5 conflict,
-6 unreachable or timed out, 7 verification failed, 130 interrupted.`
+6 unreachable or timed out, 7 verification failed, 8 partly done, 130 interrupted.`
 
 func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",

@@ -1,0 +1,186 @@
+// Package filestest runs both ends of package files in tests: OpenSSH's own sftp-server as the target, and streams that can be cut.
+package filestest
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/enroll/attend"
+	"gatehouse/appliance/files"
+	"gatehouse/appliance/session"
+	"gatehouse/appliance/session/wire"
+)
+
+// SFTPServer is where Debian's openssh-sftp-server has it.
+const SFTPServer = "/usr/lib/openssh/sftp-server"
+
+// Target runs an sftp-server for each connection, in dir.
+func Target(t testing.TB, dir string, args ...string) func(context.Context) (io.ReadWriteCloser, error) {
+	return func(context.Context) (io.ReadWriteCloser, error) {
+		cmd := exec.Command(SFTPServer, append([]string{"-d", dir}, args...)...)
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return nil, err
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, err
+		}
+		end := sync.OnceValue(func() error {
+			in.Close()
+			_ = cmd.Process.Kill() // it may have ended by itself
+			_ = cmd.Wait()         // so its status means nothing
+			return nil
+		})
+		t.Cleanup(func() { end() })
+		return process{out, in, end}, nil
+	}
+}
+
+type process struct {
+	io.Reader
+	io.Writer
+	end func() error
+}
+
+func (p process) Close() error { return p.end() }
+
+// Site is an agent that serves files, and what it wrote down.
+type Site struct {
+	files.Config
+	Fail func(control.Event) error // of the audit; nil: never
+	Cuts []int64                   // the next streams are cut after so many bytes; 0: not
+
+	t      testing.TB
+	mu     sync.Mutex
+	Events []control.Event
+	Told   []attend.Event
+	Opened int
+	served sync.WaitGroup
+}
+
+// NewSite serves the files of a target.
+func NewSite(t testing.TB, functions right.Functions, dial func(context.Context) (io.ReadWriteCloser, error)) *Site {
+	a := files.NewAccess(dial)
+	t.Cleanup(func() { a.Close() })
+	s := &Site{t: t}
+	t.Cleanup(s.Wait)
+	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Target: "Accounts server", Functions: functions, Files: a,
+		Audit: func(_ context.Context, e control.Event) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.Fail != nil {
+				if err := s.Fail(e); err != nil {
+					return err
+				}
+			}
+			s.Events = append(s.Events, e)
+			return nil
+		},
+		Tell: func(m attend.FromSite) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.Told = append(s.Told, *m.Event)
+			return nil
+		},
+	}
+	return s
+}
+
+// Open opens a stream to the site, over loopback.
+func (s *Site) Open(ctx context.Context) (wire.Stream, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	here, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	there, err := l.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.Opened++
+	stream := &cut{TCPConn: here.(*net.TCPConn)}
+	if len(s.Cuts) > 0 {
+		if stream.left.Store(s.Cuts[0]); s.Cuts[0] > 0 {
+			stream.limited = true
+		}
+		s.Cuts = s.Cuts[1:]
+	}
+	s.mu.Unlock()
+	s.served.Go(func() {
+		o, err := wire.ReadOpen(there)
+		if err != nil {
+			there.Close()
+			return
+		}
+		_ = files.Serve(context.Background(), s.Config, there.(*net.TCPConn), o) // the other end judges
+	})
+	s.t.Cleanup(func() { here.Close() })
+	return stream, nil
+}
+
+// Wait ends when no stream is served any more: what was cut is settled.
+func (s *Site) Wait() { s.served.Wait() }
+
+// Snapshot is what was written down so far.
+func (s *Site) Snapshot() (events []control.Event, told []attend.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append(events, s.Events...), append(told, s.Told...)
+}
+
+// cut is a stream that breaks without a word after some bytes, of both ways together.
+type cut struct {
+	*net.TCPConn
+	limited bool
+	left    atomic.Int64
+}
+
+func (c *cut) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	c.count(n)
+	return n, err
+}
+
+func (c *cut) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	c.count(n)
+	return n, err
+}
+
+func (c *cut) count(n int) {
+	if c.limited && c.left.Add(-int64(n)) <= 0 {
+		c.Close()
+	}
+}
+
+// Random makes a file of so many bytes.
+func Random(t testing.TB, path string, size int64) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.CopyN(f, rand.Reader, size); err != nil {
+		t.Fatal(err)
+	}
+}

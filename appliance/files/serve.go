@@ -1,0 +1,325 @@
+package files
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pkg/sftp"
+
+	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/enroll/attend"
+	"gatehouse/appliance/session"
+	"gatehouse/appliance/session/wire"
+)
+
+// Config is what Serve knows of the session.
+type Config struct {
+	Session    session.ID
+	Technician string          // for the audit
+	Target     string          // its name, for the audit
+	Functions  right.Functions // of the grant
+	Files      *Access         // of the target
+	// Audit returns once the event is on disk; without it nothing happens.
+	Audit func(context.Context, control.Event) error
+	// Tell tells the hub of a transfer. That it could not be told stops
+	// nothing: the audit of the site has it.
+	Tell func(attend.FromSite) error
+}
+
+var needs = map[Op]right.Functions{
+	List: right.FileManager, Stat: right.FileManager, Mkdir: right.FileManager, Rename: right.FileManager, Remove: right.FileManager,
+	Get: right.ReceiveFiles, Hash: right.ReceiveFiles, Put: right.SendFiles,
+}
+
+// Serve does what one stream asks for and closes it. The error is for the log
+// of the agent; the technician's end was told.
+func Serve(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
+	defer linger(s)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	q, err := parse(o.Args)
+	if err != nil {
+		return refuse(s, err)
+	}
+	w := work{Config: cfg, q: q, s: s, f: NewFrames(s), cancel: cancel}
+	need := needs[q.Op]
+	if !cfg.Functions.Has(need) {
+		err := wire.Refuse(wire.Denied, "This session may not do that (%s): it needs the right %s, which was not granted.", q.Op, need)
+		_ = w.audit(ctx, auditWords[q.Op], "refused", map[string]string{"right": need.String()}) // refused either way
+		return refuse(s, err)
+	}
+	t, done, err := cfg.Files.use(ctx)
+	if err != nil {
+		var r *wire.Refusal
+		if !errors.As(err, &r) {
+			err = wire.Refuse(wire.Unreachable, "The files of the target cannot be reached: %v", err)
+		}
+		return refuse(s, err)
+	}
+	defer done()
+	switch q.Op {
+	case Get:
+		return w.get(ctx, t)
+	case Put:
+		return w.put(ctx, t)
+	case Hash:
+		return w.hash(ctx, t)
+	case List:
+		return w.list(ctx, t)
+	case Stat:
+		return w.stat(t)
+	}
+	return w.change(ctx, t)
+}
+
+// linger closes a stream once the other end has, which it does when it has read
+// the answer: Close ends both ways at once, whatever is still on its way.
+func linger(s wire.Stream) {
+	defer s.Close()
+	defer time.AfterFunc(10*time.Second, func() { s.Close() }).Stop()
+	_, _ = io.Copy(io.Discard, s) // of a put that was refused more may come
+}
+
+func refuse(s wire.Stream, err error) error {
+	return errors.Join(err, wire.WriteRefusal(s, err), s.CloseWrite())
+}
+
+// parse reads a request and checks what does not depend on the target.
+func parse(args json.RawMessage) (q Request, err error) {
+	if err := Message(args, &q); err != nil {
+		return q, wire.Refuse(wire.Invalid, "%v", err)
+	}
+	if len(q.Path) == 0 {
+		q.Path = []byte(".")
+	}
+	if q.Mode == 0 {
+		q.Mode = map[Op]uint32{Put: 0o644, Mkdir: 0o755}[q.Op]
+	}
+	_, known := needs[q.Op]
+	switch {
+	case !known:
+		return q, wire.Refuse(wire.Invalid, "%.20q is not an operation on files", q.Op)
+	case len(q.Path) > MaxPath || bytes.IndexByte(q.Path, 0) >= 0:
+		return q, wire.Refuse(wire.Invalid, "a path has at most %d bytes, none of them zero", MaxPath)
+	case q.Op == Rename && (len(q.To) == 0 || len(q.To) > MaxPath || bytes.IndexByte(q.To, 0) >= 0):
+		return q, wire.Refuse(wire.Invalid, "the new path has 1 to %d bytes, none of them zero", MaxPath)
+	case q.Op != Rename && len(q.To) > 0 || q.Op != Put && len(q.Name) > 0:
+		return q, wire.Refuse(wire.Invalid, "the operation %s takes one path", q.Op)
+	case len(q.Name) > 255 || bytes.ContainsAny(q.Name, "/\x00") || string(q.Name) == "." || string(q.Name) == "..":
+		return q, wire.Refuse(wire.Invalid, "a name has at most 255 bytes, none of them a slash or zero")
+	case q.Size < 0 || q.From < 0 || q.Mode > 0o777:
+		return q, wire.Refuse(wire.Invalid, "sizes are not negative, and modes are permission bits")
+	case q.SHA256 != "" && !isHash(q.SHA256), (q.From > 0) != (q.SHA256 != ""):
+		return q, wire.Refuse(wire.Invalid, "what is there already comes with its SHA-256, 64 lower-case hex digits")
+	}
+	return q, nil
+}
+
+func isHash(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 32 && strings.ToLower(s) == s
+}
+
+// work is one operation.
+type work struct {
+	Config
+	q Request
+	s wire.Stream
+	f *Frames
+
+	cancel  context.CancelFunc // of the context that all of it runs in
+	replied bool
+}
+
+// auditWords are the actions in the audit log.
+var auditWords = map[Op]string{
+	List: "list files", Stat: "list files", Mkdir: "make folder", Rename: "rename file", Remove: "remove file",
+	Get: "receive file", Hash: "hash file", Put: "send file",
+}
+
+func (w *work) audit(ctx context.Context, action, outcome string, detail map[string]string) error {
+	d := map[string]string{"session": w.Session.String(), "path": Shown(string(w.q.Path))}
+	maps.Copy(d, detail)
+	err := w.Audit(ctx, control.Event{Actor: w.Technician, Action: action, Object: w.Target, Outcome: outcome, Detail: d})
+	if err != nil {
+		return wire.Refuse(wire.Failed, "The agent could not write this down in its audit log, so it was not done: %v", err)
+	}
+	return nil
+}
+
+// Shown is a path or name for people and logs: as it is where it is plain, else
+// quoted as in Go, so that it can be told what it was.
+func Shown(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	return strconv.QuoteToGraphic(s)
+}
+
+// reply answers the Open.
+func (w *work) reply(v any) error {
+	p := wire.Reply{}
+	if v != nil {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("answering about files: %w", err)
+		}
+		p.Args = b
+	}
+	w.replied = true
+	return wire.WriteReply(w.s, p)
+}
+
+// trouble is an error of the target in words. The person may do there what the
+// account may that the agent signs in with.
+func trouble(doing, path string, err error) error {
+	var r *wire.Refusal
+	var lost *lostError
+	path = Shown(path)
+	switch {
+	case errors.As(err, &r), errors.As(err, &lost):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		return wire.Refuse(wire.NotFound, "%s %s: the target has no such file or folder.", doing, path)
+	case errors.Is(err, fs.ErrPermission):
+		return wire.Refuse(wire.Failed, "%s %s: the target does not let this account do that.", doing, path)
+	case errors.Is(err, sftp.ErrSSHFxConnectionLost), errors.Is(err, os.ErrClosed):
+		return wire.Refuse(wire.Unreachable, "%s %s: the connection to the target was lost.", doing, path)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return wire.Refuse(wire.Unreachable, "%s %s: the session ended.", doing, path)
+	}
+	return wire.Refuse(wire.Failed, "%s %s: %v", doing, path, err)
+}
+
+func entry(name string, i fs.FileInfo) Entry {
+	e := Entry{Name: []byte(name), Kind: Other, Size: i.Size(), Mode: uint32(i.Mode().Perm()), Time: i.ModTime().Unix()}
+	switch {
+	case i.Mode().IsRegular():
+		e.Kind = File
+	case i.IsDir():
+		e.Kind = Folder
+	case i.Mode()&fs.ModeSymlink != 0:
+		e.Kind = Link
+	}
+	return e
+}
+
+func (w *work) list(ctx context.Context, t Target) error {
+	path := string(w.q.Path)
+	entries, more, err := t.List(ctx, path)
+	if err != nil {
+		return refuse(w.s, trouble("Listing", path, err))
+	}
+	if err := w.reply(nil); err != nil {
+		return err
+	}
+	for len(entries) > 0 {
+		var page []Entry
+		for size := 0; len(entries) > 0 && size < MaxContent/2; entries = entries[1:] {
+			name := entries[0].Name()
+			if len(name) > MaxPath {
+				more = true
+				continue
+			}
+			size += len(name)*4/3 + 100
+			page = append(page, entry(name, entries[0]))
+		}
+		if err := w.f.Say(FrameEntries, page); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.f.Say(FrameEnd, Listed{more}), w.s.CloseWrite())
+}
+
+func (w *work) stat(t Target) error {
+	path := string(w.q.Path)
+	i, err := t.Stat(path)
+	if err != nil {
+		// A link that leads nowhere is a link.
+		if i, err = t.Lstat(path); err != nil {
+			return refuse(w.s, trouble("Looking at", path, err))
+		}
+	}
+	return errors.Join(w.reply(entry(path, i)), w.s.CloseWrite())
+}
+
+// change is an operation that needs no content. It is written down before it is done.
+func (w *work) change(ctx context.Context, t Target) error {
+	path, action := string(w.q.Path), auditWords[w.q.Op]
+	detail := map[string]string{}
+	if w.q.Op == Rename {
+		detail["to"] = Shown(string(w.q.To))
+	}
+	if w.q.Op == Mkdir {
+		switch there, err := w.folder(t, path); {
+		case err != nil:
+			return refuse(w.s, err)
+		case there:
+			return errors.Join(w.reply(nil), w.s.CloseWrite())
+		}
+	}
+	if err := w.audit(ctx, action, "", detail); err != nil {
+		return refuse(w.s, err)
+	}
+	var err error
+	switch w.q.Op {
+	case Mkdir:
+		err = t.Mkdir(path, fs.FileMode(w.q.Mode&^0o022))
+	case Remove:
+		err = t.Remove(path)
+	case Rename:
+		if _, there := t.Lstat(string(w.q.To)); there == nil {
+			err = wire.Refuse(wire.Failed, "Renaming %s: there is a %s already.", Shown(path), Shown(string(w.q.To)))
+		} else {
+			err = t.Rename(path, string(w.q.To))
+		}
+	}
+	if err != nil {
+		err = trouble(doing[w.q.Op], path, err)
+		detail["error"] = err.Error()
+		return errors.Join(refuse(w.s, err), w.outcome(ctx, action, "failed", detail))
+	}
+	return errors.Join(w.outcome(ctx, action, "ok", detail), w.reply(nil), w.s.CloseWrite())
+}
+
+var doing = map[Op]string{Mkdir: "Making the folder", Remove: "Removing", Rename: "Renaming"}
+
+// folder says whether a folder is there; anything else in its place is an error.
+func (w *work) folder(t Target, path string) (bool, error) {
+	look := t.Stat
+	if w.q.NoLinks {
+		look = t.Lstat
+	}
+	i, err := look(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, trouble("Making the folder", path, err)
+	case !i.IsDir():
+		return false, wire.Refuse(wire.Failed, "Making the folder %s: there is something else of that name.", Shown(path))
+	}
+	return true, nil
+}
+
+// outcome writes down how something ended, also when the session ended meanwhile.
+func (w *work) outcome(ctx context.Context, action, outcome string, detail map[string]string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return w.audit(ctx, action, outcome, detail)
+}
