@@ -4,15 +4,18 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 
 # command-or-file=package, looked up before anything is installed
-BUILD_NEEDS := git=git dpkg=dpkg
+BUILD_NEEDS := git=git dpkg=dpkg node=nodejs npm=npm
 RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
 CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables ping=iputils-ping \
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools
-TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm \
+TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
 	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
 
 # what needs no machine of its own; the rest lies under tests/
 UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...
+
+# xterm.js for the console's pages, bundled from a lock file; go build works without it
+XTERM := appliance/console/xterm
 
 .PHONY: run test check soak image bench fmt lock clean tools
 
@@ -25,14 +28,18 @@ image: tools ## build the tool, the image and its forms under build/
 	@sh .ci/need $(BUILD_NEEDS)
 	$(BUILD)/gatehouse image build
 
-tools: ## build the operator's tool, and the box's program for a host
+tools: $(XTERM)/dist/xterm.js ## build the operator's tool, and the box's program for a host
 	@mkdir -p $(BUILD)
 	$(GO) build -trimpath -o $(BUILD)/gatehouse ./cmd/gatehouse
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BUILD)/gatehoused ./cmd/gatehoused
 
+$(XTERM)/dist/xterm.js: $(addprefix $(XTERM)/,package-lock.json package.json build.mjs entry.js styles.js)
+	@sh .ci/need node=nodejs npm=npm
+	cd $(XTERM) && npm ci --prefer-offline --ignore-scripts --no-audit --no-fund && node build.mjs
+
 # The race detector waits a second at the end of each process, for races that
 # come late; a tenth is enough, and there are hundreds of processes.
-check: ## format, vet, staticcheck, architecture, short unit tests with the race detector
+check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short unit tests with the race detector
 	@sh .ci/need $(CHECK_NEEDS)
 	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
@@ -63,4 +70,4 @@ lock: tools ## take the newest packages of the archive into the lock file
 	$(BUILD)/gatehouse image lock
 
 clean:
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) $(XTERM)/node_modules $(XTERM)/dist/xterm.*

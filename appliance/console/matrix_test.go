@@ -77,7 +77,8 @@ ready:GET:/welcome/codes:3:own-account ready:POST:/welcome/codes:3:own-account:f
 ready:GET:/account:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account
 ready:GET:/account/confirm:3:own-account ready:POST:/account/confirm:3:own-account ready:POST:/account/end:3:own-account ready:POST:/account/end-others:3:own-account
 ready:GET:/account/factor:3:own-account:fresh ready:POST:/account/factor:3:own-account:fresh ready:GET:/account/password:3:own-account:fresh
-ready:POST:/account/password:3:own-account:fresh ready:POST:/api/v1/password-strength:3:own-account`)
+ready:POST:/account/password:3:own-account:fresh ready:POST:/api/v1/password-strength:3:own-account
+ready:GET:/assets/xterm.js:3:own-account ready:GET:/assets/xterm.css:3:own-account ready:GET:/assets/xterm.LICENSE.txt:3:own-account`)
 	var got []string
 	for key, r := range wholeTable(t) {
 		state, rest, _ := strings.Cut(key, " ")

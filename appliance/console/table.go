@@ -24,6 +24,7 @@ import (
 	"gatehouse/appliance/console/system"
 	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
+	"gatehouse/appliance/console/xterm"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
 	"gatehouse/appliance/enroll/attend"
@@ -55,6 +56,7 @@ func (s *console) table(state control.State) []shell.Route {
 		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
 		remote.Routes(s.broker),
+		xterm.Routes(),
 		s.siteRoutes(),
 	} {
 		routes = append(routes, pages...)

@@ -2,9 +2,7 @@ package shell
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"html/template"
@@ -168,8 +166,7 @@ func (v *Visit) notFound() {
 var functions = template.FuncMap{
 	"asset": func(name string) (string, error) {
 		b, err := files.ReadFile("assets/" + name)
-		sum := sha256.Sum256(b)
-		return "/assets/" + name + "?" + hex.EncodeToString(sum[:6]), err
+		return AssetAddress(name, b), err
 	},
 	// Both are made by package onetime; html/template does not know the schemes.
 	"dataimage": func(s string) template.URL { return template.URL(s) },
@@ -265,7 +262,6 @@ func Assets() []Route {
 	if err != nil {
 		panic(err) // the folder is part of the program
 	}
-	types := map[string]string{".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 	var routes []Route
 	for _, e := range entries {
 		routes = append(routes, Route{
@@ -275,7 +271,7 @@ func Assets() []Route {
 				if err != nil {
 					return err
 				}
-				v.W.Header().Set("Content-Type", types[path.Ext(e.Name())])
+				v.W.Header().Set("Content-Type", assetTypes[path.Ext(e.Name())])
 				// The address carries a hash of the content.
 				v.W.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 				_, err = v.W.Write(b)
