@@ -6,6 +6,8 @@ import (
 	"crypto/tls"
 	"database/sql"
 	"html/template"
+	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/cookiejar"
@@ -74,6 +76,7 @@ func NewDesk(t testing.TB, routes func(*Desk) []shell.Route) *Desk {
 	server := httptest.NewUnstartedServer(shell.Guard(d.Box, []string{Name}, router))
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{c}}
 	server.EnableHTTP2 = true
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // a browser that asks whether it may go on
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	jar, err := cookiejar.New(nil)

@@ -110,7 +110,7 @@ async function start() {
 	const term = new Terminal({
 		cols: cast.cols, rows: cast.rows, scrollback: 2000, disableStdin: true, cursorBlink: false, fontSize: 14, allowProposedApi: false,
 		fontFamily: getComputedStyle(root).getPropertyValue("--mono"), linkHandler: { activate() {} },
-		theme: { background: "#10171a", foreground: "#e6ecee", cursor: "#e6ecee", selectionBackground: "#8a6d1c", selectionInactiveBackground: "#8a6d1c" },
+		theme: { background: "#10171a", foreground: "#e6ecee", cursor: "#e6ecee", selectionBackground: "#66500f", selectionInactiveBackground: "#66500f" },
 	});
 	term.open(screen);
 	term.attachCustomKeyEventHandler(() => false);
