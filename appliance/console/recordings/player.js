@@ -140,9 +140,11 @@ async function start() {
 			if (mine !== wanted) return;
 			const e = events[next];
 			if (e.kind === "r") {
-				const [w, h] = e.text.split("x").map(Number);
-				term.resize(clamp(w, 2, 400), clamp(h, 1, 200));
-				fit();
+				const size = /^(\d{1,5})x(\d{1,5})$/.exec(e.text);
+				if (size) {
+					term.resize(clamp(size[1], 2, 400), clamp(size[2], 1, 200));
+					fit();
+				}
 				next++;
 				continue;
 			}
