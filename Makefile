@@ -7,11 +7,10 @@ export CGO_ENABLED ?= 0
 BUILD_NEEDS := git=git dpkg=dpkg node=nodejs npm=npm
 RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
 CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables ping=iputils-ping \
-	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools
+	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools \
+	/usr/sbin/sshd=openssh-server /usr/lib/openssh/sftp-server=openssh-sftp-server
 TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
-	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools /usr/sbin/sshd=openssh-server
-TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium node=nodejs npm=npm \
-	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core
+	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client
 
 # what needs no machine of its own; the rest lies under tests/
 UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...

@@ -48,7 +48,7 @@ ready:GET:/api/v1/targets:3:use-sessions ready:POST:/api/v1/targets:3:manage-tar
 ready:POST:/api/v1/targets/credential:3:manage-targets ready:POST:/api/v1/targets/host-key/forget:3:manage-targets
 ready:GET:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions/meet:3:use-sessions
 ready:POST:/api/v1/sessions/signal:3:use-sessions ready:POST:/api/v1/sessions/end:3:use-sessions
-ready:GET:/api/v1/recordings:3:read-recordings ready:GET:/api/v1/recordings/cast:3:read-recordings ready:POST:/api/v1/recordings/remove:3:read-recordings
+ready:GET:/api/v1/recordings:3:read-recordings ready:GET:/api/v1/recordings/cast:3:read-recordings ready:POST:/api/v1/recordings/remove:3:manage-sessions
 ready:GET:/sign-in/code:1: ready:POST:/sign-in/code:1:
 ready:GET:/welcome/clock:2: ready:POST:/welcome/clock:2: ready:GET:/welcome/factor:2: ready:POST:/welcome/factor:2: ready:POST:/sign-out:2:
 ready:GET:/:3:read-status ready:GET:/status/live:3:read-status ready:GET:/api/v1/details:3:read-status
@@ -78,7 +78,13 @@ ready:GET:/account:3:own-account ready:GET:/api/v1/session:3:own-account ready:G
 ready:GET:/account/confirm:3:own-account ready:POST:/account/confirm:3:own-account ready:POST:/account/end:3:own-account ready:POST:/account/end-others:3:own-account
 ready:GET:/account/factor:3:own-account:fresh ready:POST:/account/factor:3:own-account:fresh ready:GET:/account/password:3:own-account:fresh
 ready:POST:/account/password:3:own-account:fresh ready:POST:/api/v1/password-strength:3:own-account
-ready:GET:/assets/xterm.js:3:own-account ready:GET:/assets/xterm.css:3:own-account ready:GET:/assets/xterm.LICENSE.txt:3:own-account`)
+ready:GET:/assets/xterm.js:3:own-account ready:GET:/assets/xterm.css:3:own-account ready:GET:/assets/xterm.LICENSE.txt:3:own-account
+ready:GET:/targets:3:use-sessions ready:GET:/targets/new:3:manage-targets ready:POST:/targets/new:3:manage-targets ready:GET:/targets/edit:3:manage-targets
+ready:POST:/targets/edit:3:manage-targets ready:GET:/targets/credential:3:manage-targets ready:POST:/targets/credential:3:manage-targets
+ready:GET:/targets/host-key:3:manage-targets ready:POST:/targets/host-key:3:manage-targets ready:GET:/targets/remove:3:manage-targets ready:POST:/targets/remove:3:manage-targets
+ready:GET:/sessions:3:use-sessions ready:GET:/sessions/live:3:use-sessions ready:POST:/sessions/end:3:use-sessions
+ready:GET:/recordings:3:read-recordings ready:GET:/recordings/play:3:read-recordings ready:GET:/recordings/cast:3:read-recordings
+ready:GET:/recordings/text:3:read-recordings ready:GET:/recordings/remove:3:manage-sessions ready:POST:/recordings/remove:3:manage-sessions ready:GET:/assets/player.js:3:own-account`)
 	var got []string
 	for key, r := range wholeTable(t) {
 		state, rest, _ := strings.Cut(key, " ")

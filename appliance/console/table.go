@@ -17,11 +17,14 @@ import (
 	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/network"
 	"gatehouse/appliance/console/profile"
+	"gatehouse/appliance/console/recordings"
 	"gatehouse/appliance/console/remote"
+	"gatehouse/appliance/console/sessions"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/console/signin"
 	"gatehouse/appliance/console/status"
 	"gatehouse/appliance/console/system"
+	"gatehouse/appliance/console/targets"
 	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/console/xterm"
@@ -39,13 +42,17 @@ func (s *console) table(state control.State) []shell.Route {
 		return append(routes, locked.Routes(s.reason)...)
 	}
 	exposed := exposure.New(s.exposure)
+	inside := sessions.New(sessions.Ports{Sessions: s.broker.Sessions, End: s.broker.End})
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
-		status.New(s.settings, s.hub.Sites, s.auditReader(), exposed.Card).Routes(),
+		status.New(s.settings, s.hub.Sites, s.auditReader(), exposed.Card, inside.Card).Routes(),
 		exposed.Routes(),
+		targets.New(s.targetPorts()).Routes(),
+		inside.Routes(),
+		recordings.New(recordings.Ports{Recordings: s.broker.Recordings, Cast: s.broker.Cast, RemoveRecording: s.broker.RemoveRecording}).Routes(),
 		allowlists.New(s.listPorts()).Routes(),
 		network.New(s.networkPorts()).Routes(),
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
@@ -62,6 +69,12 @@ func (s *console) table(state control.State) []shell.Route {
 		routes = append(routes, pages...)
 	}
 	return routes
+}
+
+// targetPorts are what the pages of targets ask of the broker.
+func (s *console) targetPorts() targets.Ports {
+	return targets.Ports{Targets: s.broker.Targets, Target: s.broker.Target, Declare: s.broker.Declare, Remove: s.broker.Remove,
+		SetCredential: s.broker.SetCredential, ForgetHostKeys: s.broker.ForgetHostKeys}
 }
 
 // siteRoutes are authenticated by the site's own key, not by a session.

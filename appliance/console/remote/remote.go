@@ -32,7 +32,7 @@ func Routes(b *broker.Broker) []shell.Route {
 		row("GET", api.Sessions, right.UseSessions, a.sessions), row("POST", api.Sessions, right.UseSessions, a.ask),
 		row("POST", api.Meet, right.UseSessions, a.meet), row("POST", api.Signal, right.UseSessions, a.signal), row("POST", api.End, right.UseSessions, a.end),
 		row("GET", api.Recordings, right.ReadRecordings, a.recordings), row("GET", api.Recording, right.ReadRecordings, a.cast),
-		row("POST", api.RecordingEnd, right.ReadRecordings, a.removeRecording),
+		row("POST", api.RecordingEnd, right.ManageSessions, a.removeRecording),
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
@@ -37,8 +39,10 @@ type View struct {
 	Path   string
 	Person account.Person
 	Nav    []navEntry
-	Error  string // in words, above the form
-	Note   string // what was done
+	Bar    []navEntry // those of Nav that a narrow window has room for
+	More   []navEntry // the others
+	Error  string     // in words, above the form
+	Note   string     // what was done
 	Data   any
 }
 
@@ -52,6 +56,9 @@ var nav = []struct {
 	right            right.Right
 }{
 	{"/", "Status", "status", right.ReadStatus},
+	{"/targets", "Targets", "target", right.UseSessions},
+	{"/sessions", "Sessions", "session", right.UseSessions},
+	{"/recordings", "Recordings", "film", right.ReadRecordings},
 	{"/allowlists", "Allowlists", "gate", right.Configure},
 	{"/network", "Network", "net", right.Configure},
 	{"/certificates", "Certificates", "seal", right.Configure},
@@ -69,9 +76,16 @@ func (v *Visit) view() View {
 				view.Nav = append(view.Nav, navEntry{n.path, n.name, n.icon, here})
 			}
 		}
+		view.Bar = view.Nav
+		if len(view.Nav) > barRoom {
+			view.Bar, view.More = view.Nav[:barRoom], view.Nav[barRoom:]
+		}
 	}
 	return view
 }
+
+// barRoom is how many pages stand at the bottom of a phone, beside More.
+const barRoom = 4
 
 // Show answers with a page.
 func (v *Visit) Show(p Page, data any) error {
@@ -138,6 +152,14 @@ var notes = map[string]string{
 	"renewing":    "A new certificate is being got.",
 	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
 	"token":       "The token was revoked.",
+
+	"target":            "The target was stored.",
+	"target-removed":    "The target was removed.",
+	"credential":        "The credential is kept. Nobody is shown it again.",
+	"credential-gone":   "The credential was removed.",
+	"host-key":          "The host keys were forgotten. The next session pins what it finds.",
+	"session-ended":     "The session was ended.",
+	"recording-removed": "The recording was removed.",
 }
 
 var errorPage = `{{define "title"}}{{.Data.Title}}{{end}}{{define "main"}}<div class="narrow"><h1>{{.Data.Title}}</h1>
@@ -185,6 +207,8 @@ var functions = template.FuncMap{
 	"size":    Size,
 	"ago":     Ago,
 	"n":       Number,
+	"told":    Told,
+	"bytes":   func(n int64) string { return Size(uint64(max(n, 0))) },
 }
 
 // ParseTime reads a time of day as a person types it, in UTC.
@@ -254,6 +278,31 @@ func Number(n uint64) string {
 		s = s[:i] + "\u202f" + s[i:]
 	}
 	return s
+}
+
+// longestTold is how much of a foreign text a page shows, in characters.
+const longestTold = 300
+
+// Told is a text that another machine sent, as it can stand in a page: one line,
+// not endless, and without the characters that turn or hide what is around
+// them. The template makes harmless what looks like markup.
+func Told(s string) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n++; n > longestTold {
+			b.WriteRune('…')
+			break
+		}
+		switch {
+		case r == '\t', r == '\n', r == '\r':
+			r = ' '
+		case !unicode.IsPrint(r):
+			r = utf8.RuneError // controls, and those of writing direction
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // Assets are the routes of style, script and images.

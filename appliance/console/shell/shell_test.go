@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 )
@@ -153,6 +154,37 @@ func TestAssetsAreSmallAndFollowThePolicy(t *testing.T) {
 			if strings.Contains(string(b), bad) {
 				t.Errorf("%s has %q", name, bad)
 			}
+		}
+	}
+}
+
+func TestSES4_ForeignTextIsOneLineThatHidesNothing(t *testing.T) {
+	for sent, want := range map[string]string{
+		"nas":                       "nas",
+		"a\r\nb\tc":                 "a  b c",
+		"\x1b[31mred\x07":           "\uFFFD[31mred\uFFFD",
+		"user\u202egnp.exe":         "user\uFFFDgnp.exe",
+		"zero\u200bwidth\ufeff":     "zero\uFFFDwidth\uFFFD",
+		"\xff\xfe":                  "\uFFFD\uFFFD",
+		"größe 日本":                  "größe 日本",
+		strings.Repeat("x", 300):    strings.Repeat("x", 300),
+		strings.Repeat("é", 1<<20):  strings.Repeat("é", 300) + "…",
+		strings.Repeat("\x00", 400): strings.Repeat("\uFFFD", 300) + "…",
+	} {
+		if got := Told(sent); got != want {
+			t.Errorf("%.40q is shown as %.40q, want %.40q", sent, got, want)
+		}
+	}
+}
+
+// A narrow window has room for a few pages; none is lost.
+func TestUSE4_NarrowWindowsHaveEveryPage(t *testing.T) {
+	for role, more := range map[right.Role]bool{right.Owner: true, right.Viewer: false} {
+		v := &Visit{R: httptest.NewRequest("GET", "/", nil), Box: box()}
+		v.Session.Stage, v.Session.Person.Role = account.StageFull, role
+		w := v.view()
+		if len(w.Bar) > barRoom || len(w.Bar)+len(w.More) != len(w.Nav) || (len(w.More) > 0) != more || len(w.Nav) == 0 {
+			t.Errorf("%s: %d of %d at the bottom, %d behind More", role, len(w.Bar), len(w.Nav), len(w.More))
 		}
 	}
 }

@@ -28,6 +28,7 @@ type Pages struct {
 	sites    func() []hub.Site
 	log      audit.Reader
 	exposure Card
+	inside   Card // who is in a session
 	page     shell.Page
 }
 
@@ -35,8 +36,8 @@ type Pages struct {
 type Card func(*shell.Visit) (template.HTML, error)
 
 // New makes the pages. sites is nil while the box is unclaimed or locked.
-func New(s setup.Settings, sites func() []hub.Site, log audit.Reader, exposure Card) *Pages {
-	return &Pages{s, sites, log, exposure, shell.Parse(files, "status.html")}
+func New(s setup.Settings, sites func() []hub.Site, log audit.Reader, exposure, inside Card) *Pages {
+	return &Pages{s, sites, log, exposure, inside, shell.Parse(files, "status.html")}
 }
 
 // Routes are this package's rows of the table.
@@ -152,6 +153,7 @@ type view struct {
 	Todo   []todo
 	Recent []audit.Entry
 	Card   template.HTML // the exposure
+	Inside template.HTML // who is in a session
 }
 
 type todo struct {
@@ -176,6 +178,9 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 		}
 	}
 	if w.Card, err = p.exposure(v); err != nil {
+		return w, err
+	}
+	if w.Inside, err = p.inside(v); err != nil {
 		return w, err
 	}
 	if right.May(v.Person().Role, right.ReadAudit) {
