@@ -20,8 +20,8 @@ require (
 	github.com/mdlayher/packet v1.1.2
 	github.com/pelletier/go-toml/v2 v2.4.3
 	github.com/pion/stun/v4 v4.0.1
-	github.com/quic-go/quic-go v0.65.0
 	github.com/pkg/sftp v1.13.12
+	github.com/quic-go/quic-go v0.65.0
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/sethvargo/go-diceware v0.6.0
 	github.com/spf13/cobra v1.10.2

@@ -8,19 +8,27 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/agent/attending"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/direct"
+	"gatehouse/appliance/files"
 	"gatehouse/appliance/session"
+	"gatehouse/appliance/session/wire"
+	"gatehouse/netfilter/allowlist"
 )
 
 // desk is the agent's sessions, with the tasks that they need.
@@ -38,9 +46,7 @@ func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, erro
 	}
 	d := &desk{lists: admission.Open(env.Admission, s.log)}
 	d.leftovers = &spool.Leftovers{Folder: filepath.Join(env.State, "recordings"), Log: s.log}
-	server := &server{
-		control: c, spool: d.leftovers.Folder, log: s.log,
-	}
+	server := &server{control: c, own: own, lists: d.lists, spool: d.leftovers.Folder, log: s.log}
 	d.Desk, err = attending.New(attending.Config{
 		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
 		// The one gateway there is is this box's own, whatever names people reach it by.
@@ -75,18 +81,17 @@ func dialOwn(ctx context.Context, listens string) (net.Conn, error) {
 // server makes what serves a session.
 type server struct {
 	control *control.Client
+	own     tls.Certificate
+	lists   *admission.Watch
 	spool   string
 	log     *slog.Logger
 }
 
 func (s *server) serve(one attending.Session) (attending.Work, error) {
-	return work.New(work.Config{
+	c := work.Config{
 		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
-		Audit: func(ctx context.Context, e control.Event) error {
-			_, err := control.OpAudit.Call(ctx, s.control, e)
-			return err
-		},
+		Audit: s.audit, Files: s.files(one),
 		Box: work.Box{
 			Status: func(ctx context.Context) (control.Status, error) {
 				return control.OpStatus.Call(ctx, s.control, control.None{})
@@ -99,7 +104,42 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 			},
 			Connect: (&net.Dialer{}).DialContext,
 		},
-	})
+	}
+	if one.Material.Direct && one.Attach != nil {
+		c.Direct = s.direct(one)
+	}
+	return work.New(c)
+}
+
+func (s *server) audit(ctx context.Context, e control.Event) error {
+	_, err := control.OpAudit.Call(ctx, s.control, e)
+	return err
+}
+
+// files serves the files of one session's target over one SFTP connection, on
+// whatever SSH connection there is when it is needed.
+func (s *server) files(one attending.Session) func(context.Context, *ssh.Client, wire.Stream, wire.Open) error {
+	var now atomic.Pointer[ssh.Client]
+	access := files.NewAccess(func(context.Context) (io.ReadWriteCloser, error) { return files.Subsystem(now.Load()) })
+	c := files.Config{Session: one.Grant.ID, Technician: one.Grant.Technician, Target: one.Grant.Target.Name, Functions: one.Grant.Functions, Files: access, Audit: s.audit, Tell: one.Tell}
+	return func(ctx context.Context, client *ssh.Client, st wire.Stream, o wire.Open) error {
+		now.Store(client)
+		return files.Serve(ctx, c, st, o)
+	}
+}
+
+// direct looks for a way to the technician without the gateway, to addresses
+// that this box's lists admit.
+func (s *server) direct(one attending.Session) func(context.Context, wire.Stream, wire.Open) error {
+	seen, err := netip.ParseAddr(one.Material.Source)
+	if err != nil {
+		seen = netip.Addr{}
+	}
+	c := direct.Config{
+		Side: session.AgentSide, Grant: one.Grant, Certificate: s.own, Addresses: ownAddresses, Seen: seen, Attach: one.Attach, Log: s.log,
+		Admitted: func(a netip.Addr) bool { return s.lists.Scopes(a)&allowlist.Console != 0 },
+	}
+	return func(ctx context.Context, st wire.Stream, _ wire.Open) error { return direct.Seek(ctx, c, st) }
 }
 
 // ownAddresses are this machine's, which are no target in its site.

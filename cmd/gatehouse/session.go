@@ -32,14 +32,16 @@ const (
 // reach is what a command needs that opens a session.
 type reach struct {
 	askAs
-	record  bool
-	hostKey string
-	usesIn  bool // standard input belongs to the target
+	record   bool
+	hostKey  string
+	usesIn   bool // standard input belongs to the target
+	noDirect bool // through the gateway alone
 }
 
 func (r *reach) flags(p *pflag.FlagSet) {
 	r.askAs.flags(p)
 	p.BoolVar(&r.record, "record", false, "record the terminal, where that is allowed")
+	p.BoolVar(&r.noDirect, "no-direct", false, "go through the gateway alone, and look for no way without it")
 	p.StringVar(&r.hostKey, "host-key", "", "the target's `FINGERPRINT` (SHA256:…), for a target that is not pinned yet and nobody to ask")
 }
 
@@ -55,6 +57,9 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 	way := &wayTeller{target: target, err: cmd.ErrOrStderr(), tell: isTerminal(cmd.ErrOrStderr())}
 	cfg := technician.Config{
 		Hub: hub{b}, Dial: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Near: b.address, Patience: patience, OnWay: way.on,
+	}
+	if !r.noDirect {
+		cfg.Direct = seekDirect(b.address)
 	}
 	return b.as(cmd.Context(), r.who, cmd.InOrStdin(), func(ctx context.Context) error {
 		s, err := begin(ctx, b, cfg, api.Ask{Target: target, Functions: functions, Record: r.record})
