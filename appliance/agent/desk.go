@@ -17,6 +17,7 @@ import (
 
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/agent/attending"
+	"gatehouse/appliance/agent/browser"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
@@ -41,16 +42,18 @@ func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, erro
 	server := &server{
 		control: c, spool: d.leftovers.Folder, log: s.log,
 	}
+	// The one gateway there is is this box's own, whatever names people reach it by.
+	gateway := func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
+		m, err := control.OpMeeting.Call(ctx, c, control.None{})
+		if err != nil {
+			return nil, err
+		}
+		return dialOwn(ctx, m.Listens)
+	}
+	browsers := &browser.Desk{Certificate: own, Gateway: gateway, Log: s.log}
 	d.Desk, err = attending.New(attending.Config{
 		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
-		// The one gateway there is is this box's own, whatever names people reach it by.
-		Gateway: func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
-			m, err := control.OpMeeting.Call(ctx, c, control.None{})
-			if err != nil {
-				return nil, err
-			}
-			return dialOwn(ctx, m.Listens)
-		},
+		Gateway: gateway, Browser: browsers.Answer,
 	})
 	if err != nil {
 		return nil, err
