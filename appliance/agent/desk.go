@@ -21,6 +21,7 @@ import (
 
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/agent/attending"
+	"gatehouse/appliance/agent/browser"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
@@ -47,16 +48,18 @@ func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, erro
 	d := &desk{lists: admission.Open(env.Admission, s.log)}
 	d.leftovers = &spool.Leftovers{Folder: filepath.Join(env.State, "recordings"), Log: s.log}
 	server := &server{control: c, own: own, lists: d.lists, spool: d.leftovers.Folder, log: s.log}
+	// The one gateway there is is this box's own, whatever names people reach it by.
+	gateway := func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
+		m, err := control.OpMeeting.Call(ctx, c, control.None{})
+		if err != nil {
+			return nil, err
+		}
+		return dialOwn(ctx, m.Listens)
+	}
+	browsers := &browser.Desk{Certificate: own, Gateway: gateway, Log: s.log}
 	d.Desk, err = attending.New(attending.Config{
 		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
-		// The one gateway there is is this box's own, whatever names people reach it by.
-		Gateway: func(ctx context.Context, _ session.Gateway) (net.Conn, error) {
-			m, err := control.OpMeeting.Call(ctx, c, control.None{})
-			if err != nil {
-				return nil, err
-			}
-			return dialOwn(ctx, m.Listens)
-		},
+		Gateway: gateway, Browser: browsers.Answer,
 	})
 	if err != nil {
 		return nil, err

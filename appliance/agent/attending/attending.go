@@ -39,8 +39,9 @@ type Work interface {
 	Kept(attend.Kept)
 }
 
-// Browser answers a browser's offer: package browser. Streams are handed to serve.
-type Browser func(ctx context.Context, g session.Grant, m attend.Material, s attend.Signal, serve func(context.Context, wire.Stream) error) (sdp string, err error)
+// Browser answers a browser's offer: package browser. Streams are handed to
+// serve; onPath is told which way is used, relay or udp, and "" when none is left.
+type Browser func(ctx context.Context, g session.Grant, m attend.Material, s attend.Signal, serve func(context.Context, wire.Stream) error, onPath func(string)) (sdp string, err error)
 
 // Session is one to be served.
 type Session struct {
@@ -79,6 +80,7 @@ type held struct {
 	material attend.Material
 	work     Work
 	carrier  *carrier.Session // nil for a browser's
+	alone    *time.Timer      // of a browser's: runs while there is no way to it
 	ctx      context.Context
 	stop     context.CancelFunc
 }
@@ -249,6 +251,9 @@ func (d *Desk) take(ctx context.Context, g session.Grant, m attend.Material) (*h
 		return nil, err
 	}
 	d.held[g.ID] = h
+	if h.carrier == nil {
+		h.alone = time.AfterFunc(patience, func() { h.work.End("there was no way to the browser for " + patience.String()) })
+	}
 	go d.watch(h)
 	if h.carrier != nil {
 		go d.accept(h)
@@ -303,6 +308,9 @@ func (d *Desk) watch(h *held) {
 		}
 	}
 	h.stop()
+	if h.alone != nil {
+		h.alone.Stop()
+	}
 	d.mu.Lock()
 	delete(d.held, h.grant.ID)
 	d.mu.Unlock()
@@ -321,6 +329,20 @@ func (d *Desk) onPath(id session.ID, best carrier.Kind, any bool) {
 	}
 	if err := d.Tell(attend.FromSite{Event: &e}); err != nil {
 		d.cfg.Log.Warn("the hub was not told of a session's way", "session", id, "err", err)
+	}
+}
+
+// browserPath is told which way a browser uses.
+func (d *Desk) browserPath(h *held, path string) {
+	e := attend.Event{Session: h.grant.ID, What: attend.Lost}
+	if path == "" {
+		h.alone.Reset(patience)
+	} else {
+		h.alone.Stop()
+		e.What, e.Text = attend.Way, path
+	}
+	if err := d.Tell(attend.FromSite{Event: &e}); err != nil {
+		d.cfg.Log.Warn("the hub was not told of a session's way", "session", h.grant.ID, "err", err)
 	}
 }
 
@@ -366,7 +388,7 @@ func (d *Desk) signalled(s attend.Signal) {
 		sdp, err := d.cfg.Browser(h.ctx, h.grant, h.material, s, func(ctx context.Context, st wire.Stream) error {
 			d.serve(h, st)
 			return nil
-		})
+		}, func(path string) { d.browserPath(h, path) })
 		if err != nil {
 			d.cfg.Log.Warn("a browser's offer is refused", "session", s.Session, "err", err)
 			answer.Error = err.Error()
