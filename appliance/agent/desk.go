@@ -20,7 +20,10 @@ import (
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/direct"
 	"gatehouse/appliance/session"
+	"gatehouse/appliance/session/wire"
+	"gatehouse/netfilter/allowlist"
 )
 
 // desk is the agent's sessions, with the tasks that they need.
@@ -39,7 +42,7 @@ func (s *site) openDesk(env control.Environment, c *control.Client) (*desk, erro
 	d := &desk{lists: admission.Open(env.Admission, s.log)}
 	d.leftovers = &spool.Leftovers{Folder: filepath.Join(env.State, "recordings"), Log: s.log}
 	server := &server{
-		control: c, spool: d.leftovers.Folder, log: s.log,
+		control: c, spool: d.leftovers.Folder, log: s.log, own: own, lists: d.lists,
 	}
 	d.Desk, err = attending.New(attending.Config{
 		Site: s.id.site, Certificate: own, Now: time.Now, Log: s.log, Kept: d.leftovers.Kept, Serve: server.serve,
@@ -83,10 +86,17 @@ type server struct {
 	control *control.Client
 	spool   string
 	log     *slog.Logger
+	own     tls.Certificate
+	lists   *admission.Watch
 }
 
 func (s *server) serve(one attending.Session) (attending.Work, error) {
+	ways, err := s.ways(one)
+	if err != nil {
+		return nil, err
+	}
 	return work.New(work.Config{
+		Direct: ways,
 		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: func(ctx context.Context, e control.Event) error {
@@ -106,6 +116,27 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 			Connect: (&net.Dialer{}).DialContext,
 		},
 	})
+}
+
+// ways looks for ways without the gateway, to where the lists let a technician
+// come from. A browser's session has ways of its own.
+func (s *server) ways(one attending.Session) (func(context.Context, wire.Stream, wire.Open) error, error) {
+	if one.Attach == nil {
+		return nil, nil
+	}
+	seen, err := netip.ParseAddr(one.Material.Source)
+	if err != nil {
+		seen = netip.Addr{} // the hub does not say
+	}
+	search, err := direct.New(direct.Config{
+		Side: session.AgentSide, Grant: one.Grant, Certificate: s.own, Addresses: direct.LinkAddresses, Seen: seen, Attach: one.Attach,
+		Admitted: func(a netip.Addr) bool { return s.lists.Scopes(a)&allowlist.Console != 0 },
+		Log:      s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, st wire.Stream, _ wire.Open) error { return search.Run(ctx, st) }, nil
 }
 
 // ownAddresses are this machine's, which are no target in its site.

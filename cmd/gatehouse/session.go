@@ -57,7 +57,7 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 		Hub: hub{b}, Dial: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Near: b.address, Patience: patience, OnWay: way.on,
 	}
 	return b.as(cmd.Context(), r.who, cmd.InOrStdin(), func(ctx context.Context) error {
-		s, err := begin(ctx, b, cfg, api.Ask{Target: target, Functions: functions, Record: r.record})
+		s, err := begin(ctx, b, directly(cfg), api.Ask{Target: target, Functions: functions, Record: r.record})
 		if err != nil {
 			return unreached(err)
 		}
