@@ -91,8 +91,13 @@ type server struct {
 }
 
 func (s *server) serve(one attending.Session) (attending.Work, error) {
+	ways, err := s.ways(one)
+	if err != nil {
+		return nil, err
+	}
 	c := work.Config{
-		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
+		Direct: ways,
+		Grant:  one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: s.audit, Files: s.files(one),
 		Box: work.Box{
@@ -107,9 +112,6 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 			},
 			Connect: (&net.Dialer{}).DialContext,
 		},
-	}
-	if one.Material.Direct && one.Attach != nil {
-		c.Direct = s.direct(one)
 	}
 	return work.New(c)
 }
@@ -131,18 +133,25 @@ func (s *server) files(one attending.Session) func(context.Context, *ssh.Client,
 	}
 }
 
-// direct looks for a way to the technician without the gateway, to addresses
-// that this box's lists admit.
-func (s *server) direct(one attending.Session) func(context.Context, wire.Stream, wire.Open) error {
+// ways looks for ways without the gateway, to where the lists let a technician
+// come from. A browser's session has ways of its own.
+func (s *server) ways(one attending.Session) (func(context.Context, wire.Stream, wire.Open) error, error) {
+	if one.Attach == nil || !one.Material.Direct {
+		return nil, nil
+	}
 	seen, err := netip.ParseAddr(one.Material.Source)
 	if err != nil {
-		seen = netip.Addr{}
+		seen = netip.Addr{} // the hub does not say
 	}
-	c := direct.Config{
-		Side: session.AgentSide, Grant: one.Grant, Certificate: s.own, Addresses: ownAddresses, Seen: seen, Attach: one.Attach, Log: s.log,
+	search, err := direct.New(direct.Config{
+		Side: session.AgentSide, Grant: one.Grant, Certificate: s.own, Addresses: direct.LinkAddresses, Seen: seen, Attach: one.Attach,
 		Admitted: func(a netip.Addr) bool { return s.lists.Scopes(a)&allowlist.Console != 0 },
+		Log:      s.log,
+	})
+	if err != nil {
+		return nil, err
 	}
-	return func(ctx context.Context, st wire.Stream, _ wire.Open) error { return direct.Seek(ctx, c, st) }
+	return func(ctx context.Context, st wire.Stream, _ wire.Open) error { return search.Run(ctx, st) }, nil
 }
 
 // ownAddresses are this machine's, which are no target in its site.

@@ -57,25 +57,34 @@ const (
 	guardEvery  = 250 * time.Millisecond // how often the lists are asked about the way in use
 )
 
-// end is one side's search.
-type end struct {
+// Search is one end's, for one session.
+type Search struct {
 	Config
+	one  sync.Mutex     // held by Run
 	wg   sync.WaitGroup // of what outlives a round
+	next time.Time      // of the agent: when the next round may be
+
 	mu   sync.Mutex
 	fail int // rounds since the last good way
 }
 
-// Seek looks for a way until ctx ends, the stream does, or the other end says
+// Run looks for a way until ctx ends, the stream does, or the other end says
 // what it must not. The technician's side opens with it (wire.Open), the
 // agent's is called when that was read. The ways it found end with it: what
-// nobody guards does not live.
-func Seek(ctx context.Context, cfg Config, s wire.Stream) error {
-	e, err := newEnd(cfg)
-	if err != nil {
+// nobody guards does not live. There is one at a time, and an end that begins
+// anew does not get new patience by it.
+func (e *Search) Run(ctx context.Context, s wire.Stream) error {
+	if !e.one.TryLock() {
+		err := wire.Refuse(wire.Invalid, "this session looks for a direct way already")
+		if e.Side == session.AgentSide {
+			wire.WriteRefusal(s, err) // as far as it listens
+		}
 		return errors.Join(err, s.Close())
 	}
+	defer e.one.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { s.Close() })
+	var err error
 	if e.Side == session.AgentSide {
 		err = e.agent(ctx, s)
 	} else {
@@ -92,7 +101,8 @@ func Seek(ctx context.Context, cfg Config, s wire.Stream) error {
 	return fmt.Errorf("looking for a direct way: %w", err)
 }
 
-func newEnd(cfg Config) (*end, error) {
+// New makes a Search, which Run begins.
+func New(cfg Config) (*Search, error) {
 	switch {
 	case cfg.Side != session.AgentSide && cfg.Side != session.TechnicianSide:
 		return nil, fmt.Errorf("looking for a direct way: %.20q is not a side", cfg.Side)
@@ -101,11 +111,11 @@ func newEnd(cfg Config) (*end, error) {
 	case cfg.Addresses == nil || cfg.Admitted == nil || cfg.Attach == nil || cfg.Log == nil:
 		return nil, errors.New("looking for a direct way: addresses, lists, carrier and log are all needed")
 	}
-	return &end{Config: cfg}, nil
+	return &Search{Config: cfg}, nil
 }
 
 // technician begins each round.
-func (e *end) technician(ctx context.Context, s wire.Stream) error {
+func (e *Search) technician(ctx context.Context, s wire.Stream) error {
 	if err := wire.WriteOpen(s, wire.Open{Do: wire.Direct}); err != nil {
 		return err
 	}
@@ -129,7 +139,7 @@ func (e *end) technician(ctx context.Context, s wire.Stream) error {
 }
 
 // ask is one round of the technician's.
-func (e *end) ask(ctx context.Context, s wire.Stream, r *round) (*way, error) {
+func (e *Search) ask(ctx context.Context, s wire.Stream, r *round) (*way, error) {
 	defer r.close()
 	if err := writeOffer(s, r.own); err != nil {
 		return nil, err
@@ -146,14 +156,13 @@ func (e *end) ask(ctx context.Context, s wire.Stream, r *round) (*way, error) {
 
 // agent answers rounds. A new one ends the one before, not the way in use: the
 // carrier knows better whether that still lives.
-func (e *end) agent(ctx context.Context, s wire.Stream) error {
+func (e *Search) agent(ctx context.Context, s wire.Stream) error {
 	if err := wire.WriteReply(s, wire.Reply{}); err != nil {
 		return err
 	}
 	last := uint32(0)
 	var now running
 	defer now.end()
-	var next time.Time // a technician's end that asks sooner waits
 	for {
 		their, err := readOffer(s)
 		if err != nil {
@@ -164,10 +173,10 @@ func (e *end) agent(ctx context.Context, s wire.Stream) error {
 		}
 		last = their.Round
 		now.end()
-		if err := pause(ctx, time.Until(next)); err != nil {
+		if err := pause(ctx, time.Until(e.next)); err != nil { // a technician's end that asks too soon waits
 			return err
 		}
-		next = time.Now().Add(e.pause() / 2)
+		e.next = time.Now().Add(e.pause() / 2)
 		r, err := e.open(their.Round)
 		if err != nil {
 			return err
@@ -206,7 +215,7 @@ func (r *running) end() {
 }
 
 // wait is over when the way is, and counts what it was worth.
-func (e *end) wait(ctx context.Context, w *way) {
+func (e *Search) wait(ctx context.Context, w *way) {
 	if w == nil {
 		return
 	}
@@ -221,7 +230,7 @@ func (e *end) wait(ctx context.Context, w *way) {
 }
 
 // pause is how long not to look, counted up by each call.
-func (e *end) pause() time.Duration {
+func (e *Search) pause() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	d := longPause

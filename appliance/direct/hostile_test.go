@@ -95,7 +95,7 @@ func FuzzOffer(f *testing.F) {
 }
 
 func TestSES3_TargetsAreAdmittedAndElsewhere(t *testing.T) {
-	r := &round{end: &end{Config: Config{
+	r := &round{Search: &Search{Config: Config{
 		Seen:     netip.MustParseAddr("198.51.100.9"),
 		Admitted: func(a netip.Addr) bool { return !netip.MustParsePrefix("192.0.2.0/24").Contains(a) },
 	}}, self: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}
@@ -165,11 +165,11 @@ func (e *ends) outcome(t *testing.T, limit time.Duration) (technician, agent err
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
-	wg.Go(func() { technician = Seek(ctx, e.technician, e.streams[0]) })
+	wg.Go(func() { technician = seek(ctx, e.technician, e.streams[0]) })
 	if _, err := wire.ReadOpen(e.streams[1]); err != nil {
 		t.Fatal(err)
 	}
-	agent = Seek(ctx, e.agent, e.streams[1])
+	agent = seek(ctx, e.agent, e.streams[1])
 	wg.Wait()
 	return technician, agent
 }
@@ -343,33 +343,54 @@ func TestSES3_AgentPacesRounds(t *testing.T) {
 	t.Parallel()
 	e := newEnds(t)
 	e.agent.Admitted = func(netip.Addr) bool { return false }
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { done <- Seek(ctx, e.agent, e.streams[1]) }()
-	if _, err := wire.ReadReply(e.streams[0]); err != nil {
+	agent, err := New(e.agent)
+	if err != nil {
 		t.Fatal(err)
 	}
-	since := time.Now()
-	for n := range uint32(4) { // pauses of 1, 2 and 4 s between them
+	ask := func(s wire.Stream, round uint32) {
+		t.Helper()
 		o := good()
-		o.Round = n + 1
-		if err := writeOffer(e.streams[0], o); err != nil {
+		o.Round = round
+		if err := writeOffer(s, o); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readOffer(e.streams[0]); err != nil {
+		if _, err := readOffer(s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if d := time.Since(since); d < 7*time.Second {
-		t.Errorf("four rounds in %s", d)
+	begin := func() (s wire.Stream, done chan error) {
+		t.Helper()
+		s, other := streamPair(t)
+		done = make(chan error, 1)
+		go func() { done <- agent.Run(t.Context(), other) }()
+		if _, err := wire.ReadReply(s); err != nil {
+			t.Fatal(err)
+		}
+		return s, done
 	}
-	o := good() // round 1 again
-	if err := writeOffer(e.streams[0], o); err != nil {
+	since := time.Now()
+	s, done := begin()
+	ask(s, 1)
+	ask(s, 2)
+	second, other := streamPair(t)
+	if err := agent.Run(t.Context(), other); err == nil {
+		t.Error("two searches run at once")
+	}
+	var r *wire.Refusal
+	if _, err := wire.ReadReply(second); !errors.As(err, &r) {
+		t.Errorf("the second one is answered: %v", err)
+	}
+	if err := writeOffer(s, good()); err != nil { // round 1 again
 		t.Fatal(err)
 	}
 	if err := <-done; !errors.Is(err, session.ErrMalformed) {
 		t.Errorf("a round of the past: %v", err)
+	}
+	s, _ = begin() // anew, which brings no new patience
+	ask(s, 1)
+	ask(s, 2)
+	if d := time.Since(since); d < 7*time.Second {
+		t.Errorf("four rounds with pauses of 1, 2 and 4 s between them took %s", d)
 	}
 }
 
@@ -382,7 +403,7 @@ func TestSES3_WhoCannotLook(t *testing.T) {
 	} {
 		e := newEnds(t)
 		spoil(&e.agent)
-		if err := Seek(t.Context(), e.agent, e.streams[1]); err == nil {
+		if err := seek(t.Context(), e.agent, e.streams[1]); err == nil {
 			t.Errorf("%s looks", name)
 		}
 	}

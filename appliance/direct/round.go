@@ -16,7 +16,7 @@ import (
 
 // round is one search of one end.
 type round struct {
-	*end
+	*Search
 	own  offer
 	self []netip.Addr // all addresses of this machine
 	udp  *socket
@@ -24,14 +24,17 @@ type round struct {
 }
 
 // open makes what one round needs: the sockets that the offer names.
-func (e *end) open(number uint32) (*round, error) {
-	r := &round{end: e, own: offer{Round: number, Addresses: []netip.Addr{}, Secret: random(secretSize)}}
+func (e *Search) open(number uint32) (*round, error) {
+	r := &round{Search: e, own: offer{Round: number, Addresses: []netip.Addr{}, Secret: random(secretSize)}}
 	for _, a := range e.Addresses() {
 		a = a.Unmap().WithZone("")
 		r.self = append(r.self, a)
 		if e.usable(a) && len(r.own.Addresses) < maxCandidates && !slices.Contains(r.own.Addresses, a) {
 			r.own.Addresses = append(r.own.Addresses, a)
 		}
+	}
+	if len(r.self) == 0 { // or our own services would count as somebody else's
+		return nil, errors.New("the addresses of this machine are not known")
 	}
 	var err error
 	if r.udp, err = listenUDP(); err != nil {
@@ -58,8 +61,23 @@ func (r *round) close() {
 	}
 }
 
+// LinkAddresses are all of this machine's, as Config.Addresses needs them.
+func LinkAddresses() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			all = append(all, p.Addr())
+		}
+	}
+	return all
+}
+
 // usable says whether an address can be one of an end's at all.
-func (e *end) usable(a netip.Addr) bool {
+func (e *Search) usable(a netip.Addr) bool {
 	return session.Reachable(a) || e.loopback && a.IsLoopback()
 }
 
@@ -183,7 +201,7 @@ var (
 )
 
 // guard waits for the end of a way, and ends it when the lists do.
-func (e *end) guard(ctx context.Context, w *way) error {
+func (e *Search) guard(ctx context.Context, w *way) error {
 	defer w.Close()
 	t := time.NewTicker(guardEvery)
 	defer t.Stop()

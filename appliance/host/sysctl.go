@@ -23,6 +23,8 @@ func Sysctls() []Sysctl {
 		{"net.ipv4.tcp_syncookies", "1", "a flood of SYN must not lock the owner out", true},
 		{"net.ipv4.tcp_max_syn_backlog", "4096", "half-open connections that are kept without a cookie; the kernel gives a small box 128", true},
 		{"net.core.somaxconn", "4096", "connections that wait for the gateway", true},
+		{"net.core.rmem_max", "4194304", "what a direct way by UDP may have waiting; the kernel's 208 KiB overflow while one process waits for its turn", false},
+		{"net.core.wmem_max", "4194304", "the same, on its way out", false},
 		{"net.ipv4.tcp_abort_on_overflow", "0", "one of too many may try again", false},
 		{"net.ipv4.tcp_rfc1337", "1", "a late RST must not end a connection in TIME-WAIT", false},
 		{"net.ipv4.tcp_synack_retries", "3", "half-open connections end in 15 s", false},

@@ -5,49 +5,48 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"time"
+	"sync/atomic"
 
 	"gatehouse/appliance/direct"
-	grants "gatehouse/appliance/session"
+	sessions "gatehouse/appliance/session"
 	"gatehouse/appliance/technician"
 )
 
-// seekDirect looks for a way to the agent without the gateway for as long as a
-// session lasts. This end has no lists: the agent's judge.
-func seekDirect(near string) func(context.Context, *technician.Session) {
-	seen := netip.Addr{}
-	if at, err := netip.ParseAddrPort(near); err == nil {
-		seen = at.Addr().Unmap()
-	}
-	return func(ctx context.Context, s *technician.Session) {
-		for ctx.Err() == nil {
-			st, err := s.Stream(ctx)
-			if err != nil {
-				return
-			}
-			// What it cannot find costs nothing: the session goes by the gateway.
-			_ = direct.Seek(ctx, direct.Config{
-				Side: grants.TechnicianSide, Grant: s.Grant, Certificate: s.Own(), Addresses: interfaceAddresses, Seen: seen,
-				Admitted: func(netip.Addr) bool { return true }, Attach: s.Attach, Log: slog.New(slog.DiscardHandler),
-			}, st)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Minute):
+// directly has a session look for a way without the gateway. The agent may be
+// where the gateway is, behind the same NAT: where the gateway was reached is
+// remembered. A technician has no lists: what is offered comes from the agent
+// alone, whose key is pinned.
+func directly(cfg technician.Config) technician.Config {
+	var gateway atomic.Pointer[netip.Addr]
+	dial := cfg.Dial
+	cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		if err == nil {
+			if at, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+				a := at.AddrPort().Addr().Unmap()
+				gateway.Store(&a)
 			}
 		}
+		return c, err
 	}
-}
-
-func interfaceAddresses() []netip.Addr {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	var own []netip.Addr
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			own = append(own, p.Addr().Unmap())
+	cfg.Direct = func(ctx context.Context, s *technician.Session) {
+		var seen netip.Addr
+		if a := gateway.Load(); a != nil {
+			seen = *a
+		}
+		log := slog.New(slog.DiscardHandler) // standard error is a terminal; OnWay says which way it goes
+		search, err := direct.New(direct.Config{
+			Side: sessions.TechnicianSide, Grant: s.Grant, Certificate: s.Own(), Addresses: direct.LinkAddresses, Seen: seen,
+			Admitted: func(netip.Addr) bool { return true }, Attach: s.Attach, Log: log,
+		})
+		if err != nil {
+			return
+		}
+		if st, err := s.Stream(ctx); err == nil {
+			// It ends with the session, or when the agent does not want to: then
+			// the gateway stays the way.
+			_ = search.Run(ctx, st)
 		}
 	}
-	return own
+	return cfg
 }

@@ -59,7 +59,7 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 		Hub: hub{b}, Dial: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Near: b.address, Patience: patience, OnWay: way.on,
 	}
 	if !r.noDirect {
-		cfg.Direct = seekDirect(b.address)
+		cfg = directly(cfg)
 	}
 	return b.as(cmd.Context(), r.who, cmd.InOrStdin(), func(ctx context.Context) error {
 		s, err := begin(ctx, b, cfg, api.Ask{Target: target, Functions: functions, Record: r.record})
