@@ -20,6 +20,7 @@ import (
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/files"
 	"gatehouse/appliance/session"
 )
 
@@ -80,13 +81,16 @@ type server struct {
 }
 
 func (s *server) serve(one attending.Session) (attending.Work, error) {
+	audit := func(ctx context.Context, e control.Event) error {
+		_, err := control.OpAudit.Call(ctx, s.control, e)
+		return err
+	}
+	g := one.Grant
 	return work.New(work.Config{
 		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
-		Audit: func(ctx context.Context, e control.Event) error {
-			_, err := control.OpAudit.Call(ctx, s.control, e)
-			return err
-		},
+		Audit: audit,
+		Files: files.Over(files.Config{Session: g.ID, Technician: g.Technician, Target: g.Target.Name, Functions: g.Functions, Audit: audit, Tell: one.Tell}),
 		Box: work.Box{
 			Status: func(ctx context.Context) (control.Status, error) {
 				return control.OpStatus.Call(ctx, s.control, control.None{})

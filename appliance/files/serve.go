@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
@@ -43,6 +44,18 @@ type Config struct {
 var needs = map[Op]right.Functions{
 	List: right.FileManager, Stat: right.FileManager, Mkdir: right.FileManager, Rename: right.FileManager, Remove: right.FileManager,
 	Get: right.ReceiveFiles, Hash: right.ReceiveFiles, Put: right.SendFiles,
+}
+
+// Over makes what serves the streams of a session, each with a connection to
+// the target that it may use: they share one channel on the first.
+func Over(cfg Config) func(context.Context, *ssh.Client, wire.Stream, wire.Open) error {
+	type key struct{}
+	cfg.Files = NewAccess(func(ctx context.Context) (io.ReadWriteCloser, error) {
+		return Subsystem(ctx.Value(key{}).(*ssh.Client))
+	})
+	return func(ctx context.Context, c *ssh.Client, s wire.Stream, o wire.Open) error {
+		return Serve(context.WithValue(ctx, key{}, c), cfg, s, o)
+	}
 }
 
 // Serve does what one stream asks for and closes it. The error is for the log

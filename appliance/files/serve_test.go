@@ -40,15 +40,12 @@ func ask(t testing.TB, s *filestest.Site, q files.Request) (wire.Stream, *files.
 
 func askRaw(t testing.TB, s *filestest.Site, args []byte) (wire.Stream, *files.Frames, wire.Reply, error) {
 	t.Helper()
-	stream, err := s.Open(t.Context())
+	stream, err := s.Stream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stream.Close() })
-	if err := wire.WriteOpen(stream, wire.Open{Do: wire.Files, Args: args}); err != nil {
-		t.Fatal(err)
-	}
-	p, err := wire.ReadReply(stream)
+	p, err := filestest.Ask(stream, wire.Open{Do: wire.Files, Args: args})
 	return stream, files.NewFrames(stream), p, err
 }
 

@@ -25,12 +25,13 @@ const fileRights = right.FileManager | right.SendFiles | right.ReceiveFiles
 func copied(t *testing.T, site *filestest.Site, args ...string) (out, diag string, code exitCode) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	c := cpCommand(func(_ *cobra.Command, target string) (opener, func(), error) {
+	c := copyCommand(func(_ *cobra.Command, target string, _ []string) (opener, func(), error) {
 		if target != "server" {
 			return nil, nil, fail(exitNotFound, "there is no target %q", target)
 		}
 		return site, func() {}, nil
 	})
+	c.Flags().Bool("json", false, "")
 	c.SilenceUsage, c.SilenceErrors = true, true
 	c.SetArgs(args)
 	c.SetOut(&stdout)
@@ -201,12 +202,12 @@ type lossy struct {
 	used bool
 }
 
-func (l *lossy) Open(ctx context.Context) (wire.Stream, error) {
+func (l *lossy) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
 	if l.used {
-		return nil, errors.New("the session is gone")
+		return nil, wire.Reply{}, errors.New("the session is gone")
 	}
 	l.used = true
-	return l.opener.Open(ctx)
+	return l.opener.Open(ctx, o)
 }
 
 func TestSES4_CopyAfterAReconnect(t *testing.T) {
@@ -217,7 +218,7 @@ func TestSES4_CopyAfterAReconnect(t *testing.T) {
 	site.Cuts = []int64{1 << 20, 1 << 20}
 	connected := 0
 	var stderr bytes.Buffer
-	c := cpCommand(func(*cobra.Command, string) (opener, func(), error) {
+	c := copyCommand(func(*cobra.Command, string, []string) (opener, func(), error) {
 		connected++
 		return &lossy{opener: site}, func() {}, nil
 	})
