@@ -90,7 +90,7 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 		Grant: one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: audit,
-		Files: files.Over(files.Config{Session: g.ID, Technician: g.Technician, Target: g.Target.Name, Functions: g.Functions, Audit: audit, Tell: one.Tell}),
+		Files: files.Over(files.Config{Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: audit, Tell: one.Tell}),
 		Box: work.Box{
 			Status: func(ctx context.Context) (control.Status, error) {
 				return control.OpStatus.Call(ctx, s.control, control.None{})

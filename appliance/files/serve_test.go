@@ -261,7 +261,7 @@ func TestAUD5_TransfersAreWrittenDownWithNameSizeAndHash(t *testing.T) {
 	}
 	for i, w := range want {
 		e := events[i]
-		w.Detail["session"] = s.Session.String()
+		w.Detail["session"], w.Detail["technician"], w.Detail["address"] = s.Session.String(), "ada@example.com", "192.0.2.7"
 		if e.Actor != "ada@example.com" || e.Object != "Accounts server" || e.Action != w.Action || e.Outcome != w.Outcome || !equal(e.Detail, w.Detail) {
 			t.Errorf("event %d is %+v, want %+v", i, e, w)
 		}

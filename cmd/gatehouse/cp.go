@@ -143,7 +143,7 @@ func (r *copyRun) run(ctx context.Context, args []string) error {
 		functions = []string{"send-files"}
 	}
 	if r.recursive {
-		functions = append(functions, "file-manager")
+		functions = append([]string{"file-manager"}, functions...) // in the grant's order
 	}
 	l := &copyLine{connect: func() (opener, func(), error) { return r.connect(r.cmd, target, functions) }}
 	defer l.close()

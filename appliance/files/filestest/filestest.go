@@ -78,7 +78,7 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 	t.Cleanup(func() { a.Close() })
 	s := &Site{t: t}
 	t.Cleanup(s.Wait)
-	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Target: "Accounts server", Functions: functions, Files: a,
+	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Address: "192.0.2.7", Target: "Accounts server", Functions: functions, Files: a,
 		Audit: func(_ context.Context, e control.Event) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
