@@ -8,16 +8,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
 	"path/filepath"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/admission"
 	"gatehouse/appliance/agent/attending"
@@ -95,11 +91,14 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := work.Config{
+	g := one.Grant
+	return work.New(work.Config{
 		Direct: ways,
-		Grant:  one.Grant, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
+		Grant:  g, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
-		Audit: s.audit, Files: s.files(one),
+		Audit: s.audit, Files: files.Over(files.Config{
+			Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: s.audit, Tell: one.Tell,
+		}),
 		Box: work.Box{
 			Status: func(ctx context.Context) (control.Status, error) {
 				return control.OpStatus.Call(ctx, s.control, control.None{})
@@ -112,25 +111,12 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 			},
 			Connect: (&net.Dialer{}).DialContext,
 		},
-	}
-	return work.New(c)
+	})
 }
 
 func (s *server) audit(ctx context.Context, e control.Event) error {
 	_, err := control.OpAudit.Call(ctx, s.control, e)
 	return err
-}
-
-// files serves the files of one session's target over one SFTP connection, on
-// whatever SSH connection there is when it is needed.
-func (s *server) files(one attending.Session) func(context.Context, *ssh.Client, wire.Stream, wire.Open) error {
-	var now atomic.Pointer[ssh.Client]
-	access := files.NewAccess(func(context.Context) (io.ReadWriteCloser, error) { return files.Subsystem(now.Load()) })
-	c := files.Config{Session: one.Grant.ID, Technician: one.Grant.Technician, Target: one.Grant.Target.Name, Functions: one.Grant.Functions, Files: access, Audit: s.audit, Tell: one.Tell}
-	return func(ctx context.Context, client *ssh.Client, st wire.Stream, o wire.Open) error {
-		now.Store(client)
-		return files.Serve(ctx, c, st, o)
-	}
 }
 
 // ways looks for ways without the gateway, to where the lists let a technician

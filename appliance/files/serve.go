@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
@@ -29,8 +30,9 @@ import (
 // Config is what Serve knows of the session.
 type Config struct {
 	Session    session.ID
-	Technician string          // for the audit
-	Target     string          // its name, for the audit
+	Technician string          // for the audit, and so are the next two
+	Address    string          // that the technician comes from; empty: not known
+	Target     string          // its name
 	Functions  right.Functions // of the grant
 	Files      *Access         // of the target
 	// Audit returns once the event is on disk; without it nothing happens.
@@ -43,6 +45,18 @@ type Config struct {
 var needs = map[Op]right.Functions{
 	List: right.FileManager, Stat: right.FileManager, Mkdir: right.FileManager, Rename: right.FileManager, Remove: right.FileManager,
 	Get: right.ReceiveFiles, Hash: right.ReceiveFiles, Put: right.SendFiles,
+}
+
+// Over makes what serves the streams of a session, each with a connection to
+// the target that it may use: they share one channel on the first.
+func Over(cfg Config) func(context.Context, *ssh.Client, wire.Stream, wire.Open) error {
+	type key struct{}
+	cfg.Files = NewAccess(func(ctx context.Context) (io.ReadWriteCloser, error) {
+		return Subsystem(ctx.Value(key{}).(*ssh.Client))
+	})
+	return func(ctx context.Context, c *ssh.Client, s wire.Stream, o wire.Open) error {
+		return Serve(context.WithValue(ctx, key{}, c), cfg, s, o)
+	}
 }
 
 // Serve does what one stream asks for and closes it. The error is for the log
@@ -146,6 +160,10 @@ type work struct {
 	replied bool
 }
 
+// maxDetail is the longest text in the audit, in bytes: two paths full of
+// escapes still make one line of it.
+const maxDetail = 6 << 10
+
 // auditWords are the actions in the audit log.
 var auditWords = map[Op]string{
 	List: "list files", Stat: "list files", Mkdir: "make folder", Rename: "rename file", Remove: "remove file",
@@ -153,9 +171,18 @@ var auditWords = map[Op]string{
 }
 
 func (w *work) audit(ctx context.Context, action, outcome string, detail map[string]string) error {
-	d := map[string]string{"session": w.Session.String(), "path": Shown(string(w.q.Path))}
+	// A log that takes the agent for the actor has the technician in the detail.
+	d := map[string]string{"session": w.Session.String(), "technician": w.Technician, "path": Shown(string(w.q.Path))}
+	if w.Address != "" {
+		d["address"] = w.Address
+	}
 	maps.Copy(d, detail)
-	err := w.Audit(ctx, control.Event{Actor: w.Technician, Action: action, Object: w.Target, Outcome: outcome, Detail: d})
+	for k, v := range d {
+		if len(v) > maxDetail {
+			d[k] = strings.ToValidUTF8(v[:maxDetail], "") + "…"
+		}
+	}
+	err := w.Audit(ctx, control.Event{Actor: w.Technician, Action: action, Object: w.Target, From: w.Address, Outcome: outcome, Detail: d})
 	if err != nil {
 		return wire.Refuse(wire.Failed, "The agent could not write this down in its audit log, so it was not done: %v", err)
 	}

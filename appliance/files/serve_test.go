@@ -40,15 +40,12 @@ func ask(t testing.TB, s *filestest.Site, q files.Request) (wire.Stream, *files.
 
 func askRaw(t testing.TB, s *filestest.Site, args []byte) (wire.Stream, *files.Frames, wire.Reply, error) {
 	t.Helper()
-	stream, err := s.Open(t.Context())
+	stream, err := s.Stream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stream.Close() })
-	if err := wire.WriteOpen(stream, wire.Open{Do: wire.Files, Args: args}); err != nil {
-		t.Fatal(err)
-	}
-	p, err := wire.ReadReply(stream)
+	p, err := filestest.Ask(stream, wire.Open{Do: wire.Files, Args: args})
 	return stream, files.NewFrames(stream), p, err
 }
 
@@ -264,7 +261,7 @@ func TestAUD5_TransfersAreWrittenDownWithNameSizeAndHash(t *testing.T) {
 	}
 	for i, w := range want {
 		e := events[i]
-		w.Detail["session"] = s.Session.String()
+		w.Detail["session"], w.Detail["technician"], w.Detail["address"] = s.Session.String(), "ada@example.com", "192.0.2.7"
 		if e.Actor != "ada@example.com" || e.Object != "Accounts server" || e.Action != w.Action || e.Outcome != w.Outcome || !equal(e.Detail, w.Detail) {
 			t.Errorf("event %d is %+v, want %+v", i, e, w)
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
+
+	"gatehouse/appliance/session/wire"
 )
 
 // Target is the files of a target, as SFTP has them.
@@ -50,9 +52,9 @@ const (
 	inFlight     = Chunk / 32768
 )
 
-// Subsystem opens SFTP over an SSH connection of its own: closing the one
-// closes the other, since a target that does not answer cannot be asked to.
+// Subsystem opens SFTP over an SSH connection, which others may use too.
 func Subsystem(c *ssh.Client) (io.ReadWriteCloser, error) {
+	defer time.AfterFunc(patience, func() { c.Close() }).Stop()
 	s, err := c.NewSession()
 	if err != nil {
 		return nil, fmt.Errorf("opening a channel for files: %w", err)
@@ -66,15 +68,41 @@ func Subsystem(c *ssh.Client) (io.ReadWriteCloser, error) {
 		return nil, err
 	}
 	if err := s.RequestSubsystem("sftp"); err != nil {
-		return nil, fmt.Errorf("the target offers no SFTP, which files need: %w", err)
+		s.Close()
+		return nil, wire.Refuse(wire.Failed, "The target offers no SFTP, which files need: %v", err)
 	}
-	return subsystem{out, in, c}, nil
+	return &subsystem{Writer: in, out: out, session: s, client: c, ended: make(chan struct{})}, nil
 }
 
 type subsystem struct {
-	io.Reader
 	io.Writer
-	io.Closer
+	out     io.Reader
+	session *ssh.Session
+	client  *ssh.Client
+	ended   chan struct{}
+	once    sync.Once
+}
+
+// Read is called until it fails, by pkg/sftp.
+func (s *subsystem) Read(b []byte) (int, error) {
+	n, err := s.out.Read(b)
+	if err != nil {
+		s.once.Do(func() { close(s.ended) })
+	}
+	return n, err
+}
+
+// Close asks the target to end the channel. One that does not is not there any
+// more, and nothing but the end of the connection ends what waits for it.
+func (s *subsystem) Close() error {
+	time.AfterFunc(5*time.Second, func() {
+		select {
+		case <-s.ended:
+		default:
+			s.client.Close()
+		}
+	})
+	return s.session.Close()
 }
 
 // Access is SFTP to one target for all streams of a session: one connection,
@@ -97,8 +125,7 @@ type claim struct {
 	ended chan struct{}
 }
 
-// NewAccess takes who connects: Subsystem over a connection of its own. Its
-// errors are shown to the technician.
+// NewAccess takes who connects. Its errors are shown to the technician.
 func NewAccess(dial func(context.Context) (io.ReadWriteCloser, error)) *Access {
 	return &Access{dial: dial, slots: make(chan struct{}, slots), claims: map[string]claim{}}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,18 +17,53 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"gatehouse/appliance/carrier"
 	"gatehouse/appliance/files"
 	"gatehouse/appliance/files/copier"
 	"gatehouse/appliance/session/wire"
+	"gatehouse/appliance/technician"
 )
 
-// opener opens streams of a session.
+// opener opens streams of a session and reads the answers.
 type opener interface {
-	Open(context.Context) (wire.Stream, error)
+	Open(context.Context, wire.Open) (wire.Stream, wire.Reply, error)
 }
 
-// cpCommand copies files to and from targets; connect begins a session with one.
-func cpCommand(connect func(cmd *cobra.Command, target string) (opener, func(), error)) *cobra.Command {
+// cpCommand copies files to and from targets.
+func cpCommand() *cobra.Command {
+	s := &reach{}
+	c := copyCommand(func(cmd *cobra.Command, target string, functions []string) (opener, func(), error) {
+		return s.hold(cmd, target, functions)
+	})
+	s.flags(c.Flags())
+	return c
+}
+
+// hold keeps a session until it is let go.
+func (r *reach) hold(cmd *cobra.Command, target string, functions []string) (opener, func(), error) {
+	begun, over := make(chan *technician.Session), make(chan error, 1)
+	ctx, let := context.WithCancel(cmd.Context())
+	go func() { // ends when it is let go, which who asked does
+		over <- r.session(cmd, target, functions, func(all context.Context, s *technician.Session) error {
+			begun <- s
+			select {
+			case <-ctx.Done():
+			case <-all.Done():
+			}
+			return nil
+		})
+	}()
+	select {
+	case s := <-begun:
+		return s, func() { let(); <-over }, nil
+	case err := <-over:
+		let()
+		return nil, nil, err
+	}
+}
+
+// copyCommand is cp; connect begins a session with a target.
+func copyCommand(connect func(cmd *cobra.Command, target string, functions []string) (opener, func(), error)) *cobra.Command {
 	var r copyRun
 	c := &cobra.Command{
 		Use:   "cp SOURCE… TARGET:PATH | cp TARGET:SOURCE… PATH",
@@ -47,19 +83,21 @@ Ends with 8 if something was left out.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.cmd, r.connect = cmd, connect
+			if f := cmd.Flags().Lookup("json"); f != nil {
+				r.asJSON = f.Value.String() == "true"
+			}
 			return r.run(cmd.Context(), args)
 		},
 	}
 	c.Flags().BoolVarP(&r.recursive, "recursive", "r", false, "copy folders with what is in them")
 	c.Flags().BoolVar(&r.resume, "resume", false, "go on with what an interrupted copy left")
-	c.Flags().BoolVar(&r.asJSON, "json", false, "print JSON")
 	return c
 }
 
 // copyRun is one run of cp.
 type copyRun struct {
 	cmd                       *cobra.Command
-	connect                   func(cmd *cobra.Command, target string) (opener, func(), error)
+	connect                   func(cmd *cobra.Command, target string, functions []string) (opener, func(), error)
 	recursive, resume, asJSON bool
 
 	copier   *copier.Copier
@@ -100,7 +138,14 @@ func (r *copyRun) run(ctx context.Context, args []string) error {
 		}
 		sources = append(sources, from.path)
 	}
-	l := &copyLine{connect: func() (opener, func(), error) { return r.connect(r.cmd, target) }}
+	functions := []string{"receive-files"}
+	if to.target != "" {
+		functions = []string{"send-files"}
+	}
+	if r.recursive {
+		functions = append([]string{"file-manager"}, functions...) // in the grant's order
+	}
+	l := &copyLine{connect: func() (opener, func(), error) { return r.connect(r.cmd, target, functions) }}
 	defer l.close()
 	if err := l.begin(); err != nil {
 		return err
@@ -376,22 +421,32 @@ func (l *copyLine) begin() (err error) {
 	return err
 }
 
-// Open opens a stream. What the box refuses is not asked for again.
-func (l *copyLine) Open(ctx context.Context) (wire.Stream, error) {
+// Open opens a stream, of a new session where the last one was lost. One that
+// somebody has ended is over.
+func (l *copyLine) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
 	if l.now == nil {
 		if err := l.begin(); err != nil {
-			var f *failure
-			if errors.As(err, &f) && f.code != exitUnreachable && f.code != exitFailure {
-				return nil, copier.Final(err)
-			}
-			return nil, err
+			return nil, wire.Reply{}, final(err)
 		}
 	}
-	s, err := l.now.Open(ctx)
-	if err != nil && ctx.Err() == nil {
+	s, p, err := l.now.Open(ctx, o)
+	if err != nil && ctx.Err() == nil && refusalCode(err) == "" {
 		l.close()
+		err = final(err)
 	}
-	return s, err
+	return s, p, err
+}
+
+// final tells what the box or the agent have decided from what may pass.
+func final(err error) error {
+	var f *failure
+	var r *refusal
+	var e *carrier.Ended
+	if errors.As(err, &f) && f.code != exitUnreachable || errors.As(err, &r) && r.status/100 == 4 && r.status != http.StatusTooManyRequests ||
+		errors.As(err, &e) || errors.Is(err, technician.ErrOver) {
+		return copier.Final(err)
+	}
+	return err
 }
 
 func (l *copyLine) close() {

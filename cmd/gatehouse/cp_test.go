@@ -3,18 +3,24 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/files"
 	"gatehouse/appliance/files/filestest"
 	"gatehouse/appliance/session/wire"
 )
@@ -25,12 +31,13 @@ const fileRights = right.FileManager | right.SendFiles | right.ReceiveFiles
 func copied(t *testing.T, site *filestest.Site, args ...string) (out, diag string, code exitCode) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	c := cpCommand(func(_ *cobra.Command, target string) (opener, func(), error) {
+	c := copyCommand(func(_ *cobra.Command, target string, _ []string) (opener, func(), error) {
 		if target != "server" {
 			return nil, nil, fail(exitNotFound, "there is no target %q", target)
 		}
 		return site, func() {}, nil
 	})
+	c.Flags().Bool("json", false, "")
 	c.SilenceUsage, c.SilenceErrors = true, true
 	c.SetArgs(args)
 	c.SetOut(&stdout)
@@ -201,12 +208,12 @@ type lossy struct {
 	used bool
 }
 
-func (l *lossy) Open(ctx context.Context) (wire.Stream, error) {
+func (l *lossy) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
 	if l.used {
-		return nil, errors.New("the session is gone")
+		return nil, wire.Reply{}, errors.New("the session is gone")
 	}
 	l.used = true
-	return l.opener.Open(ctx)
+	return l.opener.Open(ctx, o)
 }
 
 func TestSES4_CopyAfterAReconnect(t *testing.T) {
@@ -217,7 +224,7 @@ func TestSES4_CopyAfterAReconnect(t *testing.T) {
 	site.Cuts = []int64{1 << 20, 1 << 20}
 	connected := 0
 	var stderr bytes.Buffer
-	c := cpCommand(func(*cobra.Command, string) (opener, func(), error) {
+	c := copyCommand(func(*cobra.Command, string, []string) (opener, func(), error) {
 		connected++
 		return &lossy{opener: site}, func() {}, nil
 	})
@@ -234,5 +241,102 @@ func TestSES4_CopyAfterAReconnect(t *testing.T) {
 	b, _ := os.ReadFile(filepath.Join(there, "big"))
 	if len(a) == 0 || !bytes.Equal(a, b) {
 		t.Error("another file came")
+	}
+}
+
+// metered counts what comes through a stream, and does something now and then.
+type metered struct {
+	wire.Stream
+	count func(n int)
+}
+
+func (m metered) Read(b []byte) (int, error) {
+	n, err := m.Stream.Read(b)
+	m.count(n)
+	return n, err
+}
+
+func (m metered) Write(b []byte) (int, error) {
+	n, err := m.Stream.Write(b)
+	m.count(n)
+	return n, err
+}
+
+// TestSES4_CopyOverACutNetwork copies through hub, gateway and carrier, whose
+// connections are cut twice each way.
+func TestSES4_CopyOverACutNetwork(t *testing.T) {
+	size := int64(48 << 20)
+	if os.Getenv("GATEHOUSE_SOAK") != "" {
+		size = 1 << 30
+	}
+	here, there := t.TempDir(), t.TempDir()
+	site := filestest.NewSite(t, fileRights, filestest.Target(t, there))
+	var h *hubBox
+	var flowed atomic.Int64
+	h = newHubBox(t, nas, func(o wire.Open, st wire.Stream) {
+		_ = files.Serve(context.Background(), site.Config, metered{st, func(n int) {
+			now := flowed.Add(int64(n))
+			for _, at := range []int64{size / 5, size / 2, size + size/3, size + size/2} {
+				if now >= at && now-int64(n) < at {
+					h.site.Cut()
+				}
+			}
+		}}, o)
+	})
+	h.login()
+	t.Chdir(here)
+	filestest.Random(t, "big", size)
+	for _, args := range [][]string{{"cp", "big", "NAS Süd:"}, {"cp", "nas-s-d:big", "back"}} {
+		if code, out, diag := h.run(nil, args...); code != exitOK || !strings.Contains(out, fmt.Sprint(size)) {
+			t.Fatalf("%q: %d %s %s", args, code, out, diag)
+		}
+	}
+	if m := h.site.Meetings(); m < 6 {
+		t.Errorf("the ends met %d times, want 2 and once more for each of 4 cuts", m)
+	}
+	sums := map[string]bool{}
+	for _, path := range []string{"big", "back", filepath.Join(there, "big")} {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.New()
+		if n, err := io.Copy(sum, f); err != nil || n != size {
+			t.Errorf("%s has %d bytes, %v", path, n, err)
+		}
+		f.Close()
+		sums[hex.EncodeToString(sum.Sum(nil))] = true
+	}
+	if len(sums) != 1 {
+		t.Error("the three files are not the same")
+	}
+	if asked := h.site.Asked(); len(asked) != 2 || strings.Join(asked[0].Functions, ",") != "send-files" || strings.Join(asked[1].Functions, ",") != "receive-files" {
+		t.Errorf("asked for: %+v", asked)
+	}
+}
+
+// TestSES4_CopyEndsWithItsSession: what the owner ends does not begin again by itself.
+func TestSES4_CopyEndsWithItsSession(t *testing.T) {
+	there := t.TempDir()
+	site := filestest.NewSite(t, fileRights, filestest.Target(t, there))
+	var h *hubBox
+	var once sync.Once
+	var flowed atomic.Int64
+	h = newHubBox(t, nas, func(o wire.Open, st wire.Stream) {
+		_ = files.Serve(context.Background(), site.Config, metered{st, func(n int) {
+			if flowed.Add(int64(n)) > 1<<20 {
+				once.Do(func() { h.site.End("ended by the owner") })
+			}
+		}}, o)
+	})
+	h.login()
+	t.Chdir(t.TempDir())
+	filestest.Random(t, "big", 32<<20)
+	code, _, diag := h.run(nil, "cp", "big", "nas-s-d:")
+	if code == exitOK || !strings.Contains(diag, "ended by the owner") || len(h.site.Asked()) != 1 {
+		t.Errorf("%d %s, %d sessions were asked for", code, diag, len(h.site.Asked()))
+	}
+	if _, err := os.Stat(filepath.Join(there, "big")); err == nil {
+		t.Error("half a file took its place")
 	}
 }

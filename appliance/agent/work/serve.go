@@ -135,7 +135,7 @@ func (s *Session) allowed(o wire.Open) (serve, error) {
 // returned func is for its end. Connections come by the hundred where a page is
 // looked at, so of these only the first is in the log.
 func (s *Session) opening(ctx context.Context, do wire.Do, detail map[string]string) (closed func(), err error) {
-	many := do == wire.Forward || do == wire.Web
+	many := do == wire.Forward || do == wire.Web || do == wire.Files // each file has lines of its own
 	s.mu.Lock()
 	known := many && s.audited[do]
 	s.mu.Unlock()

@@ -25,8 +25,9 @@ import (
 
 // Copier copies over streams of a session.
 type Copier struct {
-	// Open opens a stream, over a new connection where the last was lost.
-	Open func(context.Context) (wire.Stream, error)
+	// Open opens a stream and reads the answer, over a new connection where the
+	// last was lost. A refusal is a *wire.Refusal.
+	Open func(context.Context, wire.Open) (wire.Stream, wire.Reply, error)
 	// Resume goes on with what an earlier copy left, not only this one.
 	Resume bool
 	// Progress and Say tell a person; nil for nobody. Texts of Say and names are
@@ -151,23 +152,16 @@ func (c *Copier) request(ctx context.Context, q files.Request, v any) (wire.Stre
 	if err != nil {
 		return nil, nil, local(err)
 	}
-	s, err := c.Open(ctx)
+	s, p, err := c.Open(ctx, wire.Open{Do: wire.Files, Args: args})
 	if err != nil {
 		return nil, nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	closed := stream{s, stop}
-	err = wire.WriteOpen(s, wire.Open{Do: wire.Files, Args: args})
-	var p wire.Reply
-	if err == nil {
-		p, err = wire.ReadReply(s)
-	}
-	if err == nil && v != nil {
-		err = files.Message(p.Args, v)
-	}
-	if err != nil {
-		closed.Close()
-		return nil, nil, err
+	closed := stream{s, context.AfterFunc(ctx, func() { s.Close() })}
+	if v != nil {
+		if err := files.Message(p.Args, v); err != nil {
+			closed.Close()
+			return nil, nil, local(err)
+		}
 	}
 	return closed, files.NewFrames(s), nil
 }

@@ -408,8 +408,8 @@ func TestSES4_TreesBothWays(t *testing.T) {
 }
 
 // agent is one that says what it likes.
-func agent(t *testing.T, answer func(q files.Request, s *net.TCPConn, f *files.Frames)) func(context.Context) (wire.Stream, error) {
-	site := func(ctx context.Context) (wire.Stream, error) {
+func agent(t *testing.T, answer func(q files.Request, s *net.TCPConn, f *files.Frames)) func(context.Context, wire.Open) (wire.Stream, wire.Reply, error) {
+	stream := func(ctx context.Context) (wire.Stream, error) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
@@ -433,7 +433,14 @@ func agent(t *testing.T, answer func(q files.Request, s *net.TCPConn, f *files.F
 		}()
 		return here.(*net.TCPConn), nil
 	}
-	return site
+	return func(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
+		st, err := stream(ctx)
+		if err != nil {
+			return nil, wire.Reply{}, err
+		}
+		p, err := filestest.Ask(st, o)
+		return st, p, err
+	}
 }
 
 func args(v any) json.RawMessage {

@@ -78,7 +78,7 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 	t.Cleanup(func() { a.Close() })
 	s := &Site{t: t}
 	t.Cleanup(s.Wait)
-	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Target: "Accounts server", Functions: functions, Files: a,
+	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Address: "192.0.2.7", Target: "Accounts server", Functions: functions, Files: a,
 		Audit: func(_ context.Context, e control.Event) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -100,8 +100,30 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 	return s
 }
 
-// Open opens a stream to the site, over loopback.
-func (s *Site) Open(ctx context.Context) (wire.Stream, error) {
+// Open opens a stream to the site and reads the answer.
+func (s *Site) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
+	st, err := s.Stream(ctx)
+	if err != nil {
+		return nil, wire.Reply{}, err
+	}
+	p, err := Ask(st, o)
+	if err != nil {
+		st.Close()
+		return nil, p, err
+	}
+	return st, p, nil
+}
+
+// Ask says what a stream is for and reads the answer.
+func Ask(st wire.Stream, o wire.Open) (wire.Reply, error) {
+	if err := wire.WriteOpen(st, o); err != nil {
+		return wire.Reply{}, err
+	}
+	return wire.ReadReply(st)
+}
+
+// Stream opens one to the site, over loopback.
+func (s *Site) Stream(ctx context.Context) (wire.Stream, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
