@@ -9,6 +9,7 @@ package broker
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -112,6 +113,11 @@ func (b *Broker) Task() task.Task {
 		}
 	})
 }
+
+// ErrNone is in every refusal that is about something that is not there.
+var ErrNone = errors.New("there is none")
+
+func none(format string, a ...any) error { return errors.Join(refuse(format, a...), ErrNone) }
 
 func refuse(format string, a ...any) error { return &account.Refusal{Text: fmt.Sprintf(format, a...)} }
 

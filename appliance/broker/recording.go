@@ -193,7 +193,7 @@ func (b *Broker) look(id session.ID) cast {
 func (b *Broker) open(id session.ID) (*recording.Reader, io.Closer, error) {
 	f, err := os.Open(b.file(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, refuse("There is no recording of this session.")
+		return nil, nil, none("There is no recording of this session.")
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening a recording: %w", err)
@@ -245,7 +245,7 @@ func (b *Broker) RemoveRecording(ctx context.Context, who Who, id session.ID) er
 		return refuse("The session goes on. End it first.")
 	}
 	if _, err := os.Stat(b.file(id)); errors.Is(err, fs.ErrNotExist) {
-		return refuse("There is no recording of this session.")
+		return none("There is no recording of this session.")
 	}
 	if err := b.audit(ctx, who, "remove recording", g.Target.Name, map[string]string{"session": id.String(), "technician": g.Technician, "started": g.From.Format(time.RFC3339)}); err != nil {
 		return err

@@ -244,7 +244,7 @@ func (b *Broker) keep(ctx context.Context, l *live) error {
 	return nil
 }
 
-var errNoSession = refuse("There is no such session. It may be over.")
+var errNoSession = none("There is no such session. It may be over.")
 
 // mine finds a session of this person that is not over.
 func (b *Broker) mine(who Who, id session.ID) (*live, error) {

@@ -136,7 +136,7 @@ func (b *Broker) unseal(id int64, sealed []byte) (credential, error) {
 	return c, nil
 }
 
-var errNoTarget = refuse("There is no such target. It may have been removed.")
+var errNoTarget = none("There is no such target. It may have been removed.")
 
 // Target is one of them; 0 is the box.
 func (b *Broker) Target(ctx context.Context, id int64) (api.Target, error) {

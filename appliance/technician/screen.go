@@ -22,9 +22,14 @@ type Screen struct {
 	Sizes    <-chan Size
 	// Filter changes what was typed, or says that the person leaves; nil: nothing is changed.
 	Filter func([]byte) (send []byte, leave bool)
-	// Question asks whether this is the target. What is typed meanwhile comes
-	// from typed and is sent nowhere; nil: the answer is no.
+	// Hold keeps what comes from In until the other end says that it has begun,
+	// as a command does: it is not for a target that is still in question.
+	Hold bool
+	// Question asks whether this is the target; nil: the answer is no. With
+	// Typed the person answers by In: what is typed meanwhile comes from typed
+	// and is sent nowhere.
 	Question func(q wire.Question, typed <-chan []byte) (bool, error)
+	Typed    bool
 }
 
 // Size is that of a terminal.
@@ -38,16 +43,19 @@ type showing struct {
 	Screen
 	st wire.Stream
 
-	mu    sync.Mutex // one frame at a time
-	wmu   sync.Mutex
-	typed chan []byte // while a question is open
-	gone  chan struct{}
-	left  chan struct{}
+	sending sync.Mutex // one frame at a time
+	gone    chan struct{}
+	left    chan struct{}
+
+	mu      sync.Mutex
+	typed   chan []byte // while a question is open that In answers
+	begun   bool
+	changed chan struct{} // closed when one of the two is another
 }
 
 // Attend shows a stream until the other end says how it ended. It closes the stream.
 func Attend(st wire.Stream, screen Screen) (wire.Ended, error) {
-	w := &showing{Screen: screen, st: st, gone: make(chan struct{}), left: make(chan struct{})}
+	w := &showing{Screen: screen, st: st, gone: make(chan struct{}), left: make(chan struct{}), begun: !screen.Hold, changed: make(chan struct{})}
 	var work sync.WaitGroup
 	work.Go(w.resize)
 	if w.In != nil {
@@ -65,8 +73,8 @@ func Attend(st wire.Stream, screen Screen) (wire.Ended, error) {
 }
 
 func (w *showing) send(k wire.Kind, b []byte) error {
-	w.wmu.Lock()
-	defer w.wmu.Unlock()
+	w.sending.Lock()
+	defer w.sending.Unlock()
 	return wire.WriteFrame(w.st, k, b)
 }
 
@@ -96,29 +104,72 @@ func (w *showing) read() {
 			return
 		}
 		if err != nil {
-			w.mu.Lock()
-			if w.typed != nil {
-				close(w.typed)
-				w.typed = nil
+			if w.next() {
+				w.send(wire.EOF, nil)
 			}
-			w.mu.Unlock()
-			w.send(wire.EOF, nil)
 			return
 		}
 	}
 }
 
-func (w *showing) pass(b []byte) bool {
+// set changes what In is for now.
+func (w *showing) set(change func()) {
 	w.mu.Lock()
-	typed := w.typed
-	w.mu.Unlock()
-	if typed != nil {
+	defer w.mu.Unlock()
+	change()
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// now says what In is for: a question, the other end, or neither yet.
+func (w *showing) now() (typed chan []byte, begun bool, changed chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.typed, w.begun, w.changed
+}
+
+// next waits until what is typed is for the other end. A question that is open
+// hears that nothing more is typed.
+func (w *showing) next() bool {
+	for {
+		typed, begun, changed := w.now()
+		if typed != nil {
+			close(typed)
+			w.set(func() { w.typed = nil })
+			continue
+		}
+		if begun {
+			return true
+		}
 		select {
-		case typed <- b:
+		case <-changed:
 		case <-w.gone:
 			return false
 		}
-		return true
+	}
+}
+
+func (w *showing) pass(b []byte) bool {
+	for {
+		typed, begun, changed := w.now()
+		if typed != nil {
+			select {
+			case typed <- b:
+				return true
+			case <-changed: // the question is closed
+				continue
+			case <-w.gone:
+				return false
+			}
+		}
+		if begun {
+			break
+		}
+		select {
+		case <-changed:
+		case <-w.gone:
+			return false
+		}
 	}
 	leave := false
 	if w.Filter != nil {
@@ -145,8 +196,10 @@ func (w *showing) frames() (wire.Ended, error) {
 		}
 		switch kind {
 		case wire.Output:
+			w.begin()
 			_, err = w.Out.Write(b)
 		case wire.Stderr:
+			w.begin()
 			_, err = w.Err.Write(b)
 		case wire.Ask:
 			err = w.ask(b)
@@ -166,6 +219,12 @@ func (w *showing) frames() (wire.Ended, error) {
 	}
 }
 
+func (w *showing) begin() {
+	if _, begun, _ := w.now(); !begun {
+		w.set(func() { w.begun = true })
+	}
+}
+
 func (w *showing) ask(b []byte) error {
 	var q wire.Question
 	if err := json.Unmarshal(b, &q); err != nil {
@@ -175,14 +234,13 @@ func (w *showing) ask(b []byte) error {
 	yes := false
 	var err error
 	if w.Question != nil {
-		typed := make(chan []byte, 16)
-		w.mu.Lock()
-		w.typed = typed
-		w.mu.Unlock()
+		var typed chan []byte
+		if w.Typed {
+			typed = make(chan []byte, 1)
+		}
+		w.set(func() { w.typed = typed })
 		yes, err = w.Question(q, typed)
-		w.mu.Lock()
-		w.typed = nil
-		w.mu.Unlock()
+		w.set(func() { w.typed = nil })
 	}
 	answer := []byte{0}
 	if yes {

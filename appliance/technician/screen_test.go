@@ -113,7 +113,7 @@ func TestAttendShowsAndAsks(t *testing.T) {
 		}
 		put(t, far, wire.Exit, wire.Ended{Status: 7, Reason: "bye\x1b[2J"})
 	}()
-	end, err := Attend(near, Screen{In: in, Out: &out, Err: &diag, Sizes: sizes, Question: func(q wire.Question, typed <-chan []byte) (bool, error) {
+	end, err := Attend(near, Screen{In: in, Out: &out, Err: &diag, Sizes: sizes, Typed: true, Question: func(q wire.Question, typed <-chan []byte) (bool, error) {
 		asked <- q
 		go io.WriteString(typing, "yes\n")
 		return string(<-typed) == "yes\n", nil
@@ -149,5 +149,35 @@ func TestAttendLeaves(t *testing.T) {
 	}
 	if k, b := take(t, far); k != wire.Input || b != "a" {
 		t.Errorf("%q %q", k, b)
+	}
+}
+
+// What is meant for a command goes to no target that is still in question, and
+// does not answer the question.
+func TestAttendHoldsWhatIsForTheCommand(t *testing.T) {
+	near, far := pipe(t)
+	go func() {
+		put(t, far, wire.Ask, question)
+		if k, b := take(t, far); k != wire.Confirm || b != "\x01" {
+			t.Errorf("the answer is %q %q", k, b)
+		}
+		far.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if k, b, err := wire.ReadFrame(far, make([]byte, wire.MaxFrame)); err == nil {
+			t.Errorf("before it has begun: %q %q", k, b)
+		}
+		far.SetReadDeadline(time.Now().Add(patient))
+		put(t, far, wire.Output, []byte{})
+		if k, b := take(t, far); k != wire.Input || b != "no\n" {
+			t.Errorf("%q %q", k, b)
+		}
+		if k, _ := take(t, far); k != wire.EOF {
+			t.Errorf("%q", k)
+		}
+		put(t, far, wire.Exit, wire.Ended{})
+	}()
+	_, err := Attend(near, Screen{In: strings.NewReader("no\n"), Out: io.Discard, Err: io.Discard, Hold: true,
+		Question: func(_ wire.Question, typed <-chan []byte) (bool, error) { return typed == nil, nil }})
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -215,7 +215,7 @@ func terminal(ctx context.Context, cmd *cobra.Command, s *technician.Session, r 
 	defer t.restore()
 	sizes, stop := t.sizes()
 	defer stop()
-	screen := technician.Screen{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: t.err, Sizes: sizes, Question: r.question(t)}
+	screen := technician.Screen{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: t.err, Sizes: sizes, Question: r.question(t), Typed: t.person != nil}
 	if t.person != nil {
 		screen.Filter = (&escape{start: true}).filter
 	}

@@ -42,6 +42,8 @@ func runThere(ctx context.Context, cmd *cobra.Command, s *technician.Session, r 
 	cut := context.AfterFunc(ctx, func() { st.Close() })
 	defer cut()
 	t := newTerminal(cmd, false)
-	end, err := technician.Attend(st, technician.Screen{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr(), Question: r.question(t)})
+	end, err := technician.Attend(st, technician.Screen{
+		In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr(), Hold: true, Question: r.question(t), Typed: t.person != nil,
+	})
 	return howItEnded(end, because(s, err))
 }

@@ -115,7 +115,7 @@ func (h hub) Ask(ctx context.Context, q api.Ask) (g api.Granted, err error) {
 func (h hub) Meet(ctx context.Context, q api.MeetAsk) (m api.Meeting, err error) {
 	_, err = h.b.call(ctx, http.MethodPost, api.Meet, q, &m)
 	var r *refusal
-	if errors.As(err, &r) && r.status/100 == 4 && r.status != http.StatusTooManyRequests {
+	if errors.As(err, &r) && (r.status == http.StatusNotFound || r.status == http.StatusUnauthorized) {
 		err = fmt.Errorf("%w: %w", technician.ErrOver, err)
 	}
 	return m, err

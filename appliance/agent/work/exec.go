@@ -131,6 +131,9 @@ func (c *command) run(ctx context.Context, text string) wire.Ended {
 	if err := within(client, func() error { return ch.Start(text) }); err != nil {
 		return failed(wire.Refuse(wire.Failed, "the target does not run the command: %v", err))
 	}
+	if err := c.frame(wire.Output, nil); err != nil { // it has begun
+		return failed(err)
+	}
 	go func() {
 		for {
 			select {

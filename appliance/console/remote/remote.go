@@ -3,9 +3,11 @@ package remote
 
 import (
 	"bufio"
+	"errors"
 	"net/http"
 	"time"
 
+	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/broker"
 	"gatehouse/appliance/console/shell"
@@ -38,8 +40,13 @@ func Routes(b *broker.Broker) []shell.Route {
 
 type handlers struct{ *broker.Broker }
 
-// answer writes JSON, or passes the error on.
+// answer writes JSON, or passes the error on. What is not there is told apart
+// from what is refused: a tool stops asking for it.
 func answer[T any](v *shell.Visit, status int, t T, err error) error {
+	var r *account.Refusal
+	if errors.Is(err, broker.ErrNone) && errors.As(err, &r) {
+		return v.JSON(http.StatusNotFound, map[string]string{"detail": r.Text})
+	}
 	if err != nil {
 		return err
 	}

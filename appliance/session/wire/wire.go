@@ -170,7 +170,7 @@ const (
 	Size    Kind = 's' // technician → agent: columns (2), rows (2)
 	Confirm Kind = 'y' // technician → agent: the answer to Question: 1 yes, 0 no
 	EOF     Kind = 'f' // technician → agent: no more input comes
-	Output  Kind = 'o' // agent → technician: what the terminal shows
+	Output  Kind = 'o' // agent → technician: what the terminal shows; of exec, an empty one when the command has begun: no Input comes before
 	Stderr  Kind = 'e' // agent → technician: what exec says on standard error
 	Ask     Kind = 'q' // agent → technician: a Question as JSON, before anything is shown
 	Exit    Kind = 'x' // agent → technician: an Ended as JSON; the last frame
