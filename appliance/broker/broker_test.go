@@ -378,7 +378,6 @@ func TestSES1_RestartOfTheConsole(t *testing.T) {
 		ids = append(ids, g.Session)
 	}
 	key := d.Organisation()
-	d.pass(time.Minute)
 	d.open()
 	if !bytes.Equal(key, d.Organisation()) {
 		t.Fatal("the organisation has another key after a restart")
@@ -586,7 +585,9 @@ func TestSES4_BrowsersOfferAndAnswer(t *testing.T) {
 	if _, err := d.Signal(t.Context(), owner, api.SignalAsk{Session: g.Session, SDP: strings.Repeat("x", maxSDP+1)}); !refused(err) {
 		t.Errorf("an endless offer: %v", err)
 	}
+	said := make(chan struct{})
 	go func() {
+		defer close(said)
 		s := a.hear().Signal
 		a.tell(attend.FromSite{Signalled: &attend.Signalled{Session: g.Session, Number: s.Number + 1, SDP: "of another"}})
 		a.tell(attend.FromSite{Signalled: &attend.Signalled{Session: g.Session, Number: s.Number, SDP: "answer to " + s.SDP}})
@@ -596,4 +597,5 @@ func TestSES4_BrowsersOfferAndAnswer(t *testing.T) {
 	if err != nil || s.SDP != "answer to v=0" {
 		t.Errorf("%+v, %v", s, err)
 	}
+	<-said
 }

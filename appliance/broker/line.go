@@ -85,7 +85,8 @@ func (b *Broker) Attend(ctx context.Context, site string, c net.Conn, r io.Reade
 		return err
 	}
 	n.hello.site = site
-	if err := b.enter(n); err != nil {
+	lost, err := b.enter(n)
+	if err != nil {
 		return err
 	}
 	defer b.leave(n)
@@ -93,7 +94,7 @@ func (b *Broker) Attend(ctx context.Context, site string, c net.Conn, r io.Reade
 	if err := n.send(attend.ToSite{Welcome: &attend.Welcome{Organisation: b.keys.public()}}); err != nil {
 		return err
 	}
-	b.settle(ctx, n)
+	b.settle(ctx, n, lost)
 	for {
 		var m attend.FromSite
 		if err := n.next(in, &m); err != nil {
@@ -144,18 +145,26 @@ func (n *line) write() {
 	}
 }
 
-func (b *Broker) enter(n *line) error {
+// enter takes the line in the place of an older one, and says which sessions
+// the site had before and has no more. What is granted from here on it is told.
+func (b *Broker) enter(n *line) (lost map[session.ID]bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.lines[n.hello.site]
 	if old == nil && len(b.lines) >= maxLines {
-		return fmt.Errorf("%d sites wait here already", len(b.lines))
+		return nil, fmt.Errorf("%d sites wait here already", len(b.lines))
 	}
 	b.lines[n.hello.site] = n
 	if old != nil {
 		old.close()
 	}
-	return nil
+	lost = make(map[session.ID]bool)
+	for id, l := range b.live {
+		if l.site == n.hello.site && !slices.Contains(n.hello.Sessions, id) {
+			lost[id] = true
+		}
+	}
+	return lost, nil
 }
 
 func (b *Broker) leave(n *line) {
@@ -166,11 +175,10 @@ func (b *Broker) leave(n *line) {
 	}
 }
 
-// settle compares what the site has with what there is: what it lost is over,
-// and what is over it must not have.
-func (b *Broker) settle(ctx context.Context, n *line) {
+// settle ends what the site lost, and has the site end what is over here.
+func (b *Broker) settle(ctx context.Context, n *line, lost map[session.ID]bool) {
 	b.endIf(ctx, func(l *live) string {
-		if l.site == n.hello.site && !slices.Contains(n.hello.Sessions, l.grant.ID) && b.cfg.Wall().Sub(l.grant.From) > 2*time.Second {
+		if lost[l.grant.ID] {
 			return "the agent was started anew"
 		}
 		return ""
