@@ -127,6 +127,8 @@ type Session struct {
 	id   instance
 	done chan struct{}
 
+	parted chan struct{} // closed when it has ended and has no path any more
+
 	mu      sync.Mutex
 	err     error         // why it has ended
 	changed chan struct{} // closed when one who waits in Open should look again
@@ -136,6 +138,7 @@ type Session struct {
 	peerStreams int
 	peerWindow  uint64
 
+	greeting []*path // that are not among paths yet
 	paths    []*path
 	best     *path
 	patience *time.Timer
@@ -166,7 +169,7 @@ type incoming struct {
 
 // New starts a session without a path.
 func New(side Side, cfg Config) *Session {
-	s := &Session{side: side, cfg: cfg.complete(), done: make(chan struct{}), changed: make(chan struct{}), acceptable: make(chan struct{}, 1),
+	s := &Session{side: side, cfg: cfg.complete(), done: make(chan struct{}), parted: make(chan struct{}), changed: make(chan struct{}), acceptable: make(chan struct{}, 1),
 		streams: make(map[uint32]*Stream), next: uint32(side), peerNext: uint32(3 - side)}
 	s.sent.base, s.sent.cursor = 1, 1
 	rand.Read(s.id[:]) // never fails (crypto/rand)
@@ -253,18 +256,15 @@ func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 func (s *Session) Close(reason string) error {
 	reason = wire.Printable(reason, maxText)
 	s.mu.Lock()
-	s.end(&Ended{Reason: reason, Here: true}, reason)
-	last := s.best
+	s.end(&Ended{Reason: reason, Here: true}, &reason)
 	s.mu.Unlock()
-	if last != nil {
-		<-last.gone
-	}
+	<-s.parted
 	return nil
 }
 
 // end is called with mu held. With a text the best path goes on until the other
-// end was told.
-func (s *Session) end(err error, text string) {
+// end was told; should it fail, the next does.
+func (s *Session) end(err error, text *string) {
 	if s.err != nil {
 		return
 	}
@@ -278,28 +278,38 @@ func (s *Session) end(err error, text string) {
 		st.wakeAll()
 	}
 	s.farewell, s.until = text, time.Now().Add(farewell*3/4)
+	for _, p := range s.greeting {
+		p.close()
+	}
 	for _, p := range s.paths {
 		p.timer.Stop()
-		if p == s.best && text != "" {
-			p.conn.SetDeadline(time.Now().Add(farewell))
-			signal(p.wake)
-			time.AfterFunc(farewell*3/4, func() { signal(p.wake) }) // if something cannot go out
-		} else {
+		if text == nil {
 			p.close()
+		} else {
+			p.conn.SetDeadline(time.Now().Add(farewell))
 		}
+	}
+	if len(s.paths) == 0 {
+		close(s.parted)
+	} else if text != nil {
+		s.wake()
+		time.AfterFunc(farewell*3/4, s.wakeLocked) // if something cannot go out
 	}
 	close(s.done)
 }
 
 // fail ends the session because of what the other end did.
-func (s *Session) fail(err error) { s.end(err, wire.Printable(err.Error(), maxText)) }
+func (s *Session) fail(err error) {
+	text := wire.Printable(err.Error(), maxText)
+	s.end(err, &text)
+}
 
 // impatient ends a session that has had no path for too long.
 func (s *Session) impatient() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.paths) == 0 {
-		s.end(fmt.Errorf("%w (%v without one)", ErrNoPath, s.cfg.Patience), "")
+		s.end(fmt.Errorf("%w (%v without one)", ErrNoPath, s.cfg.Patience), nil)
 	}
 }
 

@@ -36,7 +36,7 @@ func (s *Session) receive(p *path, f frame, c *chunk) error {
 		if c != nil {
 			text = c.b[headSize:c.end]
 		}
-		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, "")
+		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, nil)
 		return nil
 	}
 	if s.err != nil {
