@@ -88,6 +88,7 @@ const (
 	// firstWindow is what a stream may have on its way before its reader has shown that it reads.
 	firstWindow = 64 << 10
 	lastWindow  = 16 << 20
+	maxPaths    = 8
 	// maxQueued is what a stream holds that was written and not sent.
 	maxQueued = 128 << 10
 	// maxLog is what is kept until the other end acknowledges it. An honest one
@@ -151,6 +152,7 @@ type Session struct {
 	ours, theirs int // open streams, by who opened them
 	accept       queue[*Stream]
 	acceptable   chan struct{}
+	handed       int // streams that Accept gave and nobody has closed
 	grown        int // by how much windows have grown
 
 	sent     // what goes out
@@ -225,12 +227,16 @@ func (s *Session) Open(ctx context.Context) (*Stream, error) {
 	return st, nil
 }
 
-// Accept gives the next stream that the other end has opened.
+// Accept gives the next stream that the other end has opened. Who takes one
+// closes it: so many that are not closed can be two for each that may be open,
+// however fast the other end opens streams and gives them up.
 func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 	for {
 		s.mu.Lock()
-		if s.accept.len() > 0 {
+		if s.accept.len() > 0 && s.handed < 2*s.cfg.Streams {
 			st := s.accept.pop()
+			st.handed = true
+			s.handed++
 			if s.accept.len() > 0 {
 				signal(s.acceptable)
 			}

@@ -66,6 +66,11 @@ func (s *Session) Attach(ctx context.Context, c net.Conn, kind Kind) error {
 		stop()
 		return errors.Join(s.err, c.Close())
 	}
+	if len(s.greeting)+len(s.paths) >= maxPaths {
+		s.mu.Unlock()
+		stop()
+		return errors.Join(fmt.Errorf("a path of the session (%s): it has %d already", kind, maxPaths), c.Close())
+	}
 	s.greeting = append(s.greeting, p)
 	s.mu.Unlock()
 	signal(p.wake)

@@ -23,7 +23,7 @@ type raw struct {
 func rawPeer(t testing.TB, s *Session, g greeting) *raw {
 	t.Helper()
 	here, there := net.Pipe()
-	t.Cleanup(func() { there.Close() })
+	t.Cleanup(func() { there.Close(); s.Close("") })
 	r := &raw{t, there}
 	g.side = 3 - s.side
 	errs := make(chan error, 1)
@@ -70,11 +70,15 @@ func (r *raw) send(f frame, content []byte) {
 	r.c.Write(append(appendFrame(nil, f), content...))
 }
 
-// drain reads what the session says until it says no more.
-func (r *raw) drain() []byte {
-	r.c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	b, _ := io.ReadAll(r.c)
-	return b
+// goodbye reads until the session says it, closes, and gives the reason.
+func (r *raw) goodbye() string {
+	r.t.Helper()
+	for {
+		if f, b := r.next(); f.what == goodbye {
+			r.c.Close()
+			return string(b)
+		}
+	}
 }
 
 var usual = greeting{streams: 100, window: 1 << 20}
@@ -248,7 +252,6 @@ func TestSES3_SlowReaderHoldsLittle(t *testing.T) {
 // Streams take turns: what is typed does not wait until a copy is done.
 func TestSES3_StreamsTakeTurns(t *testing.T) {
 	s := New(Technician, Config{})
-	defer s.Close("")
 	r := rawPeer(t, s, usual)
 	var bulk []*Stream
 	for range 5 {
