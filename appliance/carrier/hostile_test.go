@@ -154,6 +154,29 @@ func TestSES2_TakersAreBounded(t *testing.T) {
 	}
 }
 
+// A window counts bytes of content; what holds them is not much more, even if
+// each comes in a frame of its own.
+func TestSES2_SmallFramesHoldLittle(t *testing.T) {
+	for _, size := range []int{1, smallChunk / 2, maxContent/2 + 1} {
+		s := New(Agent, Config{})
+		r := rawPeer(t, s, usual)
+		go io.Copy(io.Discard, r.c)
+		r.send(frame{what: open, stream: 1, number: 1}, nil)
+		for i := range firstWindow / size {
+			r.send(frame{what: data, stream: 1, number: uint64(2 + i)}, make([]byte, size))
+		}
+		r.send(frame{what: open, stream: 3, number: uint64(2 + firstWindow/size)}, nil)
+		for range 2 {
+			if _, err := s.Accept(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if in, _ := held(s); in > 3*firstWindow {
+			t.Errorf("frames of %d bytes: %d KiB of memory for a window of %d", size, in>>10, firstWindow>>10)
+		}
+	}
+}
+
 // An end that never acknowledges does not have everything kept for it.
 func TestSES2_PeerThatNeverAcknowledges(t *testing.T) {
 	s := New(Technician, Config{})

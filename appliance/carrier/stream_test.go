@@ -249,52 +249,52 @@ func TestSES3_SlowReaderHoldsLittle(t *testing.T) {
 	}
 }
 
-// Streams take turns: what is typed does not wait until a copy is done.
+// Streams take turns: what is typed does not wait until copies are done, and
+// no copy gets ahead of the others.
 func TestSES3_StreamsTakeTurns(t *testing.T) {
+	const pieces = 7
 	s := New(Technician, Config{})
 	r := rawPeer(t, s, usual)
-	var bulk []*Stream
-	for range 5 {
+	sent := map[uint32]int{}
+	stream := func() *Stream {
 		st, err := s.Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		bulk = append(bulk, st)
-		go st.Write(make([]byte, 900<<10))
+		return st
 	}
-	typed, err := s.Open(t.Context())
-	if err != nil {
+	for range 5 { // nobody reads the pipe yet, so they wait
+		st := stream()
+		if _, err := st.Write(make([]byte, pieces*maxContent)); err != nil {
+			t.Fatal(err)
+		}
+		sent[st.id] = 0
+	}
+	typed := stream()
+	if _, err := typed.Write([]byte("ls\n")); err != nil {
 		t.Fatal(err)
 	}
-	sent := map[uint32]int{}
-	frames, typedAt, cameAt := 0, -1, -1
-	for frames < 200 {
+	for frames := 0; frames <= 5*pieces; {
 		f, b := r.next()
 		if f.what != data {
 			continue
 		}
 		frames++
-		if len(b) > maxContent {
-			t.Fatalf("a frame of %d bytes", len(b))
-		}
 		if f.stream == typed.id {
-			cameAt = frames
+			if frames > 2*len(sent)+1 {
+				t.Errorf("what was typed is frame %d, among %d streams", frames, len(sent)+1)
+			}
 			continue
 		}
-		sent[f.stream] += len(b)
-		if frames == 100 {
-			typedAt = frames
-			if _, err := typed.Write([]byte("ls\n")); err != nil {
-				t.Fatal(err)
-			}
+		if sent[f.stream]++; len(b) != maxContent {
+			t.Errorf("a frame of %d bytes while a stream has more", len(b))
 		}
-	}
-	if cameAt < 0 || cameAt-typedAt > 2*len(bulk) {
-		t.Errorf("typed after frame %d, sent as frame %d", typedAt, cameAt)
-	}
-	for _, st := range bulk {
-		if n := sent[st.id]; n < 30*maxContent || n > 50*maxContent {
-			t.Errorf("stream %d had %d bytes of the first 200 frames of %d streams", st.id, n, len(bulk))
+		least, most := pieces, 0
+		for _, n := range sent {
+			least, most = min(least, n), max(most, n)
+		}
+		if most-least > 2 {
+			t.Fatalf("after %d frames a stream has had %d and another %d", frames, most, least)
 		}
 	}
 }
