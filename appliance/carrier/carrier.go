@@ -95,7 +95,8 @@ const (
 	// does so long before.
 	maxLog       = 32 << 20
 	maxLogFrames = 64 << 10
-	// ackAfter is how much comes before it is acknowledged without waiting for company.
+	// ackAfter is how much memory the other end holds for what came before it is
+	// acknowledged without waiting for company.
 	ackAfter = 128 << 10
 	ackDelay = 25 * time.Millisecond
 	// farewell is how long an end waits to have its last words heard.

@@ -371,14 +371,17 @@ func (p *path) write() {
 	}
 }
 
-// writeAll writes what there is, and says whether there will be more.
+// writeAll writes what there is, and says whether there can be more.
 func (p *path) writeAll() bool {
 	s := p.s
 	batch := newChunk(maxContent) // not held while there is nothing to say
 	defer batch.free()
+	var written *chunk
 	corked := 0
 	for {
 		s.mu.Lock()
+		written.free()
+		written = nil
 		b, c := s.gather(p, batch.b[:0])
 		idle := len(b) == 0 && c == nil
 		ended, last, text := s.err != nil, p == s.best && s.farewell != nil, s.farewell
@@ -408,12 +411,11 @@ func (p *path) writeAll() bool {
 			corked += len(b)
 		}
 		_, err := p.conn.Write(b)
-		if c != nil {
-			s.mu.Lock()
-			c.free()
-			s.mu.Unlock()
-		}
+		written = c
 		if err != nil {
+			s.mu.Lock()
+			written.free()
+			s.mu.Unlock()
 			s.lost(p)
 			return false
 		}
