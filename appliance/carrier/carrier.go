@@ -88,13 +88,15 @@ const (
 	// firstWindow is what a stream may have on its way before its reader has shown that it reads.
 	firstWindow = 64 << 10
 	lastWindow  = 16 << 20
+	maxPaths    = 8
 	// maxQueued is what a stream holds that was written and not sent.
 	maxQueued = 128 << 10
 	// maxLog is what is kept until the other end acknowledges it. An honest one
 	// does so long before.
 	maxLog       = 32 << 20
 	maxLogFrames = 64 << 10
-	// ackAfter is how much comes before it is acknowledged without waiting for company.
+	// ackAfter is how much memory the other end holds for what came before it is
+	// acknowledged without waiting for company.
 	ackAfter = 128 << 10
 	ackDelay = 25 * time.Millisecond
 	// farewell is how long an end waits to have its last words heard.
@@ -127,6 +129,8 @@ type Session struct {
 	id   instance
 	done chan struct{}
 
+	parted chan struct{} // closed when it has ended and has no path any more
+
 	mu      sync.Mutex
 	err     error         // why it has ended
 	changed chan struct{} // closed when one who waits in Open should look again
@@ -136,6 +140,7 @@ type Session struct {
 	peerStreams int
 	peerWindow  uint64
 
+	greeting []*path // that are not among paths yet
 	paths    []*path
 	best     *path
 	patience *time.Timer
@@ -148,6 +153,7 @@ type Session struct {
 	ours, theirs int // open streams, by who opened them
 	accept       queue[*Stream]
 	acceptable   chan struct{}
+	handed       int // streams that Accept gave and nobody has closed
 	grown        int // by how much windows have grown
 
 	sent     // what goes out
@@ -166,7 +172,7 @@ type incoming struct {
 
 // New starts a session without a path.
 func New(side Side, cfg Config) *Session {
-	s := &Session{side: side, cfg: cfg.complete(), done: make(chan struct{}), changed: make(chan struct{}), acceptable: make(chan struct{}, 1),
+	s := &Session{side: side, cfg: cfg.complete(), done: make(chan struct{}), parted: make(chan struct{}), changed: make(chan struct{}), acceptable: make(chan struct{}, 1),
 		streams: make(map[uint32]*Stream), next: uint32(side), peerNext: uint32(3 - side)}
 	s.sent.base, s.sent.cursor = 1, 1
 	rand.Read(s.id[:]) // never fails (crypto/rand)
@@ -222,12 +228,16 @@ func (s *Session) Open(ctx context.Context) (*Stream, error) {
 	return st, nil
 }
 
-// Accept gives the next stream that the other end has opened.
+// Accept gives the next stream that the other end has opened. Who takes one
+// closes it: so many that are not closed can be two for each that may be open,
+// however fast the other end opens streams and gives them up.
 func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 	for {
 		s.mu.Lock()
-		if s.accept.len() > 0 {
+		if s.accept.len() > 0 && s.handed < 2*s.cfg.Streams {
 			st := s.accept.pop()
+			st.handed = true
+			s.handed++
 			if s.accept.len() > 0 {
 				signal(s.acceptable)
 			}
@@ -253,18 +263,15 @@ func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 func (s *Session) Close(reason string) error {
 	reason = wire.Printable(reason, maxText)
 	s.mu.Lock()
-	s.end(&Ended{Reason: reason, Here: true}, reason)
-	last := s.best
+	s.end(&Ended{Reason: reason, Here: true}, &reason)
 	s.mu.Unlock()
-	if last != nil {
-		<-last.gone
-	}
+	<-s.parted
 	return nil
 }
 
 // end is called with mu held. With a text the best path goes on until the other
-// end was told.
-func (s *Session) end(err error, text string) {
+// end was told; should it fail, the next does.
+func (s *Session) end(err error, text *string) {
 	if s.err != nil {
 		return
 	}
@@ -278,28 +285,38 @@ func (s *Session) end(err error, text string) {
 		st.wakeAll()
 	}
 	s.farewell, s.until = text, time.Now().Add(farewell*3/4)
+	for _, p := range s.greeting {
+		p.close()
+	}
 	for _, p := range s.paths {
 		p.timer.Stop()
-		if p == s.best && text != "" {
-			p.conn.SetDeadline(time.Now().Add(farewell))
-			signal(p.wake)
-			time.AfterFunc(farewell*3/4, func() { signal(p.wake) }) // if something cannot go out
-		} else {
+		if text == nil {
 			p.close()
+		} else {
+			p.conn.SetDeadline(time.Now().Add(farewell))
 		}
+	}
+	if len(s.paths) == 0 {
+		close(s.parted)
+	} else if text != nil {
+		s.wake()
+		time.AfterFunc(farewell*3/4, s.wakeLocked) // if something cannot go out
 	}
 	close(s.done)
 }
 
 // fail ends the session because of what the other end did.
-func (s *Session) fail(err error) { s.end(err, wire.Printable(err.Error(), maxText)) }
+func (s *Session) fail(err error) {
+	text := wire.Printable(err.Error(), maxText)
+	s.end(err, &text)
+}
 
 // impatient ends a session that has had no path for too long.
 func (s *Session) impatient() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.paths) == 0 {
-		s.end(fmt.Errorf("%w (%v without one)", ErrNoPath, s.cfg.Patience), "")
+		s.end(fmt.Errorf("%w (%v without one)", ErrNoPath, s.cfg.Patience), nil)
 	}
 }
 

@@ -36,7 +36,8 @@ type path struct {
 	pinged  time.Time
 	rtt     time.Duration // the shortest that was seen, 0: none yet
 	samples int
-	silent  int // how often the timer heard nothing
+	parted  bool // the last words were said
+	silent  int  // how often the timer heard nothing
 }
 
 // leastRoundTrip is what windows are sized by at least: below it the time is
@@ -51,9 +52,6 @@ const handshake = 10 * time.Second
 // Attach takes a path over and returns when both ends have greeted each other
 // on it. On an error it closes it.
 func (s *Session) Attach(ctx context.Context, c net.Conn, kind Kind) error {
-	if err := s.Err(); err != nil {
-		return errors.Join(err, c.Close())
-	}
 	p := &path{s: s, kind: kind, conn: c, wake: make(chan struct{}, 1), dead: make(chan struct{}),
 		greeted: make(chan struct{}), written: make(chan struct{}), gone: make(chan struct{}), greets: true}
 	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
@@ -62,15 +60,19 @@ func (s *Session) Attach(ctx context.Context, c net.Conn, kind Kind) error {
 	ctx, cancel := context.WithTimeout(ctx, handshake)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() { // a session that ends meanwhile does not wait for a greeting
-		select {
-		case <-s.done:
-			c.SetDeadline(time.Unix(1, 0))
-		case <-ended:
-		}
-	}()
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		stop()
+		return errors.Join(s.err, c.Close())
+	}
+	if len(s.greeting)+len(s.paths) >= maxPaths {
+		s.mu.Unlock()
+		stop()
+		return errors.Join(fmt.Errorf("a path of the session (%s): it has %d already", kind, maxPaths), c.Close())
+	}
+	s.greeting = append(s.greeting, p)
+	s.mu.Unlock()
 	signal(p.wake)
 	go p.write()
 	err := p.greet()
@@ -93,23 +95,13 @@ func (s *Session) Attach(ctx context.Context, c net.Conn, kind Kind) error {
 // greet reads the other end's greeting and makes the path one of the session's.
 func (p *path) greet() error {
 	s := p.s
-	f, c, err := p.read(make([]byte, headSize))
-	if err != nil {
-		return err
-	}
-	if f.what != hello {
-		c.free()
-		return broken("a path begins with a frame of kind %d", f.what)
-	}
-	g, err := parseGreeting(c.b[headSize:c.end])
-	c.free()
-	if err != nil {
-		return err
-	}
+	g, err := p.readGreeting()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
-		return s.err
+	i := slices.Index(s.greeting, p)
+	s.greeting = slices.Delete(s.greeting, i, i+1)
+	if err != nil || s.err != nil {
+		return errors.Join(err, s.err)
 	}
 	if err := s.meet(g); err != nil {
 		s.fail(err)
@@ -128,6 +120,18 @@ func (p *path) greet() error {
 	signal(p.wake)
 	go p.readAll()
 	return nil
+}
+
+func (p *path) readGreeting() (greeting, error) {
+	f, c, err := p.read(make([]byte, headSize))
+	if err != nil {
+		return greeting{}, err
+	}
+	defer c.free()
+	if f.what != hello {
+		return greeting{}, broken("a path begins with a frame of kind %d", f.what)
+	}
+	return parseGreeting(c.b[headSize:c.end])
 }
 
 // meet compares a greeting with what is known.
@@ -170,10 +174,9 @@ func (s *Session) choose() {
 			st.promise()
 		}
 	}
+	s.patience.Stop()
 	if best == nil {
 		s.patience.Reset(s.cfg.Patience)
-	} else {
-		s.patience.Stop()
 	}
 	s.wake()
 	s.tell()
@@ -258,7 +261,17 @@ func (s *Session) lost(p *path) {
 		s.paths = slices.Delete(s.paths, i, i+1)
 		p.timer.Stop()
 	}
-	if s.err == nil {
+	switch {
+	case s.err == nil:
+		s.choose()
+	case len(s.paths) == 0:
+		s.best = nil
+		select {
+		case <-s.parted:
+		default:
+			close(s.parted)
+		}
+	case p == s.best && !p.parted:
 		s.choose()
 	}
 }
@@ -358,17 +371,20 @@ func (p *path) write() {
 	}
 }
 
-// writeAll writes what there is, and says whether there will be more.
+// writeAll writes what there is, and says whether there can be more.
 func (p *path) writeAll() bool {
 	s := p.s
 	batch := newChunk(maxContent) // not held while there is nothing to say
 	defer batch.free()
+	var written *chunk
 	corked := 0
 	for {
 		s.mu.Lock()
+		written.free()
+		written = nil
 		b, c := s.gather(p, batch.b[:0])
 		idle := len(b) == 0 && c == nil
-		ended, last, text := s.err != nil, p == s.best && s.farewell != "", s.farewell
+		ended, last, text := s.err != nil, p == s.best && s.farewell != nil, s.farewell
 		parts := last && idle && s.flushed()
 		s.mu.Unlock()
 		if corked > 0 && (parts || idle || corked >= 64<<10) {
@@ -379,11 +395,11 @@ func (p *path) writeAll() bool {
 			corked = 0
 		}
 		if parts {
-			p.part(text)
+			p.part(*text)
 			return false
 		}
 		if idle {
-			return !ended || last
+			return !ended || text != nil
 		}
 		if c != nil {
 			b = c.b[:c.end]
@@ -395,12 +411,11 @@ func (p *path) writeAll() bool {
 			corked += len(b)
 		}
 		_, err := p.conn.Write(b)
-		if c != nil {
-			s.mu.Lock()
-			c.free()
-			s.mu.Unlock()
-		}
+		written = c
 		if err != nil {
+			s.mu.Lock()
+			written.free()
+			s.mu.Unlock()
 			s.lost(p)
 			return false
 		}
@@ -417,8 +432,17 @@ func (p *path) writeAll() bool {
 // was not read there yet.
 func (p *path) part(text string) {
 	if _, err := p.conn.Write(lastWords(text)); err != nil {
+		p.s.lost(p)
 		return
 	}
+	p.s.mu.Lock()
+	p.parted = true
+	for _, other := range p.s.paths {
+		if other != p {
+			other.close()
+		}
+	}
+	p.s.mu.Unlock()
 	if c, ok := p.conn.(interface{ CloseWrite() error }); ok {
 		c.CloseWrite()
 	}

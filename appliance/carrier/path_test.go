@@ -101,14 +101,20 @@ func TestSES3_NoByteIsLostWhenPathsAreCut(t *testing.T) {
 			if cut < cuts {
 				budget = rand.Int64N(int64(bytesEach) * 12 / int64(cuts))
 			}
+			var ca, cb net.Conn = a, b
+			if cut%5 == 0 {
+				a.left.Store(1 << 40)
+				b.left.Store(1 << 40)
+				ca, cb = tlsPair(t, a, b)
+			}
 			a.left.Store(budget)
 			b.left.Store(1 << 40)
 			cut++
 			kind := []Kind{Relay, TCP, UDP}[rand.IntN(3)]
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			var wg sync.WaitGroup
-			wg.Go(func() { e.agent.Attach(ctx, b, kind) })
-			e.technician.Attach(ctx, a, kind)
+			wg.Go(func() { e.agent.Attach(ctx, cb, kind) })
+			e.technician.Attach(ctx, ca, kind)
 			wg.Wait()
 			cancel()
 			for e.technician.Err() == nil && cut > 3 && cut <= cuts && len(e.technician.Paths()) > rand.IntN(2) {
@@ -253,6 +259,43 @@ func TestSES3_BetterPathTakesOverAndBack(t *testing.T) {
 	if want := []Kind{Relay, TCP, UDP, Relay}; !slices.Equal(told, want) {
 		t.Errorf("OnPath was told %v, want %v", told, want)
 	}
+}
+
+// The reason goes over another path if the best one fails just then.
+func TestSES3_GoodbyeGoesAnotherWay(t *testing.T) {
+	e := newEnds(t, Config{})
+	here, there := tcpPair(t)
+	e.attach(t, here, there, Relay)
+	here, there = tcpPair(t)
+	best := &failing{Conn: here}
+	e.attach(t, best, there, TCP)
+	a, b := e.stream(t)
+	best.fails.Store(true)
+	a.Write([]byte("the last"))
+	a.Close()
+	e.technician.Close("so it is")
+	if got, err := io.ReadAll(b); err != nil || string(got) != "the last" {
+		t.Errorf("%q, %v", got, err)
+	}
+	<-e.agent.Done()
+	var end *Ended
+	if err := e.agent.Err(); !errors.As(err, &end) || end.Reason != "so it is" {
+		t.Errorf("the other end has %v", err)
+	}
+}
+
+// failing fails to write, and its reader does not notice.
+type failing struct {
+	net.Conn
+	fails atomic.Bool
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.fails.Load() {
+		time.Sleep(5 * time.Millisecond) // long enough for Close to have come
+		return 0, errBroke
+	}
+	return f.Conn.Write(b)
 }
 
 // muted passes nothing on any more when it is told so, and closes nothing: a

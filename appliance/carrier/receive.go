@@ -36,7 +36,7 @@ func (s *Session) receive(p *path, f frame, c *chunk) error {
 		if c != nil {
 			text = c.b[headSize:c.end]
 		}
-		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, "")
+		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, nil)
 		return nil
 	}
 	if s.err != nil {
@@ -90,9 +90,14 @@ func (s *Session) receive(p *path, f frame, c *chunk) error {
 	return nil
 }
 
-// count has what came acknowledged: at once when it is much, or a little later.
+// count has what came acknowledged: at once when the other end holds much for
+// it, or a little later.
 func (s *Session) count(f frame) {
-	s.unacked += headSize + f.length
+	if f.length <= smallChunk-headSize {
+		s.unacked += smallChunk
+	} else {
+		s.unacked += maxFrame
+	}
 	switch {
 	case s.ackNow:
 	case s.unacked >= ackAfter:

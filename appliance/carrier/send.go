@@ -13,7 +13,7 @@ type sent struct {
 	round   queue[*Stream] // that have something to send, each one frame in turn
 	credits queue[*Stream]
 
-	farewell string // the last words of a session that has ended
+	farewell *string // the last words of a session that has ended, if it says any
 	until    time.Time
 }
 
@@ -164,6 +164,12 @@ func (s *Session) wake() {
 	if s.best != nil {
 		signal(s.best.wake)
 	}
+}
+
+func (s *Session) wakeLocked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wake()
 }
 
 // ackLate acknowledges what came some time ago.

@@ -45,6 +45,8 @@ type Stream struct {
 	finSent  bool
 	wantShut bool
 	ready    bool // it is in the session's round
+
+	handed bool // Accept gave it, and who has it has not closed it
 }
 
 // ResetError is what becomes of a stream that one end has reset.
@@ -123,12 +125,16 @@ func (st *Stream) take() (*chunk, error) {
 	for {
 		switch {
 		case st.err != nil:
+			st.finish()
 			return nil, st.err
 		case st.closed:
 			return nil, errClosed
 		case st.in.len() > 0:
 			return st.in.pop(), nil
 		case st.eof:
+			if st.wantFin {
+				st.finish()
+			}
 			return nil, io.EOF
 		case s.err != nil:
 			return nil, s.err
@@ -320,6 +326,7 @@ func (st *Stream) CloseWrite() error {
 func (st *Stream) Close() error {
 	st.s.mu.Lock()
 	defer st.s.mu.Unlock()
+	st.finish()
 	if st.closed || st.err != nil {
 		return nil
 	}
@@ -336,6 +343,7 @@ func (st *Stream) Reset(text string) {
 	s := st.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.finish()
 	if st.err != nil {
 		return
 	}
@@ -368,6 +376,17 @@ func (st *Stream) drop(q *queue[*chunk]) {
 func (st *Stream) wakeAll() {
 	signal(st.readable)
 	signal(st.writable)
+}
+
+// finish is when who took the stream has done with it.
+func (st *Stream) finish() {
+	if st.handed {
+		st.handed = false
+		st.s.handed--
+		if st.s.accept.len() > 0 {
+			signal(st.s.acceptable)
+		}
+	}
 }
 
 // sendable says whether the stream has something for the wire now.
