@@ -5,33 +5,33 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
-	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
 
 // nowhere is the address of a target that must not be reached.
-func nowhere(t *testing.T) (string, *bool) {
+func nowhere(t *testing.T) (string, *atomic.Bool) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	reached := new(bool)
+	reached := new(atomic.Bool)
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			*reached = true
+			reached.Store(true)
 			c.Close()
 		}
 	}()
@@ -67,7 +67,7 @@ func TestSES7_EveryRightWithheldIsRefused(t *testing.T) {
 			if r.Code != wire.Denied || !strings.Contains(r.Text, strings.Split(c.less.String(), ",")[0]) {
 				t.Errorf("refused with %s: %s", r.Code, r.Text)
 			}
-			if *reached || len(b.dialed) != 0 {
+			if reached.Load() || len(b.dialed) != 0 {
 				t.Error("the target was reached")
 			}
 			if got := b.audited("open function", "refused"); len(got) != 1 || got[0].Detail["technician"] != "ada@example.com" || got[0].Detail["function"] != string(c.do) {
@@ -134,7 +134,7 @@ func TestSES5_NamesThatLeadElsewhere(t *testing.T) {
 		b := begin(t, address, kind(session.TCP), resolves(found...), func(c *Config) {
 			c.Own = addresses("192.0.2.1")
 		})
-		if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Unreachable || *reached || len(b.dialed) != 0 {
+		if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Unreachable || reached.Load() || len(b.dialed) != 0 {
 			t.Errorf("%v: %s %s, dialed %v", found, r.Code, r.Text, b.dialed)
 		}
 	}
@@ -191,7 +191,7 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 			t.Errorf("%s: %s %s", do, r.Code, r.Text)
 		}
 		<-b.Done()
-		if *reached || len(b.dialed) != 0 {
+		if reached.Load() || len(b.dialed) != 0 {
 			t.Errorf("%s: the target was reached", do)
 		}
 	}
@@ -204,8 +204,7 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 	b.mu.Lock()
 	b.refuse = errors.New("the disk is full")
 	b.mu.Unlock()
-	if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Failed || *reached {
+	if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Failed || reached.Load() {
 		t.Errorf("%s: %s", r.Code, r.Text)
 	}
-	var _ = attend.Joined
 }

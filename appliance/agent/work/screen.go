@@ -33,9 +33,7 @@ type screen struct {
 	typed    chan []byte     // nil: no more comes
 	answers  chan bool
 	done     chan struct{} // the program has ended, or was ended
-	seen     chan struct{} // and a holder was told so
-	see      sync.Once
-	rest     []byte // of input, that a prompt has not used; the program's alone
+	rest     []byte        // of input, that a prompt has not used; the program's alone
 
 	mu            sync.Mutex
 	changed       sync.Cond
@@ -60,7 +58,7 @@ type holder struct {
 
 func newScreen(s *Session, o wire.Open, r *spool.Recorder) *screen {
 	sc := &screen{
-		s: s, name: rand.Text(), do: o.Do, recorder: r, typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}), seen: make(chan struct{}),
+		s: s, name: rand.Text(), do: o.Do, recorder: r, typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}),
 		ring: make([]byte, 0, 4<<10), width: o.Width, height: o.Height,
 	}
 	sc.changed.L = &sc.mu
@@ -164,6 +162,7 @@ func (sc *screen) detach(h *holder) {
 	sc.mu.Unlock()
 	if left {
 		sc.finish(wire.Ended{Status: -1, Reason: "it was left"})
+		sc.s.forget(sc)
 	}
 }
 
@@ -218,44 +217,40 @@ func settleWrite(st wire.Stream) {
 func (sc *screen) write(h *holder) error {
 	buf := make([]byte, wire.MaxFrame)
 	for {
-		kind, n, over := sc.next(h, buf)
+		kind, n, last := sc.next(h, buf)
 		if err := wire.WriteFrame(h.st, kind, buf[:n]); err != nil {
 			return err
 		}
-		if over {
-			sc.told(h)
+		if last != nil {
+			if last.seen {
+				sc.s.forget(sc)
+			}
 			return nil
 		}
 	}
 }
 
-// told marks the end of the screen as seen, if it was that which h was sent.
-func (sc *screen) told(h *holder) {
-	sc.mu.Lock()
-	defer sc.mu.Unlock()
-	if sc.holder == h && sc.ended != nil {
-		sc.see.Do(func() { close(sc.seen) })
-	}
-}
+// last is a frame after which nothing comes.
+type last struct{ seen bool } // it is the end of the screen, and not of the hold
 
 // next waits for what is to be sent: a question, output, and at last the end.
-func (sc *screen) next(h *holder, buf []byte) (kind wire.Kind, n int, over bool) {
+func (sc *screen) next(h *holder, buf []byte) (wire.Kind, int, *last) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	for {
 		switch {
 		case sc.holder != h:
-			return wire.Exit, endedFrame(buf, wire.Ended{Status: -1, Reason: "this connection does not hold the terminal any more"}), true
+			return wire.Exit, endedFrame(buf, wire.Ended{Status: -1, Reason: "this connection does not hold the terminal any more"}), &last{}
 		case sc.question != nil && h.asked != sc.asked && sc.ended == nil:
 			h.asked = sc.asked
-			return wire.Ask, copy(buf, sc.question), false
+			return wire.Ask, copy(buf, sc.question), nil
 		case h.pos < sc.total:
 			n := sc.take(buf, h.pos)
 			h.pos += uint64(n)
 			sc.changed.Broadcast()
-			return wire.Output, n, false
+			return wire.Output, n, nil
 		case sc.ended != nil:
-			return wire.Exit, endedFrame(buf, *sc.ended), true
+			return wire.Exit, endedFrame(buf, *sc.ended), &last{seen: true}
 		}
 		sc.changed.Wait()
 	}

@@ -238,6 +238,17 @@ func (s *Session) Kept(k attend.Kept) {
 	}
 }
 
+// LineBack says that the line to the hub is there again after it was cut. What
+// was on it of a recording may be lost, and is told anew.
+func (s *Session) LineBack() {
+	s.mu.Lock()
+	r := s.recorder
+	s.mu.Unlock()
+	if r != nil {
+		r.Again()
+	}
+}
+
 // tell tells the hub. The line may be cut; it is told what counts in Hello then.
 func (s *Session) tell(e attend.Event) {
 	e.Session = s.cfg.Grant.ID

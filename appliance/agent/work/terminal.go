@@ -83,25 +83,17 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 			}
 		}()
 		sc.finish(program(pctx, sc))
-		s.forget(sc)
+		time.AfterFunc(resumeTime, func() { s.forget(sc) })
 	}()
 	return sc.serve(st, 0)
 }
 
-// forget lets go of a screen whose program has ended: when its end was seen, or
-// nobody has come for it.
+// forget lets go of a screen: its end was seen, it was left, or nobody has come
+// for its end in time.
 func (s *Session) forget(sc *screen) {
-	drop := func() {
-		s.mu.Lock()
-		delete(s.screens, sc.name)
-		s.mu.Unlock()
-	}
-	select {
-	case <-sc.seen:
-		drop()
-	default:
-		time.AfterFunc(resumeTime, drop)
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.screens, sc.name)
 }
 
 // shell is the target's, on a screen.
