@@ -154,11 +154,12 @@ func TestFeed(t *testing.T) {
 	f := feed{session: session.ID{1}, from: bytes.NewReader(content)}
 	next := func(size int, final bool) *attend.Chunk {
 		t.Helper()
+		want := final && f.kept == int64(size) && f.last
 		c, all, err := f.next(int64(size), final, now)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if all != (final && f.kept == int64(size) && f.last) {
+		if all != want {
 			t.Errorf("all: %v", all)
 		}
 		return c

@@ -154,8 +154,8 @@ func (sc *screen) detach(h *holder) {
 	sc.holder = nil
 	left := sc.left
 	if sc.ended == nil && !left {
-		sc.abandon = time.AfterFunc(resumeTime, func() {
-			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", resumeTime)})
+		sc.abandon = time.AfterFunc(sc.s.times.resume, func() {
+			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.s.times.resume)})
 		})
 	}
 	sc.changed.Broadcast()
@@ -402,7 +402,7 @@ func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
 // prompt asks for a line on the screen itself. Neither it nor its echo is
 // recorded: people type a password where a name is asked for.
 func (sc *screen) prompt(ctx context.Context, text string, hidden bool) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, confirmTime)
+	ctx, cancel := context.WithTimeout(ctx, sc.s.times.confirm)
 	defer cancel()
 	e := lineedit.Editor{Prompt: text, Hidden: hidden}
 	if _, err := sc.show(e.Show()); err != nil {

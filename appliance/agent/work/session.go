@@ -30,16 +30,25 @@ type Box = maintenance.Box
 
 // Limits of one session.
 const (
-	maxStreams  = 128 // at once
-	maxRefused  = 100 // requests that were refused, or sign-ins that failed: then it ends
-	maxScreens  = 32  // terminals, those included that wait for who lost them
-	maxFailed   = 10  // sign-ins at the target
-	openTime    = 10 * time.Second
-	auditTime   = 15 * time.Second
-	graceTime   = 500 * time.Millisecond // to say why, before streams are closed
-	resumeTime  = 2 * time.Minute        // a terminal waits for who lost it
-	confirmTime = 2 * time.Minute        // a question waits for its answer
+	maxStreams = 128 // at once
+	maxRefused = 100 // requests that were refused, or sign-ins that failed: then it ends
+	maxScreens = 32  // terminals, those included that wait for who lost them
+	maxFailed  = 10  // sign-ins at the target
+	openTime   = 10 * time.Second
+	auditTime  = 15 * time.Second
+	graceTime  = 500 * time.Millisecond // to say why, before streams are closed
 )
+
+// times are how long is waited for what.
+type times struct {
+	handshake time.Duration // each part of SSH's in which no person is waited for
+	answer    time.Duration // the target's, to a request on a connection that is up
+	alive     time.Duration // between two looks whether it is
+	confirm   time.Duration // a person's answer to a question
+	resume    time.Duration // who lost a terminal comes back
+}
+
+var usual = times{handshake: 20 * time.Second, answer: 20 * time.Second, alive: 30 * time.Second, confirm: 2 * time.Minute, resume: 2 * time.Minute}
 
 // Config is one session, and what it is given of the world.
 type Config struct {
@@ -73,6 +82,7 @@ type Session struct {
 	stop  context.CancelCauseFunc
 	link  *link
 	work  sync.WaitGroup // streams and screens
+	times times
 	done  chan struct{}
 	begin sync.Once
 	began error
@@ -112,7 +122,7 @@ func New(c Config) (*Session, error) {
 		return nil, fmt.Errorf("the session's grant ended at %s", c.Grant.Until.Format(time.RFC3339))
 	}
 	s := &Session{
-		cfg: c, done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
+		cfg: c, times: usual, done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
 		open: map[wire.Do]int{}, audited: map[wire.Do]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())

@@ -657,3 +657,95 @@ func TestSES10_TrafficOfAConnectionIsUse(t *testing.T) {
 	}
 	<-b.Done()
 }
+
+// A target that is slow on purpose has its time, whatever it trickles; a person
+// who is asked is not in it.
+func TestSES5_SlowHandshake(t *testing.T) {
+	address := listen(t, func(c net.Conn) {
+		for {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	b := begin(t, address, func(c *Config) { c.Material.User, c.Material.Password = "ada", password })
+	b.times.handshake = 300 * time.Millisecond
+	e := b.open(wire.Open{Do: wire.Exec, Command: "id"})
+	if ended, _, _ := e.end(); ended.Code != wire.Unreachable || !strings.Contains(ended.Reason, "300ms") {
+		t.Errorf("ended %+v", ended)
+	}
+	s := startTarget(t, echo)
+	b = begin(t, s.address, s.hosts)
+	b.times.handshake = time.Second
+	e = b.open(wire.Open{Do: wire.Terminal})
+	e.until("login as: ")
+	e.typed("ada\r")
+	e.until("password: ")
+	time.Sleep(1500 * time.Millisecond)
+	e.typed(password + "\r")
+	e.until("ready")
+}
+
+// A target that takes a connection and answers nothing on it is given up, and
+// so is one that has gone without a word.
+func TestSES5_TargetThatStopsAnswering(t *testing.T) {
+	s := startTarget(t, echo)
+	deaf := make(chan struct{})
+	proxy := listen(t, func(c net.Conn) {
+		up, err := net.Dial("tcp", s.address)
+		if err != nil {
+			return
+		}
+		defer up.Close()
+		go func() { _, _ = io.Copy(up, c) }()
+		b := make([]byte, 4096)
+		for {
+			n, err := up.Read(b)
+			if err != nil {
+				return
+			}
+			select {
+			case <-deaf: // what the target says is lost from here on
+				continue
+			default:
+			}
+			_, _ = c.Write(b[:n])
+		}
+	})
+	b := begin(t, proxy, s.with)
+	b.times.answer, b.times.alive = 300*time.Millisecond, 200*time.Millisecond
+	e := b.open(wire.Open{Do: wire.Terminal})
+	e.until("ready")
+	close(deaf)
+	if ended, _, _ := e.end(); ended.Code != wire.Unreachable {
+		t.Errorf("ended %+v", ended)
+	}
+}
+
+// Questions and terminals do not wait for ever.
+func TestSES10_NobodyAnswers(t *testing.T) {
+	s := startTarget(t, echo)
+	b := begin(t, s.address, s.with, func(c *Config) { c.Material.HostKeys = nil })
+	b.times.confirm, b.times.resume = 200*time.Millisecond, 200*time.Millisecond
+	for _, do := range []wire.Do{wire.Terminal, wire.Exec} {
+		e := b.open(wire.Open{Do: do, Command: "id"})
+		e.question()
+		if ended, _, _ := e.end(); ended.Code != wire.HostKey {
+			t.Errorf("%s ended %+v", do, ended)
+		}
+	}
+	p := begin(t, s.address, s.hosts)
+	p.times.confirm, p.times.resume = 200*time.Millisecond, 200*time.Millisecond
+	e := p.open(wire.Open{Do: wire.Terminal})
+	e.until("login as: ")
+	if ended, _, _ := e.end(); ended.Code != wire.Credential {
+		t.Errorf("ended %+v", ended)
+	}
+	a := begin(t, s.address, s.with)
+	a.times.resume = 200 * time.Millisecond
+	e = a.open(wire.Open{Do: wire.Terminal})
+	e.until("ready")
+	e.Close()
+	eventually(t, func() bool { return strings.HasSuffix(strings.Join(a.whats(), ","), "closed terminal") })
+}
