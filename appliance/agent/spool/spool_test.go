@@ -62,11 +62,14 @@ func start(t *testing.T, folder string, id session.ID, h *hub) (*Recorder, []byt
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Start(Config{Folder: folder, Session: id, To: public, Header: header, Tell: h.tell, Patience: 20 * time.Second})
+	var r *Recorder
+	ready := make(chan struct{})
+	h.word = func(k attend.Kept) { <-ready; r.Kept(k) }
+	r, err = Start(Config{Folder: folder, Session: id, To: public, Header: header, Tell: h.tell, Patience: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.word = r.Kept
+	close(ready)
 	return r, private
 }
 

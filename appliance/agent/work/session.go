@@ -83,6 +83,7 @@ type Session struct {
 	link  *link
 	work  sync.WaitGroup // streams and screens
 	times times
+	gone  chan struct{} // nothing is open any more
 	done  chan struct{}
 	begin sync.Once
 	began error
@@ -122,7 +123,7 @@ func New(c Config) (*Session, error) {
 		return nil, fmt.Errorf("the session's grant ended at %s", c.Grant.Until.Format(time.RFC3339))
 	}
 	s := &Session{
-		cfg: c, times: usual, done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
+		cfg: c, times: usual, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
 		open: map[wire.Do]int{}, audited: map[wire.Do]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
@@ -197,9 +198,12 @@ func (s *Session) Reason() string {
 	return s.reason
 }
 
-// Done is closed when nothing of the session is there any more. The hub may
-// take half a minute for the rest of a recording; all else is gone a second
-// after End.
+// Over is closed when the session has ended and all its streams are cut, a
+// second after End at most; what carries them is of no use then.
+func (s *Session) Over() <-chan struct{} { return s.gone }
+
+// Done is closed when nothing of the session is there any more: for the rest of
+// a recording the hub may take half a minute.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // finish tidies up after End.
@@ -224,6 +228,7 @@ func (s *Session) finish() {
 	})
 	s.work.Wait()
 	cut.Stop()
+	close(s.gone)
 	if began {
 		s.note(control.Event{Action: "end session", Outcome: "ok", Detail: map[string]string{"reason": reason}})
 	}
