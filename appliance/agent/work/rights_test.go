@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
@@ -206,5 +207,40 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 	b.mu.Unlock()
 	if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Failed || reached.Load() {
 		t.Errorf("%s: %s", r.Code, r.Text)
+	}
+}
+
+// AUD6: the box's own log has who did what with the target, from the first
+// thing on to the end, whatever the hub keeps.
+func TestAUD6_BoxesLogHasStartEndAndWho(t *testing.T) {
+	s := startTarget(t, echo)
+	b := begin(t, s.address, s.with, func(c *Config) { c.Tell = func(attend.FromSite) error { return errors.New("the hub is gone") } })
+	x := b.open(wire.Open{Do: wire.Exec, Command: "shutdown now"})
+	x.until("ready")
+	f := b.open(wire.Open{Do: wire.Forward})
+	b.refused(wire.Open{Do: wire.Console})
+	b.End("ended by its owner")
+	<-b.Done()
+	f.Close()
+	want := []string{
+		"start session ok  ssh 192.0.2.10:22", "open function ok exec shutdown now", "open function ok forward ", "open function refused console ", "end session ok  ended by its owner",
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, e := range b.events {
+		d := e.Detail
+		got := strings.Join([]string{e.Action, e.Outcome, d["function"], d["target"] + d["command"]}, " ")
+		if e.Action == "end session" {
+			got += d["reason"]
+		}
+		if i >= len(want) || got != want[i] {
+			t.Errorf("entry %d: %q", i, got)
+		}
+		if e.Object != "Accounts server" || d["technician"] != "ada@example.com" || d["address"] != "198.51.100.7" || d["session"] != b.cfg.Grant.ID.String() {
+			t.Errorf("entry %d lacks who: %+v", i, e)
+		}
+	}
+	if len(b.events) != len(want) {
+		t.Errorf("%d entries", len(b.events))
 	}
 }
