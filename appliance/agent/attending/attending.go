@@ -128,12 +128,22 @@ func (d *Desk) Tell(m attend.FromSite) error {
 	return nil
 }
 
-// connected gives Tell a line, with what waited for it first.
+// connected gives Tell a line, with what waited for it first. Of recordings,
+// what was on the line before is sent again.
 func (d *Desk) connected(line chan<- attend.FromSite) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.line = line
 	d.flush()
+	var sessions []Work
+	for _, h := range d.held {
+		sessions = append(sessions, h.work)
+	}
+	d.mu.Unlock()
+	for _, w := range sessions {
+		if w, ok := w.(interface{ LineBack() }); ok {
+			w.LineBack()
+		}
+	}
 }
 
 // flush sends what waits as far as the line takes it.
@@ -279,11 +289,16 @@ func (d *Desk) serve(h *held, s wire.Stream) {
 	}
 }
 
-// watch ends both, carrier and work, when one of them has ended.
+// watch ends both, carrier and work, when one of them has ended. The
+// technician is told at once; a recording may take longer to be handed over.
 func (d *Desk) watch(h *held) {
 	var over <-chan struct{}
 	if h.carrier != nil {
 		over = h.carrier.Done()
+	}
+	cut := h.work.Done()
+	if w, ok := h.work.(interface{ Over() <-chan struct{} }); ok {
+		cut = w.Over()
 	}
 	select {
 	case <-over:
@@ -295,8 +310,8 @@ func (d *Desk) watch(h *held) {
 			reason = err.Error()
 		}
 		h.work.End(reason)
-		<-h.work.Done()
-	case <-h.work.Done():
+		<-cut
+	case <-cut:
 	}
 	if h.carrier != nil {
 		reason := "the session is over"
@@ -311,6 +326,7 @@ func (d *Desk) watch(h *held) {
 	if h.alone != nil {
 		h.alone.Stop()
 	}
+	<-h.work.Done()
 	d.mu.Lock()
 	delete(d.held, h.grant.ID)
 	d.mu.Unlock()

@@ -162,6 +162,14 @@ func (r *Recorder) Kept(k attend.Kept) {
 	r.wake()
 }
 
+// Again tells the hub anew what it has not said that it has.
+func (r *Recorder) Again() {
+	r.mu.Lock()
+	r.feed.back()
+	r.mu.Unlock()
+	r.wake()
+}
+
 func (r *Recorder) wake() {
 	select {
 	case r.kick <- struct{}{}:
@@ -311,8 +319,10 @@ func (f *feed) next(size int64, final bool, now time.Time) (c *attend.Chunk, all
 		return nil, false, nil
 	}
 	b := make([]byte, max(0, min(size-f.sent, attend.MaxChunk)))
-	if _, err := f.from.ReadAt(b, f.sent); err != nil {
-		return nil, false, fmt.Errorf("reading it back: %w", err)
+	if len(b) > 0 {
+		if _, err := f.from.ReadAt(b, f.sent); err != nil {
+			return nil, false, fmt.Errorf("reading it back: %w", err)
+		}
 	}
 	c = &attend.Chunk{Session: f.session, At: f.sent, Bytes: b}
 	f.sent += int64(len(b))

@@ -171,7 +171,7 @@ func (a *auth) judge(err error, late bool) error {
 	case a.broken != nil:
 		return wire.Refuse(wire.Credential, "%v", a.broken)
 	case late:
-		return wire.Refuse(wire.Unreachable, "%s is connected and does not finish SSH's handshake within %s", t, handshakeTime)
+		return wire.Refuse(wire.Unreachable, "%s is connected and does not finish SSH's handshake within %s", t, s.times.handshake)
 	case a.verified && (a.tried || strings.Contains(text, "unable to authenticate")):
 		refused := wire.Refuse(wire.Credential, "%s does not let %s in: %s", t, wire.Printable(a.user, 64), text)
 		s.signInFailed(a.user, refused)

@@ -122,13 +122,13 @@ func (c *command) run(ctx context.Context, text string) wire.Ended {
 	}
 	defer release()
 	defer ch.Close()
-	defer hangUp(ctx, ch, client)()
+	defer c.s.hangUp(ctx, ch, client)()
 	stdin, err := ch.StdinPipe()
 	if err != nil {
 		return failed(err)
 	}
 	ch.Stdout, ch.Stderr = output{c, wire.Output}, output{c, wire.Stderr}
-	if err := within(client, func() error { return ch.Start(text) }); err != nil {
+	if err := c.s.within(client, func() error { return ch.Start(text) }); err != nil {
 		return failed(wire.Refuse(wire.Failed, "the target does not run the command: %v", err))
 	}
 	if err := c.frame(wire.Output, nil); err != nil { // it has begun

@@ -17,12 +17,7 @@ import (
 	"gatehouse/appliance/session/wire"
 )
 
-const (
-	handshakeTime = 20 * time.Second // each part of it in which no person is waited for
-	answerTime    = 20 * time.Second // the target's, to a request on a connection that is up
-	aliveTime     = 30 * time.Second
-	maxShared     = 8 // channels on one connection: OpenSSH allows 10
-)
+const maxShared = 8 // channels on one connection: OpenSSH allows 10
 
 // asker is the person at a stream, as far as the stream can ask. Both may be nil.
 type asker struct {
@@ -129,7 +124,7 @@ func (l *link) attend(c *ssh.Client) {
 		_ = c.Wait() // why it ended is told by what used it
 		close(gone)
 	}()
-	tick := time.NewTicker(aliveTime)
+	tick := time.NewTicker(l.s.times.alive)
 	defer tick.Stop()
 	for {
 		select {
@@ -143,7 +138,7 @@ func (l *link) attend(c *ssh.Client) {
 			return
 		case <-tick.C:
 			// Any answer will do. A target that is gone is closed when it should have come.
-			within(c, func() error {
+			_ = l.s.within(c, func() error { // a failure ends the connection, which is seen above
 				_, _, err := c.SendRequest("keepalive@openssh.com", true, nil)
 				return err
 			})
@@ -153,8 +148,8 @@ func (l *link) attend(c *ssh.Client) {
 
 // within closes the connection if the target does not answer in time: nothing
 // else ends the wait for it.
-func within(c *ssh.Client, f func() error) error {
-	late := time.AfterFunc(answerTime, func() { c.Close() })
+func (s *Session) within(c *ssh.Client, f func() error) error {
+	late := time.AfterFunc(s.times.answer, func() { c.Close() })
 	defer late.Stop()
 	return f()
 }
@@ -174,7 +169,7 @@ func (l *link) session(ctx context.Context, a asker) (*ssh.Session, *ssh.Client,
 	c, release, err := l.lease(ctx, a)
 	for again := false; err == nil; again = true {
 		var ch *ssh.Session
-		err = within(c, func() (err error) { ch, err = c.NewSession(); return err })
+		err = l.s.within(c, func() (err error) { ch, err = c.NewSession(); return err })
 		if err == nil {
 			return ch, c, release, nil
 		}
@@ -269,7 +264,7 @@ func (l *link) handshake(ctx context.Context, auth *auth, cfg *ssh.ClientConfig)
 		return nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	guard := newGuard(conn)
+	guard := newGuard(conn, l.s.times.handshake)
 	auth.extend, auth.pause = guard.extend, guard.pause
 	cfg.ClientVersion, cfg.HostKeyAlgorithms = "SSH-2.0-Gatehouse", l.algorithms()
 	c, channels, requests, err := ssh.NewClientConn(conn, l.s.cfg.Grant.Target.Host, cfg)
@@ -338,7 +333,7 @@ func (l *link) accept(ctx context.Context, a asker, k ssh.PublicKey) error {
 	if a.confirm == nil {
 		return wire.Refuse(wire.HostKey, "the key of %s is not known yet (%s %s): open a terminal to see it and take it", describe(t), k.Type(), print)
 	}
-	ctx, cancel := context.WithTimeout(ctx, confirmTime)
+	ctx, cancel := context.WithTimeout(ctx, l.s.times.confirm)
 	defer cancel()
 	yes, err := a.confirm(ctx, wire.Question{Target: fmt.Sprintf("%s (%s)", t.Name, describe(t)), Algorithm: k.Type(), Fingerprint: print})
 	if err != nil {
@@ -372,18 +367,19 @@ func (s *Session) accepted(ctx context.Context, k ssh.PublicKey, print string) e
 // is asked.
 type guard struct {
 	conn net.Conn
+	time time.Duration
 	mu   sync.Mutex
 	end  bool
 	at   time.Time
 }
 
-func newGuard(c net.Conn) *guard {
-	g := &guard{conn: c}
+func newGuard(c net.Conn, d time.Duration) *guard {
+	g := &guard{conn: c, time: d}
 	g.extend()
 	return g
 }
 
-func (g *guard) extend() { g.set(time.Now().Add(handshakeTime)) }
+func (g *guard) extend() { g.set(time.Now().Add(g.time)) }
 func (g *guard) pause()  { g.set(time.Time{}) }
 
 func (g *guard) set(at time.Time) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,21 +18,21 @@ import (
 )
 
 // nowhere is the address of a target that must not be reached.
-func nowhere(t *testing.T) (string, *bool) {
+func nowhere(t *testing.T) (string, *atomic.Bool) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	reached := new(bool)
+	reached := new(atomic.Bool)
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			*reached = true
+			reached.Store(true)
 			c.Close()
 		}
 	}()
@@ -67,7 +68,7 @@ func TestSES7_EveryRightWithheldIsRefused(t *testing.T) {
 			if r.Code != wire.Denied || !strings.Contains(r.Text, strings.Split(c.less.String(), ",")[0]) {
 				t.Errorf("refused with %s: %s", r.Code, r.Text)
 			}
-			if *reached || len(b.dialed) != 0 {
+			if reached.Load() || len(b.dialed) != 0 {
 				t.Error("the target was reached")
 			}
 			if got := b.audited("open function", "refused"); len(got) != 1 || got[0].Detail["technician"] != "ada@example.com" || got[0].Detail["function"] != string(c.do) {
@@ -134,7 +135,7 @@ func TestSES5_NamesThatLeadElsewhere(t *testing.T) {
 		b := begin(t, address, kind(session.TCP), resolves(found...), func(c *Config) {
 			c.Own = addresses("192.0.2.1")
 		})
-		if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Unreachable || *reached || len(b.dialed) != 0 {
+		if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Unreachable || reached.Load() || len(b.dialed) != 0 {
 			t.Errorf("%v: %s %s, dialed %v", found, r.Code, r.Text, b.dialed)
 		}
 	}
@@ -191,7 +192,7 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 			t.Errorf("%s: %s %s", do, r.Code, r.Text)
 		}
 		<-b.Done()
-		if *reached || len(b.dialed) != 0 {
+		if reached.Load() || len(b.dialed) != 0 {
 			t.Errorf("%s: the target was reached", do)
 		}
 	}
@@ -204,8 +205,42 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 	b.mu.Lock()
 	b.refuse = errors.New("the disk is full")
 	b.mu.Unlock()
-	if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Failed || *reached {
+	if r := b.refused(wire.Open{Do: wire.Forward}); r.Code != wire.Failed || reached.Load() {
 		t.Errorf("%s: %s", r.Code, r.Text)
 	}
-	var _ = attend.Joined
+}
+
+// AUD6: the box's own log has who did what with the target, from the first
+// thing on to the end, whatever the hub keeps.
+func TestAUD6_BoxesLogHasStartEndAndWho(t *testing.T) {
+	s := startTarget(t, echo)
+	b := begin(t, s.address, s.with, func(c *Config) { c.Tell = func(attend.FromSite) error { return errors.New("the hub is gone") } })
+	x := b.open(wire.Open{Do: wire.Exec, Command: "shutdown now"})
+	x.until("ready")
+	f := b.open(wire.Open{Do: wire.Forward})
+	b.refused(wire.Open{Do: wire.Console})
+	b.End("ended by its owner")
+	<-b.Done()
+	f.Close()
+	want := []string{
+		"start session ok  ssh 192.0.2.10:22", "open function ok exec shutdown now", "open function ok forward ", "open function refused console ", "end session ok  ended by its owner",
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, e := range b.events {
+		d := e.Detail
+		got := strings.Join([]string{e.Action, e.Outcome, d["function"], d["target"] + d["command"]}, " ")
+		if e.Action == "end session" {
+			got += d["reason"]
+		}
+		if i >= len(want) || got != want[i] {
+			t.Errorf("entry %d: %q", i, got)
+		}
+		if e.Object != "Accounts server" || d["technician"] != "ada@example.com" || d["address"] != "198.51.100.7" || d["session"] != b.cfg.Grant.ID.String() {
+			t.Errorf("entry %d lacks who: %+v", i, e)
+		}
+	}
+	if len(b.events) != len(want) {
+		t.Errorf("%d entries", len(b.events))
+	}
 }

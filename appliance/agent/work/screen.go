@@ -33,9 +33,7 @@ type screen struct {
 	typed    chan []byte     // nil: no more comes
 	answers  chan bool
 	done     chan struct{} // the program has ended, or was ended
-	seen     chan struct{} // and a holder was told so
-	see      sync.Once
-	rest     []byte // of input, that a prompt has not used; the program's alone
+	rest     []byte        // of input, that a prompt has not used; the program's alone
 
 	mu            sync.Mutex
 	changed       sync.Cond
@@ -60,7 +58,7 @@ type holder struct {
 
 func newScreen(s *Session, o wire.Open, r *spool.Recorder) *screen {
 	sc := &screen{
-		s: s, name: rand.Text(), do: o.Do, recorder: r, typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}), seen: make(chan struct{}),
+		s: s, name: rand.Text(), do: o.Do, recorder: r, typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}),
 		ring: make([]byte, 0, 4<<10), width: o.Width, height: o.Height,
 	}
 	sc.changed.L = &sc.mu
@@ -156,14 +154,15 @@ func (sc *screen) detach(h *holder) {
 	sc.holder = nil
 	left := sc.left
 	if sc.ended == nil && !left {
-		sc.abandon = time.AfterFunc(resumeTime, func() {
-			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", resumeTime)})
+		sc.abandon = time.AfterFunc(sc.s.times.resume, func() {
+			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.s.times.resume)})
 		})
 	}
 	sc.changed.Broadcast()
 	sc.mu.Unlock()
 	if left {
 		sc.finish(wire.Ended{Status: -1, Reason: "it was left"})
+		sc.s.forget(sc)
 	}
 }
 
@@ -218,44 +217,40 @@ func settleWrite(st wire.Stream) {
 func (sc *screen) write(h *holder) error {
 	buf := make([]byte, wire.MaxFrame)
 	for {
-		kind, n, over := sc.next(h, buf)
+		kind, n, last := sc.next(h, buf)
 		if err := wire.WriteFrame(h.st, kind, buf[:n]); err != nil {
 			return err
 		}
-		if over {
-			sc.told(h)
+		if last != nil {
+			if last.seen {
+				sc.s.forget(sc)
+			}
 			return nil
 		}
 	}
 }
 
-// told marks the end of the screen as seen, if it was that which h was sent.
-func (sc *screen) told(h *holder) {
-	sc.mu.Lock()
-	defer sc.mu.Unlock()
-	if sc.holder == h && sc.ended != nil {
-		sc.see.Do(func() { close(sc.seen) })
-	}
-}
+// last is a frame after which nothing comes.
+type last struct{ seen bool } // it is the end of the screen, and not of the hold
 
 // next waits for what is to be sent: a question, output, and at last the end.
-func (sc *screen) next(h *holder, buf []byte) (kind wire.Kind, n int, over bool) {
+func (sc *screen) next(h *holder, buf []byte) (wire.Kind, int, *last) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	for {
 		switch {
 		case sc.holder != h:
-			return wire.Exit, endedFrame(buf, wire.Ended{Status: -1, Reason: "this connection does not hold the terminal any more"}), true
+			return wire.Exit, endedFrame(buf, wire.Ended{Status: -1, Reason: "this connection does not hold the terminal any more"}), &last{}
 		case sc.question != nil && h.asked != sc.asked && sc.ended == nil:
 			h.asked = sc.asked
-			return wire.Ask, copy(buf, sc.question), false
+			return wire.Ask, copy(buf, sc.question), nil
 		case h.pos < sc.total:
 			n := sc.take(buf, h.pos)
 			h.pos += uint64(n)
 			sc.changed.Broadcast()
-			return wire.Output, n, false
+			return wire.Output, n, nil
 		case sc.ended != nil:
-			return wire.Exit, endedFrame(buf, *sc.ended), true
+			return wire.Exit, endedFrame(buf, *sc.ended), &last{seen: true}
 		}
 		sc.changed.Wait()
 	}
@@ -407,7 +402,7 @@ func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
 // prompt asks for a line on the screen itself. Neither it nor its echo is
 // recorded: people type a password where a name is asked for.
 func (sc *screen) prompt(ctx context.Context, text string, hidden bool) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, confirmTime)
+	ctx, cancel := context.WithTimeout(ctx, sc.s.times.confirm)
 	defer cancel()
 	e := lineedit.Editor{Prompt: text, Hidden: hidden}
 	if _, err := sc.show(e.Show()); err != nil {

@@ -30,16 +30,25 @@ type Box = maintenance.Box
 
 // Limits of one session.
 const (
-	maxStreams  = 128 // at once
-	maxRefused  = 100 // requests that were refused, or sign-ins that failed: then it ends
-	maxScreens  = 32  // terminals, those included that wait for who lost them
-	maxFailed   = 10  // sign-ins at the target
-	openTime    = 10 * time.Second
-	auditTime   = 15 * time.Second
-	graceTime   = 500 * time.Millisecond // to say why, before streams are closed
-	resumeTime  = 2 * time.Minute        // a terminal waits for who lost it
-	confirmTime = 2 * time.Minute        // a question waits for its answer
+	maxStreams = 128 // at once
+	maxRefused = 100 // requests that were refused, or sign-ins that failed: then it ends
+	maxScreens = 32  // terminals, those included that wait for who lost them
+	maxFailed  = 10  // sign-ins at the target
+	openTime   = 10 * time.Second
+	auditTime  = 15 * time.Second
+	graceTime  = 500 * time.Millisecond // to say why, before streams are closed
 )
+
+// times are how long is waited for what.
+type times struct {
+	handshake time.Duration // each part of SSH's in which no person is waited for
+	answer    time.Duration // the target's, to a request on a connection that is up
+	alive     time.Duration // between two looks whether it is
+	confirm   time.Duration // a person's answer to a question
+	resume    time.Duration // who lost a terminal comes back
+}
+
+var usual = times{handshake: 20 * time.Second, answer: 20 * time.Second, alive: 30 * time.Second, confirm: 2 * time.Minute, resume: 2 * time.Minute}
 
 // Config is one session, and what it is given of the world.
 type Config struct {
@@ -73,6 +82,8 @@ type Session struct {
 	stop  context.CancelCauseFunc
 	link  *link
 	work  sync.WaitGroup // streams and screens
+	times times
+	gone  chan struct{} // nothing is open any more
 	done  chan struct{}
 	begin sync.Once
 	began error
@@ -112,7 +123,7 @@ func New(c Config) (*Session, error) {
 		return nil, fmt.Errorf("the session's grant ended at %s", c.Grant.Until.Format(time.RFC3339))
 	}
 	s := &Session{
-		cfg: c, done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
+		cfg: c, times: usual, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
 		open: map[wire.Do]int{}, audited: map[wire.Do]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
@@ -187,9 +198,12 @@ func (s *Session) Reason() string {
 	return s.reason
 }
 
-// Done is closed when nothing of the session is there any more. The hub may
-// take half a minute for the rest of a recording; all else is gone a second
-// after End.
+// Over is closed when the session has ended and all its streams are cut, a
+// second after End at most; what carries them is of no use then.
+func (s *Session) Over() <-chan struct{} { return s.gone }
+
+// Done is closed when nothing of the session is there any more: for the rest of
+// a recording the hub may take half a minute.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // finish tidies up after End.
@@ -214,6 +228,7 @@ func (s *Session) finish() {
 	})
 	s.work.Wait()
 	cut.Stop()
+	close(s.gone)
 	if began {
 		s.note(control.Event{Action: "end session", Outcome: "ok", Detail: map[string]string{"reason": reason}})
 	}
@@ -235,6 +250,17 @@ func (s *Session) Kept(k attend.Kept) {
 	s.mu.Unlock()
 	if r != nil && k.Session == s.cfg.Grant.ID {
 		r.Kept(k)
+	}
+}
+
+// LineBack says that the line to the hub is there again after it was cut. What
+// was on it of a recording may be lost, and is told anew.
+func (s *Session) LineBack() {
+	s.mu.Lock()
+	r := s.recorder
+	s.mu.Unlock()
+	if r != nil {
+		r.Again()
 	}
 }
 

@@ -32,7 +32,7 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 		sc := s.screens[o.Resume]
 		s.mu.Unlock()
 		if sc == nil || sc.do != o.Do {
-			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", resumeTime))
+			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", s.times.resume))
 		}
 		if o.Width != 0 || o.Height != 0 {
 			sc.resize(o.Width, o.Height)
@@ -83,25 +83,17 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 			}
 		}()
 		sc.finish(program(pctx, sc))
-		s.forget(sc)
+		time.AfterFunc(s.times.resume, func() { s.forget(sc) })
 	}()
 	return sc.serve(st, 0)
 }
 
-// forget lets go of a screen whose program has ended: when its end was seen, or
-// nobody has come for it.
+// forget lets go of a screen: its end was seen, it was left, or nobody has come
+// for its end in time.
 func (s *Session) forget(sc *screen) {
-	drop := func() {
-		s.mu.Lock()
-		delete(s.screens, sc.name)
-		s.mu.Unlock()
-	}
-	select {
-	case <-sc.seen:
-		drop()
-	default:
-		time.AfterFunc(resumeTime, drop)
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.screens, sc.name)
 }
 
 // shell is the target's, on a screen.
@@ -113,14 +105,14 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 	}
 	defer release()
 	defer ch.Close()
-	defer hangUp(ctx, ch, client)()
+	defer s.hangUp(ctx, ch, client)()
 	stdin, err := ch.StdinPipe()
 	if err != nil {
 		return failed(err)
 	}
 	ch.Stdout, ch.Stderr = sc, sc
 	width, height := sc.sized(nil)
-	err = within(client, func() error {
+	err = s.within(client, func() error {
 		if err := ch.RequestPty(term, height, width, ssh.TerminalModes{ssh.ECHO: 1, ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400}); err != nil {
 			return fmt.Errorf("the target gives no terminal: %w", err)
 		}
@@ -153,13 +145,13 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 
 // hangUp closes a channel when ctx ends, and the connection of a target that
 // does not let go of it. The returned func is for the channel's good end.
-func hangUp(ctx context.Context, ch *ssh.Session, client *ssh.Client) func() {
+func (s *Session) hangUp(ctx context.Context, ch *ssh.Session, client *ssh.Client) func() {
 	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		ch.Close()
 		select {
 		case <-over:
-		case <-time.After(answerTime):
+		case <-time.After(s.times.answer):
 			client.Close()
 		}
 	})

@@ -10,10 +10,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +25,6 @@ import (
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
-	"gatehouse/appliance/recording"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
@@ -410,7 +407,3 @@ func TestSES4_ExecOfOpenSSH(t *testing.T) {
 		t.Errorf("ended %+v", ended)
 	}
 }
-
-var errTest = errors.New("made by the test")
-
-var _ = []any{io.EOF, netip.Addr{}, recording.Output, errTest}
