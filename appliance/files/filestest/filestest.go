@@ -3,14 +3,21 @@ package filestest
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
@@ -205,4 +212,90 @@ func Random(t testing.TB, path string, size int64) {
 	if _, err := io.CopyN(f, rand.Reader, size); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// SSHD is an OpenSSH server on loopback, for the account that runs the test.
+type SSHD struct {
+	Address string
+	User    string
+	KeyFile string // of the account, for ssh
+	Known   string // the server's key, for ssh
+	config  *ssh.ClientConfig
+}
+
+// NewSSHD starts one. It ends with the test.
+func NewSSHD(t testing.TB) *SSHD {
+	t.Helper()
+	dir := t.TempDir()
+	s := &SSHD{KeyFile: filepath.Join(dir, "key"), Known: filepath.Join(dir, "known")}
+	who, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.User = who.Username
+	hostKey, host := newKey(t, filepath.Join(dir, "host"))
+	_, own := newKey(t, s.KeyFile)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Address = l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(s.Address)
+	for name, text := range map[string]string{
+		"authorized": string(ssh.MarshalAuthorizedKey(own.PublicKey())),
+		"known":      "[127.0.0.1]:" + port + " " + string(ssh.MarshalAuthorizedKey(host.PublicKey())),
+		"config": "ListenAddress 127.0.0.1:" + port + "\nHostKey " + hostKey + "\nAuthorizedKeysFile " + filepath.Join(dir, "authorized") +
+			"\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nSubsystem sftp " + SFTPServer + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where Debian's sshd looks for its empty folder
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", filepath.Join(dir, "config"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended by itself
+		_ = cmd.Wait()         // so its status means nothing
+	})
+	s.config = &ssh.ClientConfig{User: s.User, Auth: []ssh.AuthMethod{ssh.PublicKeys(own)}, HostKeyCallback: ssh.FixedHostKey(host.PublicKey())}
+	for range 100 {
+		if c, err := net.Dial("tcp", s.Address); err == nil {
+			c.Close()
+			return s
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("sshd does not answer")
+	return nil
+}
+
+// Dial connects to it.
+func (s *SSHD) Dial(context.Context) (*ssh.Client, error) {
+	return ssh.Dial("tcp", s.Address, s.config)
+}
+
+func newKey(t testing.TB, path string) (string, ssh.Signer) {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, signer
 }
