@@ -9,7 +9,7 @@ RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm
 CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables ping=iputils-ping \
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools \
 	/usr/sbin/sshd=openssh-server /usr/lib/openssh/sftp-server=openssh-sftp-server
-TEST_NEEDS := $(CHECK_NEEDS) avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
+TEST_NEEDS := $(CHECK_NEEDS) asciinema=asciinema script=bsdutils avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
 	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client
 
 # what needs no machine of its own; the rest lies under tests/

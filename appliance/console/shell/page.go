@@ -157,7 +157,7 @@ var notes = map[string]string{
 	"target-removed":    "The target was removed.",
 	"credential":        "The credential is kept. Nobody is shown it again.",
 	"credential-gone":   "The credential was removed.",
-	"host-key":          "The host keys were forgotten. The next session pins what it finds.",
+	"host-key":          "The host key was forgotten. The next terminal shows the one that is there, and asks.",
 	"session-ended":     "The session was ended.",
 	"recording-removed": "The recording was removed.",
 }

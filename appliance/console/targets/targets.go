@@ -311,7 +311,7 @@ type question struct {
 func (p *Pages) openHostKey(v *shell.Visit) error {
 	t, err := p.named(v)
 	if err == nil && len(t.HostKeys) == 0 {
-		err = shell.Refuse("No host key of this target is pinned. The first session pins what it finds.")
+		err = shell.Refuse("No host key of this target is pinned. Its first terminal shows the key and asks.")
 	}
 	if err != nil {
 		return err
