@@ -27,9 +27,9 @@ const (
 
 var errNotICE = errors.New("not a framed STUN binding request")
 
-// FirstICE judges what has come of a connection so far: whether it can still be
-// a browser's first message, and whether that is complete. One that is followed
-// by more is none: a browser waits for the answer.
+// FirstICE judges what has come of a connection so far: whether it can still
+// begin with a browser's first message, and whether that is complete. More may
+// follow it: a browser asks again before it has an answer.
 func FirstICE(b []byte) (done bool, err error) {
 	if len(b) > 0 && b[0] > MaxBinding>>8 {
 		return false, errNotICE
@@ -38,10 +38,10 @@ func FirstICE(b []byte) (done bool, err error) {
 		return false, nil
 	}
 	size := int(binary.BigEndian.Uint16(b))
-	if size < stunHead || frameHead+size > MaxBinding || len(b) > frameHead+size {
+	if size < stunHead || frameHead+size > MaxBinding {
 		return false, fmt.Errorf("%w: a frame of %d bytes", errNotICE, size)
 	}
-	m := b[frameHead:]
+	m := b[frameHead:min(len(b), frameHead+size)]
 	want := append(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, bindingRequest), uint16(size-stunHead)), 0x21, 0x12, 0xA4, 0x42)
 	if n := min(len(m), len(want)); string(m[:n]) != string(want[:n]) || size%4 != 0 {
 		return false, errNotICE
@@ -56,13 +56,13 @@ type binding struct {
 	sum    []byte
 }
 
-// readBinding reads a whole first message.
+// readBinding reads a first message, which is complete.
 func readBinding(b []byte) (binding, error) {
 	var r binding
 	if done, err := FirstICE(b); err != nil || !done {
 		return r, errors.Join(errNotICE, err)
 	}
-	m := b[frameHead:]
+	m := b[frameHead : frameHead+int(binary.BigEndian.Uint16(b))]
 	for at := stunHead; at < len(m); {
 		if len(m)-at < 4 {
 			return r, fmt.Errorf("%w: an attribute is cut", errNotICE)
