@@ -73,14 +73,15 @@ func readBinding(b []byte) (binding, error) {
 			return r, fmt.Errorf("%w: an attribute is longer than its message", errNotICE)
 		}
 		value := m[at+4:][:size]
-		switch kind {
-		case attrUsername:
+		switch {
+		case r.sum != nil: // what follows is not protected by it, and says nothing
+		case kind == attrUsername:
 			ufrag, _, ok := strings.Cut(string(value), ":")
 			if r.ufrag != "" || !ok || !isUfrag(ufrag) {
 				return r, fmt.Errorf("%w: its user name is not one", errNotICE)
 			}
 			r.ufrag = ufrag
-		case attrIntegrity:
+		case kind == attrIntegrity:
 			if size != sha1.Size || r.ufrag == "" {
 				return r, fmt.Errorf("%w: its integrity is not one", errNotICE)
 			}
@@ -88,11 +89,13 @@ func readBinding(b []byte) (binding, error) {
 			r.signed = append(r.signed, m[:at]...)
 			binary.BigEndian.PutUint16(r.signed[2:], uint16(at+4+sha1.Size-stunHead))
 			r.sum = value
-			return r, nil // what follows is not protected by it
 		}
 		at += 4 + padded
 	}
-	return r, fmt.Errorf("%w: it has no integrity", errNotICE)
+	if r.sum == nil {
+		return r, fmt.Errorf("%w: it has no integrity", errNotICE)
+	}
+	return r, nil
 }
 
 // by says whether the holder of the password made it.
