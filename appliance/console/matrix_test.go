@@ -79,6 +79,7 @@ ready:GET:/account/confirm:3:own-account ready:POST:/account/confirm:3:own-accou
 ready:GET:/account/factor:3:own-account:fresh ready:POST:/account/factor:3:own-account:fresh ready:GET:/account/password:3:own-account:fresh
 ready:POST:/account/password:3:own-account:fresh ready:POST:/api/v1/password-strength:3:own-account
 ready:GET:/assets/xterm.js:3:own-account ready:GET:/assets/xterm.css:3:own-account ready:GET:/assets/xterm.LICENSE.txt:3:own-account
+ready:GET:/sessions/terminal:3:use-sessions ready:GET:/assets/terminal.js:3:own-account ready:GET:/assets/link.js:3:own-account ready:GET:/assets/terminal.css:3:own-account
 ready:GET:/targets:3:use-sessions ready:GET:/targets/new:3:manage-targets ready:POST:/targets/new:3:manage-targets ready:GET:/targets/edit:3:manage-targets
 ready:POST:/targets/edit:3:manage-targets ready:GET:/targets/credential:3:manage-targets ready:POST:/targets/credential:3:manage-targets
 ready:GET:/targets/host-key:3:manage-targets ready:POST:/targets/host-key:3:manage-targets ready:GET:/targets/remove:3:manage-targets ready:POST:/targets/remove:3:manage-targets

@@ -25,6 +25,7 @@ import (
 	"gatehouse/appliance/console/status"
 	"gatehouse/appliance/console/system"
 	"gatehouse/appliance/console/targets"
+	"gatehouse/appliance/console/terminal"
 	"gatehouse/appliance/console/tokens"
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/console/xterm"
@@ -52,6 +53,7 @@ func (s *console) table(state control.State) []shell.Route {
 		exposed.Routes(),
 		targets.New(s.targetPorts()).Routes(),
 		inside.Routes(),
+		terminal.New(terminal.Ports{Target: s.broker.Target}).Routes(),
 		recordings.New(recordings.Ports{Recordings: s.broker.Recordings, Cast: s.broker.Cast, RemoveRecording: s.broker.RemoveRecording}).Routes(),
 		allowlists.New(s.listPorts()).Routes(),
 		network.New(s.networkPorts()).Routes(),

@@ -74,7 +74,7 @@ func (r *Relay) unexpose(e *end) bool {
 }
 
 // HandleBrowser serves a browser whose first message has come (FirstICE says
-// that it is complete), until the connection ends; entered is called once the
+// that it is complete), and whatever came behind it, until the connection ends; entered is called once the
 // agent's end is found. The caller closes it.
 func (r *Relay) HandleBrowser(ctx context.Context, c *net.TCPConn, first []byte, entered func()) error {
 	agent, err := r.pick(first)

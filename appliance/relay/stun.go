@@ -27,9 +27,9 @@ const (
 
 var errNotICE = errors.New("not a framed STUN binding request")
 
-// FirstICE judges what has come of a connection so far: whether it can still be
-// a browser's first message, and whether that is complete. One that is followed
-// by more is none: a browser waits for the answer.
+// FirstICE judges what has come of a connection so far: whether it can still
+// begin with a browser's first message, and whether that is complete. More may
+// follow it: a browser asks again before it has an answer.
 func FirstICE(b []byte) (done bool, err error) {
 	if len(b) > 0 && b[0] > MaxBinding>>8 {
 		return false, errNotICE
@@ -38,10 +38,10 @@ func FirstICE(b []byte) (done bool, err error) {
 		return false, nil
 	}
 	size := int(binary.BigEndian.Uint16(b))
-	if size < stunHead || frameHead+size > MaxBinding || len(b) > frameHead+size {
+	if size < stunHead || frameHead+size > MaxBinding {
 		return false, fmt.Errorf("%w: a frame of %d bytes", errNotICE, size)
 	}
-	m := b[frameHead:]
+	m := b[frameHead:min(len(b), frameHead+size)]
 	want := append(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, bindingRequest), uint16(size-stunHead)), 0x21, 0x12, 0xA4, 0x42)
 	if n := min(len(m), len(want)); string(m[:n]) != string(want[:n]) || size%4 != 0 {
 		return false, errNotICE
@@ -56,13 +56,13 @@ type binding struct {
 	sum    []byte
 }
 
-// readBinding reads a whole first message.
+// readBinding reads a first message, which is complete.
 func readBinding(b []byte) (binding, error) {
 	var r binding
 	if done, err := FirstICE(b); err != nil || !done {
 		return r, errors.Join(errNotICE, err)
 	}
-	m := b[frameHead:]
+	m := b[frameHead : frameHead+int(binary.BigEndian.Uint16(b))]
 	for at := stunHead; at < len(m); {
 		if len(m)-at < 4 {
 			return r, fmt.Errorf("%w: an attribute is cut", errNotICE)
@@ -73,14 +73,15 @@ func readBinding(b []byte) (binding, error) {
 			return r, fmt.Errorf("%w: an attribute is longer than its message", errNotICE)
 		}
 		value := m[at+4:][:size]
-		switch kind {
-		case attrUsername:
+		switch {
+		case r.sum != nil: // what follows is not protected by it, and says nothing
+		case kind == attrUsername:
 			ufrag, _, ok := strings.Cut(string(value), ":")
 			if r.ufrag != "" || !ok || !isUfrag(ufrag) {
 				return r, fmt.Errorf("%w: its user name is not one", errNotICE)
 			}
 			r.ufrag = ufrag
-		case attrIntegrity:
+		case kind == attrIntegrity:
 			if size != sha1.Size || r.ufrag == "" {
 				return r, fmt.Errorf("%w: its integrity is not one", errNotICE)
 			}
@@ -88,11 +89,13 @@ func readBinding(b []byte) (binding, error) {
 			r.signed = append(r.signed, m[:at]...)
 			binary.BigEndian.PutUint16(r.signed[2:], uint16(at+4+sha1.Size-stunHead))
 			r.sum = value
-			return r, nil // what follows is not protected by it
 		}
 		at += 4 + padded
 	}
-	return r, fmt.Errorf("%w: it has no integrity", errNotICE)
+	if r.sum == nil {
+		return r, fmt.Errorf("%w: it has no integrity", errNotICE)
+	}
+	return r, nil
 }
 
 // by says whether the holder of the password made it.

@@ -78,15 +78,29 @@ func (g *gateway) add(c net.Conn, from netip.AddrPort) error {
 	return nil
 }
 
-// write sends what is queued until the connection ends.
+// lastTime is how long what is queued may take when the connection is over: the
+// last packets say so, and why.
+const lastTime = time.Second
+
+// write sends what is queued until the connection ends, and what is queued then.
 func (f *framed) write(done <-chan struct{}) {
+	defer f.Close() // its reader sees that
 	for {
 		select {
-		case <-done:
-			return
 		case b := <-f.out:
 			if _, err := f.Write(b); err != nil {
-				f.Close() // its reader sees that
+				return
+			}
+			continue
+		default:
+		}
+		select {
+		case b := <-f.out:
+			if _, err := f.Write(b); err != nil {
+				return
+			}
+		case <-done:
+			if len(f.out) == 0 {
 				return
 			}
 		}
@@ -96,7 +110,7 @@ func (f *framed) write(done <-chan struct{}) {
 // read passes on what comes until the connection ends.
 func (g *gateway) read(f *framed, from netip.AddrPort) {
 	defer func() {
-		f.Close()
+		f.SetWriteDeadline(time.Now().Add(lastTime))
 		g.mu.Lock()
 		delete(g.conns, from)
 		last := len(g.conns) == 0
@@ -157,7 +171,7 @@ func (g *gateway) WriteTo(p []byte, to net.Addr) (int, error) {
 	return len(p), nil
 }
 
-// Close ends all connections.
+// Close ends all connections, each when what is queued for it is sent.
 func (g *gateway) Close() error {
 	g.mu.Lock()
 	select {
@@ -169,7 +183,7 @@ func (g *gateway) Close() error {
 	close(g.closed)
 	var errs []error
 	for _, f := range g.conns {
-		errs = append(errs, f.Close())
+		errs = append(errs, f.SetReadDeadline(time.Unix(1, 0)))
 	}
 	g.mu.Unlock()
 	g.wg.Wait()

@@ -28,6 +28,7 @@ const (
 	quietTime = 5 * time.Second // without a packet: the browser may be gone
 	lostTime  = 8 * time.Second // and after so long more it is
 	aliveTime = 2 * time.Second
+	partTime  = 500 * time.Millisecond
 	sctpMTU   = 1191
 	inbound   = 1 << 20 // bytes of SCTP that no stream has taken: the windows of all streams
 )
@@ -222,10 +223,7 @@ func (p *peer) run() error {
 		return fmt.Errorf("beginning with SCTP: %w", err)
 	}
 	defer association.Close()
-	defer context.AfterFunc(p.ctx, func() {
-		association.Abort("the session is over") // ends what reads
-		secure.Close()
-	})()
+	defer context.AfterFunc(p.ctx, func() { part(association, secure) })()
 	rest := time.AfterFunc(restTime, p.enough)
 	defer rest.Stop()
 	p.s.connected(p)
@@ -234,6 +232,18 @@ func (p *peer) run() error {
 		return cause
 	}
 	return err
+}
+
+// part takes leave: what streams have said before, the reason of an end above
+// all, still goes out.
+func part(a *sctp.Association, c *dtls.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), partTime)
+	defer cancel()
+	if a.Shutdown(ctx) != nil {
+		a.Abort("the session is over")
+	}
+	a.Close()
+	c.Close()
 }
 
 // secure runs DTLS with the browser: by the certificate of the grant, or not at all.
