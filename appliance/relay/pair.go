@@ -17,7 +17,7 @@ import (
 type pair struct {
 	ends    [2]*net.TCPConn
 	sources [2]netip.Addr
-	pipes   *pipes
+	flow    func(to, from *net.TCPConn) (int64, error)
 	once    sync.Once
 }
 
@@ -46,7 +46,7 @@ func (p *pair) run(ctx context.Context, life, idle time.Duration) (uint64, error
 	var errs [2]error
 	for i := range p.ends {
 		wg.Go(func() {
-			n[i], errs[i] = p.pipes.flow(p.ends[1-i], p.ends[i])
+			n[i], errs[i] = p.flow(p.ends[1-i], p.ends[i])
 			if errs[i] != nil {
 				p.cut()
 				return

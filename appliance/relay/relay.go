@@ -66,7 +66,7 @@ type Relay struct {
 	key     session.Key
 	tickets *session.Tickets
 	outer   *tls.Config
-	pipes   pipes
+	flow    func(to, from *net.TCPConn) (int64, error)
 
 	mu      sync.Mutex
 	waiting map[session.ID]*end
@@ -112,6 +112,7 @@ func New(cfg Config) (*Relay, error) {
 			Certificates: []tls.Certificate{cfg.Certificate}, NextProtos: []string{Protocol}, MinVersion: tls.VersionTLS13,
 			ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true,
 		},
+		flow: new(pipes).flow,
 	}, nil
 }
 
@@ -292,7 +293,7 @@ func (r *Relay) join(ctx context.Context, first, second *end) error {
 		first.conn.Close()
 		return fmt.Errorf("switching to the session: %w", err)
 	}
-	p := &pair{ends: [2]*net.TCPConn{first.conn, second.conn}, sources: [2]netip.Addr{first.source, second.source}, pipes: &r.pipes}
+	p := &pair{ends: [2]*net.TCPConn{first.conn, second.conn}, sources: [2]netip.Addr{first.source, second.source}, flow: r.flow}
 	first.tls, first.rec, second.tls, second.rec, second.first = nil, nil, nil, nil, nil // an idle session keeps no TLS state
 	r.mu.Lock()
 	r.joined[p] = struct{}{}
