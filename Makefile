@@ -60,7 +60,7 @@ soak: ## the counts in hundreds that `make test` samples
 	GATEHOUSE_SOAK=1 $(GO) test -count=1 -timeout 12h -p 1 ./...
 
 bench: ## the figures of docs/performance.md
-	@sh .ci/need $(TEST_NEEDS)
+	@sh .ci/need $(TEST_NEEDS) haproxy=haproxy /usr/sbin/sshd=openssh-server ssh=openssh-client
 	$(MAKE) image
 	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tpm/... ./appliance/vault/... ./netfilter/... ./tests/netns/...
 

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -24,13 +25,15 @@ import (
 type wires struct {
 	agent, technician *net.TCPConn
 	evil              tls.Certificate
+	name              string // of the session: the technician's ClientHello has it in clear
 	mu                sync.Mutex
 	seen              bytes.Buffer // everything that went through
 }
 
 // outcome is what the ends had of it.
 type outcome struct {
-	agent, technician error // of the handshakes
+	agent, technician error  // of the handshakes
+	version           uint16 // that the agent agreed to
 	got               []byte
 	ended             error // how reading ended; nil: as the agent meant it
 }
@@ -129,10 +132,10 @@ func toTechnician(meddle func() func(i int, b []byte) []byte) func(*wires) {
 
 const handshakeRecords = 7
 
-// session runs both ends through what a gateway does, and has the agent send.
-func (b *bench) through(t *testing.T, ga, gt session.Grant, sent []byte, do func(*wires)) (*wires, outcome) {
+// through runs both ends through what a gateway does, and has the agent send.
+func (b *bench) through(t *testing.T, e ends, ga, gt session.Grant, sent []byte, do func(*wires)) (*wires, outcome) {
 	t.Helper()
-	w := &wires{evil: identity(t)}
+	w := &wires{evil: identity(t), name: sessionName(ga.ID)}
 	var agent, technician *net.TCPConn
 	agent, w.agent = tcpPair(t)
 	technician, w.technician = tcpPair(t)
@@ -147,8 +150,8 @@ func (b *bench) through(t *testing.T, ga, gt session.Grant, sent []byte, do func
 	})
 	wg.Go(func() {
 		defer agent.Close()
-		var c *tls.Conn
-		if c, o.agent = Agent(ctx, agent, ga, b.agent); o.agent != nil {
+		var c net.Conn
+		if c, o.version, o.agent = e.agent(ctx, agent, ga, b.agent); o.agent != nil {
 			return
 		}
 		c.SetDeadline(time.Now().Add(2 * time.Second))
@@ -163,8 +166,8 @@ func (b *bench) through(t *testing.T, ga, gt session.Grant, sent []byte, do func
 	})
 	wg.Go(func() {
 		defer technician.Close()
-		var c *tls.Conn
-		if c, o.technician = Technician(ctx, technician, gt, b.techn); o.technician != nil {
+		var c net.Conn
+		if c, o.technician = e.technician(ctx, technician, gt, b.techn); o.technician != nil {
 			return
 		}
 		c.SetDeadline(time.Now().Add(2 * time.Second))
@@ -175,25 +178,31 @@ func (b *bench) through(t *testing.T, ga, gt session.Grant, sent []byte, do func
 	return w, o
 }
 
-func TestSES2_HostileRelay(t *testing.T) {
-	b := newBench(t, nil)
-	attacks := map[string]func(*wires){
-		"swaps keys": func(w *wires) {
-			conf := &tls.Config{Certificates: []tls.Certificate{w.evil}, InsecureSkipVerify: true, NextProtos: []string{SessionProtocol}, ClientAuth: tls.RequireAnyClientCert}
+// An attack is what a gateway does with a session that it has joined.
+type attack struct {
+	do                    func(*wires)
+	noAgent, noTechnician bool // an end that has nobody honest to speak with: it may trust nobody
+	weak                  ends // are deceived by it: they do without the one check that finds it
+}
+
+func attacks() map[string]attack {
+	return map[string]attack{
+		"swaps keys": {weak: strangers, noAgent: true, noTechnician: true, do: func(w *wires) {
+			conf := &tls.Config{Certificates: []tls.Certificate{w.evil}, ServerName: w.name, InsecureSkipVerify: true, NextProtos: []string{SessionProtocol}, ClientAuth: tls.RequireAnyClientCert}
 			both(func() { tls.Server(w.technician, conf).Handshake(); w.technician.Close() },
 				func() { tls.Client(w.agent, conf).Handshake(); w.agent.Close() })
-		},
-		"impersonates the agent": func(w *wires) {
+		}},
+		"impersonates the agent": {weak: strangers, noTechnician: true, do: func(w *wires) {
 			w.agent.Close()
 			tls.Server(w.technician, &tls.Config{Certificates: []tls.Certificate{w.evil}, NextProtos: []string{SessionProtocol}, ClientAuth: tls.RequireAnyClientCert}).Handshake()
-		},
-		"impersonates the technician": func(w *wires) {
+		}},
+		"impersonates the technician": {weak: strangers, noAgent: true, do: func(w *wires) {
 			w.technician.Close()
-			c := tls.Client(w.agent, &tls.Config{Certificates: []tls.Certificate{w.evil}, InsecureSkipVerify: true, NextProtos: []string{SessionProtocol}})
+			c := tls.Client(w.agent, &tls.Config{Certificates: []tls.Certificate{w.evil}, ServerName: w.name, InsecureSkipVerify: true, NextProtos: []string{SessionProtocol}})
 			c.Handshake()
 			c.Read(make([]byte, 1))
-		},
-		"downgrades": func(w *wires) {
+		}},
+		"downgrades": {weak: inClear, do: func(w *wires) {
 			both(func() {
 				w.pass(w.technician, w.agent, func(i int, b []byte) []byte {
 					if i == 0 { // supported_versions (RFC 8446, 4.2.1): TLS 1.3 becomes 1.2
@@ -202,8 +211,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 					return b
 				})
 			}, func() { w.pass(w.agent, w.technician, honest) })
-		},
-		"truncates": toTechnician(func() func(int, []byte) []byte {
+		}},
+		"truncates": {weak: trusting, do: toTechnician(func() func(int, []byte) []byte {
 			after := handshakeRecords + random(5)
 			return func(i int, b []byte) []byte {
 				if i >= after {
@@ -211,8 +220,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"truncates in a record": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"truncates in a record": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			at := handshakeRecords + random(5)
 			return func(i int, b []byte) []byte {
 				switch {
@@ -223,8 +232,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"reorders": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"reorders": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			var held []byte
 			at := handshakeRecords + random(5)
 			return func(i int, b []byte) []byte {
@@ -237,8 +246,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"drops": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"drops": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			at := handshakeRecords + random(5)
 			return func(i int, b []byte) []byte {
 				if i == at {
@@ -246,8 +255,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"replays a record": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"replays a record": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			at := handshakeRecords + random(5)
 			return func(i int, b []byte) []byte {
 				if i == at {
@@ -255,8 +264,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"changes a bit": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"changes a bit": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			at := random(handshakeRecords + 5)
 			return func(i int, b []byte) []byte {
 				if i == at {
@@ -264,8 +273,8 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"injects": toTechnician(func() func(int, []byte) []byte {
+		})},
+		"injects": {weak: inClear, do: toTechnician(func() func(int, []byte) []byte {
 			at := handshakeRecords + random(5)
 			kind := []byte{20, 21, 22, 23}[random(4)] // an alert would end it as if it were meant
 			return func(i int, b []byte) []byte {
@@ -274,68 +283,103 @@ func TestSES2_HostileRelay(t *testing.T) {
 				}
 				return b
 			}
-		}),
-		"reflects": func(w *wires) {
+		})},
+		"reflects": {weak: inClear, noAgent: true, noTechnician: true, do: func(w *wires) {
 			both(func() { w.pass(w.technician, w.technician, honest); w.agent.Close() }, func() { w.pass(w.agent, w.agent, honest) })
-		},
+		}},
 	}
-	for name, attack := range attacks {
+}
+
+func TestSES2_HostileRelay(t *testing.T) {
+	b := newBench(t, nil)
+	try := func(e ends, a attack) (deceived error) {
+		g, sent := b.grant(), make([]byte, 8000)
+		rand.Read(sent)
+		w, o := b.through(t, e, g, g, sent, a.do)
+		return judge(a, w, o, sent)
+	}
+	for name, a := range attacks() {
 		t.Run(name, func(t *testing.T) {
 			for range tries() {
-				g, sent := b.grant(), make([]byte, 8000)
-				rand.Read(sent)
-				w, o := b.through(t, g, g, sent, attack)
-				judge(t, w, o, sent)
+				if err := try(real, a); err != nil {
+					t.Fatal(err)
+				}
 			}
+			for range 100 { // some tries of some attacks change nothing
+				if err := try(a.weak, a); err != nil && !errors.Is(err, errClear) {
+					t.Logf("without the check: %v", err)
+					return
+				}
+			}
+			t.Error("ends without the check are not deceived either: this finds nothing")
 		})
 	}
 	t.Run("crosses two sessions", func(t *testing.T) {
+		crossed := attack{do: toTechnician(func() func(int, []byte) []byte { return honest }), noAgent: true, noTechnician: true}
 		for range tries() {
 			one, two := b.grant(), b.grant()
-			w, o := b.through(t, one, two, []byte("x"), toTechnician(func() func(int, []byte) []byte { return honest }))
+			w, o := b.through(t, real, one, two, []byte("x"), crossed.do)
 			if !errors.Is(o.agent, session.ErrOther) {
 				t.Errorf("the agent: %v", o.agent)
 			}
-			judge(t, w, o, []byte("x"))
+			// The technician's handshake is over before the agent has judged; it reads nothing.
+			if err := judge(attack{noAgent: true}, w, o, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w, o := b.through(t, nameless, b.grant(), b.grant(), []byte("x"), crossed.do)
+		if judge(crossed, w, o, []byte("x")) == nil {
+			t.Error("an agent that does not look at the name is not deceived: this finds nothing")
 		}
 	})
 	// A gateway that only holds back what it passes does no harm, and learns nothing.
 	t.Run("delays", func(t *testing.T) {
+		slowly := attack{do: toTechnician(func() func(int, []byte) []byte {
+			return func(_ int, b []byte) []byte {
+				time.Sleep(time.Duration(random(int(3 * time.Millisecond))))
+				return b
+			}
+		})}
 		for range tries() {
 			canary := make([]byte, 32)
 			rand.Read(canary)
 			sent := bytes.Repeat(canary, 100)
 			g := b.grant()
-			w, o := b.through(t, g, g, sent, toTechnician(func() func(int, []byte) []byte {
-				return func(_ int, b []byte) []byte {
-					time.Sleep(time.Duration(random(int(3 * time.Millisecond))))
-					return b
-				}
-			}))
+			w, o := b.through(t, real, g, g, sent, slowly.do)
 			if o.agent != nil || o.technician != nil || o.ended != nil || !bytes.Equal(o.got, sent) {
 				t.Fatalf("%v, %v, %v, %d bytes of %d", o.agent, o.technician, o.ended, len(o.got), len(sent))
 			}
 			if bytes.Contains(w.seen.Bytes(), canary) || bytes.Contains(w.seen.Bytes(), []byte(g.Technician)) {
 				t.Fatal("what the ends said went through in clear")
 			}
+			if w, _ := b.through(t, inClear, g, g, sent, slowly.do); !bytes.Contains(w.seen.Bytes(), canary) {
+				t.Fatal("what is said in clear is not seen: this finds nothing")
+			}
 		}
 	})
+	t.Run("replays a ticket", b.replays)
+	t.Run("lies in signalling", b.lies)
 }
 
 // judge: an end that was deceived has read something that was not sent so, took
-// a cut for the end, or trusts who is not the other end.
-func judge(t *testing.T, w *wires, o outcome, sent []byte) {
-	t.Helper()
-	if !bytes.HasPrefix(sent, o.got) {
-		t.Fatalf("the technician read what the agent did not send")
+// a cut for the end, trusts who is not the other end, or agreed to less.
+func judge(a attack, w *wires, o outcome, sent []byte) error {
+	switch {
+	case a.noAgent && o.agent == nil, a.noTechnician && o.technician == nil:
+		return fmt.Errorf("an end trusts the gateway (the agent: %v, the technician: %v)", o.agent, o.technician)
+	case o.agent == nil && o.version != tls.VersionTLS13:
+		return fmt.Errorf("the agent agreed to version %#x", o.version)
+	case !bytes.HasPrefix(sent, o.got):
+		return errors.New("the technician read what the agent did not send")
+	case o.technician == nil && o.ended == nil:
+		return fmt.Errorf("the technician noticed nothing: %d bytes of %d", len(o.got), len(sent))
+	case bytes.Contains(w.seen.Bytes(), sent[:min(len(sent), 32)]) && len(sent) >= 32:
+		return errClear
 	}
-	if o.technician == nil && o.ended == nil {
-		t.Fatalf("the technician noticed nothing: %d bytes of %d", len(o.got), len(sent))
-	}
-	if bytes.Contains(w.seen.Bytes(), sent[:min(len(sent), 32)]) && len(sent) >= 32 {
-		t.Fatal("what the agent sent went through in clear")
-	}
+	return nil
 }
+
+var errClear = errors.New("what the agent sent went through in clear")
 
 // A gateway that lies before the switch: what it says is refused or clean text.
 func TestSES2_GatewayThatLies(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +17,7 @@ import (
 type pair struct {
 	ends    [2]*net.TCPConn
 	sources [2]netip.Addr
+	flow    func(to, from *net.TCPConn) (int64, error)
 	once    sync.Once
 }
 
@@ -46,8 +46,7 @@ func (p *pair) run(ctx context.Context, life, idle time.Duration) (uint64, error
 	var errs [2]error
 	for i := range p.ends {
 		wg.Go(func() {
-			// Between two TCP connections of this type the kernel does it (splice(2)).
-			n[i], errs[i] = io.Copy(p.ends[1-i], p.ends[i])
+			n[i], errs[i] = p.flow(p.ends[1-i], p.ends[i])
 			if errs[i] != nil {
 				p.cut()
 				return

@@ -65,6 +65,8 @@ type Relay struct {
 	cfg     Config
 	key     session.Key
 	tickets *session.Tickets
+	outer   *tls.Config
+	flow    func(to, from *net.TCPConn) (int64, error)
 
 	mu      sync.Mutex
 	waiting map[session.ID]*end
@@ -106,6 +108,11 @@ func New(cfg Config) (*Relay, error) {
 		cfg: cfg, key: session.KeyOf(cfg.Certificate.Leaf), waiting: make(map[session.ID]*end), ice: make(map[string][]*end), joined: make(map[*pair]struct{}),
 		// What is remembered is a few dozen bytes; a flood of good tickets is the organisation's own.
 		tickets: session.NewTickets(16 * (cfg.MaxWaiting + cfg.MaxJoined)),
+		outer: &tls.Config{
+			Certificates: []tls.Certificate{cfg.Certificate}, NextProtos: []string{Protocol}, MinVersion: tls.VersionTLS13,
+			ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true,
+		},
+		flow: new(pipes).flow,
 	}, nil
 }
 
@@ -124,7 +131,9 @@ func (r *Relay) Counts() Counts {
 // Handle serves one connection, of which ahead was read before, until it ends;
 // entered is called once its ticket counts. The caller closes it.
 func (r *Relay) Handle(ctx context.Context, c *net.TCPConn, ahead []byte, entered func()) error {
-	e, err := r.admit(ctx, c, ahead)
+	var e *end
+	var err error
+	apart(func() { e, err = r.admit(ctx, c, ahead) })
 	if err != nil {
 		r.mu.Lock()
 		r.total.Refused++
@@ -142,16 +151,21 @@ func (r *Relay) Handle(ctx context.Context, c *net.TCPConn, ahead []byte, entere
 	return r.join(ctx, other, e)
 }
 
+// apart runs f in a goroutine of its own. A handshake needs a large stack, and
+// the one who waits for hours afterwards should not keep it.
+func apart(f func()) {
+	var wg sync.WaitGroup
+	wg.Go(f)
+	wg.Wait()
+}
+
 // admit speaks the outer TLS and judges the ticket.
 func (r *Relay) admit(ctx context.Context, c *net.TCPConn, ahead []byte) (*end, error) {
 	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return nil, err
 	}
 	rec := &records{Conn: c, ahead: ahead}
-	outer := tls.Server(rec, &tls.Config{
-		Certificates: []tls.Certificate{r.cfg.Certificate}, NextProtos: []string{Protocol}, MinVersion: tls.VersionTLS13,
-		ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true,
-	})
+	outer := tls.Server(rec, r.outer)
 	if err := outer.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("an end's handshake: %w", err)
 	}
@@ -279,7 +293,7 @@ func (r *Relay) join(ctx context.Context, first, second *end) error {
 		first.conn.Close()
 		return fmt.Errorf("switching to the session: %w", err)
 	}
-	p := &pair{ends: [2]*net.TCPConn{first.conn, second.conn}, sources: [2]netip.Addr{first.source, second.source}}
+	p := &pair{ends: [2]*net.TCPConn{first.conn, second.conn}, sources: [2]netip.Addr{first.source, second.source}, flow: r.flow}
 	first.tls, first.rec, second.tls, second.rec, second.first = nil, nil, nil, nil, nil // an idle session keeps no TLS state
 	r.mu.Lock()
 	r.joined[p] = struct{}{}

@@ -28,20 +28,25 @@ import (
 // identity makes an end's or a gateway's certificate; only its key counts.
 func identity(t testing.TB) tls.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	c, err := newIdentity()
 	if err != nil {
 		t.Fatal(err)
+	}
+	return c
+}
+
+func newIdentity() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		return tls.Certificate{}, err
 	}
 	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 }
 
 func keyOf(c tls.Certificate) session.Key { return session.KeyOf(c.Leaf) }
@@ -51,6 +56,7 @@ type bench struct {
 	t            testing.TB
 	signer       ed25519.PrivateKey
 	relay        *Relay
+	key          session.Key // of the gateway
 	address      string
 	agent, techn tls.Certificate
 	barred       atomic.Bool // no source is admitted any more
@@ -79,7 +85,7 @@ func newBench(t testing.TB, change func(*Config)) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.address = l.Addr().String()
+	b.key, b.address = b.relay.Key(), l.Addr().String()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -120,7 +126,7 @@ func (b *bench) grant() session.Grant {
 	return session.Grant{
 		ID: id(b.t), Site: strings.Repeat("5e", 16), Technician: "ada@example.com", Transport: session.TLS, Key: keyOf(b.techn), Agent: keyOf(b.agent),
 		Target: session.Target{Name: "x", Kind: session.SSH, Host: "192.0.2.1", Port: 22}, Functions: right.RemoteControl, Recording: session.RecordingOff,
-		From: now, Until: now.Add(time.Hour), Gateways: []session.Gateway{{Address: b.address, Key: b.relay.Key()}},
+		From: now, Until: now.Add(time.Hour), Gateways: []session.Gateway{{Address: b.address, Key: b.key}},
 	}
 }
 
@@ -129,7 +135,7 @@ func (b *bench) tickets(g session.Grant) (agent, technician []byte) {
 	meeting := id(b.t)
 	var out [2][]byte
 	for i, side := range []session.Side{session.AgentSide, session.TechnicianSide} {
-		k, err := g.Ticket(meeting, side, b.relay.Key(), time.Now()).Sign(b.signer)
+		k, err := g.Ticket(meeting, side, b.key, time.Now()).Sign(b.signer)
 		if err != nil {
 			b.t.Fatal(err)
 		}
@@ -159,7 +165,7 @@ func (b *bench) meet(own tls.Certificate, ticket []byte) chan met {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		m, err := Meet(ctx, c, b.relay.Key(), own, ticket)
+		m, err := Meet(ctx, c, b.key, own, ticket)
 		ch <- met{m, err}
 	}()
 	return ch

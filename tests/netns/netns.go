@@ -339,6 +339,9 @@ func (p *Process) Stop() {
 	p.cmd.Wait() // it was killed, which is an error
 }
 
+// PID is that of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Stdout is what the part writes.
 func (p *Process) Stdout() io.Reader { return p.stdout }
 
