@@ -55,6 +55,7 @@ const (
 	longPause   = 5 * time.Minute
 	provenAfter = 30 * time.Second       // a way that lived so long was a good one: the next pause is the first again
 	guardEvery  = 250 * time.Millisecond // how often the lists are asked about the way in use
+	lastWords   = 400 * time.Millisecond // from then until it is closed
 )
 
 // Search is one end's, for one session.

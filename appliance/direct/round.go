@@ -213,6 +213,12 @@ func (e *Search) guard(ctx context.Context, w *way) error {
 			return errGivenUp
 		case <-t.C:
 			if !e.Admitted(w.other) {
+				// The hub ends the session for the same reason: what it says is to come through.
+				select {
+				case <-ctx.Done():
+				case <-w.closed:
+				case <-time.After(lastWords):
+				}
 				return errUnlisted
 			}
 		}

@@ -126,13 +126,20 @@ func (g *gateway) meet(ctx context.Context, c net.Conn, peeked []byte, known fun
 	return g.relay.Handle(ctx, t, peeked, known)
 }
 
+// lastWords is what the ends of a session have to say to each other why it
+// ends: the hub tells the agent the moment that it hears of new lists. The
+// kernel drops what a source sends from that moment on.
+const lastWords = 500 * time.Millisecond
+
 // cut ends what sources hold that no list admits any more.
 func (g *gateway) cut() {
 	g.waiting.cut(func(a netip.Addr) bool { return g.lists.Scopes(a) != 0 })
 	if g.relay == nil {
 		return
 	}
-	if n := g.relay.Cut(guests(g.lists)); n > 0 {
-		g.log.Info("sessions of sources that no list admits any more were cut", "connections", n)
-	}
+	time.AfterFunc(lastWords, func() {
+		if n := g.relay.Cut(guests(g.lists)); n > 0 {
+			g.log.Info("sessions of sources that no list admits any more were cut", "connections", n)
+		}
+	})
 }
