@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+
+	"gatehouse/appliance/session/wire"
 )
 
 // Every frame is a head and a content, and is no longer than what one TLS
@@ -186,6 +188,14 @@ func (c *chunk) free() {
 	} else {
 		largeChunks.Put(c)
 	}
+}
+
+// text is the content as people may be shown it; c may be nil.
+func (c *chunk) text() string {
+	if c == nil {
+		return ""
+	}
+	return wire.Printable(string(c.b[headSize:c.end]), maxText)
 }
 
 func (c *chunk) len() int { return c.end - c.at }

@@ -40,6 +40,16 @@ type path struct {
 	silent  int  // how often the timer heard nothing
 }
 
+// corker is a connection that can hold back what is written, so that many
+// frames wake the other end up once. Package relay's ends have it.
+type corker interface {
+	Cork()
+	Uncork() error
+}
+
+// maxCorked is what is held back at most; more makes others wait.
+const maxCorked = 64 << 10
+
 // leastRoundTrip is what windows are sized by at least: below it the time is
 // that of waking up, not of the way.
 const leastRoundTrip = 150 * time.Microsecond
@@ -387,7 +397,7 @@ func (p *path) writeAll() bool {
 		ended, last, text := s.err != nil, p == s.best && s.farewell != nil, s.farewell
 		parts := last && idle && s.flushed()
 		s.mu.Unlock()
-		if corked > 0 && (parts || idle || corked >= 64<<10) {
+		if corked > 0 && (parts || idle || corked >= maxCorked) {
 			if err := p.cork.Uncork(); err != nil {
 				s.lost(p)
 				return false
@@ -446,9 +456,4 @@ func (p *path) part(text string) {
 	if c, ok := p.conn.(interface{ CloseWrite() error }); ok {
 		c.CloseWrite()
 	}
-}
-
-type corker interface {
-	Cork()
-	Uncork() error
 }

@@ -1,71 +1,74 @@
 package carrier
 
-import (
-	"time"
-
-	"gatehouse/appliance/session/wire"
-)
+import "time"
 
 // receive does what a frame says; c is its content, which it takes over. An
 // error is the other end's fault and the end of the session. With mu held.
 func (s *Session) receive(p *path, f frame, c *chunk) error {
-	keep := false
-	defer func() {
-		if c != nil && !keep {
-			c.free()
+	if !f.numbered() {
+		defer c.free()
+		return s.control(p, f, c)
+	}
+	switch {
+	case s.err != nil: // it goes on only to say what it had to say
+	case f.number > s.received+1:
+		c.free()
+		return broken("frame %d came after %d", f.number, s.received)
+	case f.number <= s.received: // it came over another path before
+	default:
+		s.received++
+		s.count(f)
+		kept, err := s.apply(f, c)
+		if kept {
+			return nil
 		}
-	}()
+		c.free()
+		return err
+	}
+	c.free()
+	return nil
+}
+
+// control does what a frame without a number says.
+func (s *Session) control(p *path, f frame, c *chunk) error {
 	switch f.what {
-	case hello:
-		return broken("it greets twice")
 	case ping:
 		p.pongs, p.pongOf = true, f.number
 		signal(p.wake)
-		return nil
 	case pong:
 		if f.number == p.pingID && !p.pinged.IsZero() {
 			p.measured(time.Since(p.pinged))
 		}
-		return nil
 	case ack:
 		return s.acknowledge(f.number)
 	case credit:
 		return s.allow(f)
 	case goodbye:
-		var text []byte
-		if c != nil {
-			text = c.b[headSize:c.end]
-		}
-		s.end(&Ended{Reason: wire.Printable(string(text), maxText)}, nil)
-		return nil
+		s.end(&Ended{Reason: c.text()}, nil)
+	default:
+		return broken("it greets twice")
 	}
-	if s.err != nil {
-		return nil // it goes on only to say what it had to say
-	}
-	if f.number > s.received+1 {
-		return broken("frame %d came after %d", f.number, s.received)
-	}
-	if f.number <= s.received {
-		return nil // it came over another path before
-	}
-	s.received++
-	s.count(f)
+	return nil
+}
+
+// apply does what a frame with a number says, once. It says whether it keeps c.
+func (s *Session) apply(f frame, c *chunk) (kept bool, err error) {
 	if f.what == open {
-		return s.opened(f)
+		return false, s.opened(f)
 	}
 	st, err := s.find(f)
 	if st == nil || err != nil {
-		return err
+		return false, err
 	}
 	switch f.what {
 	case data:
 		if err := st.arrived(f); err != nil {
-			return err
+			return false, err
 		}
-		keep = st.put(c)
+		return st.put(c), nil
 	case fin:
 		if st.eof {
-			return broken("stream %d ends twice", f.stream)
+			return false, broken("stream %d ends twice", f.stream)
 		}
 		st.eof = true
 		signal(st.readable)
@@ -79,15 +82,11 @@ func (s *Session) receive(p *path, f frame, c *chunk) error {
 		st.wakeAll()
 		s.remove(st)
 	case reset:
-		var text []byte
-		if c != nil {
-			text = c.b[headSize:c.end]
-		}
-		st.abandon(&ResetError{Text: wire.Printable(string(text), maxText)})
+		st.abandon(&ResetError{Text: c.text()})
 		s.remove(st)
 		s.unaccepted(st)
 	}
-	return nil
+	return false, nil
 }
 
 // count has what came acknowledged: at once when the other end holds much for

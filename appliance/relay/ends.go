@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 
 	"gatehouse/appliance/session"
 )
@@ -20,7 +21,7 @@ const SessionProtocol = "gatehouse-session/1"
 // the agent's key, for this session and no other. On an error it closes the
 // connection.
 func Technician(ctx context.Context, c net.Conn, g session.Grant, own tls.Certificate) (*tls.Conn, error) {
-	t := tls.Client(whole{c}, TechnicianTLS(g, own))
+	t := tls.Client(&whole{Conn: c}, TechnicianTLS(g, own))
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("the session with the agent: %w", err), c.Close())
 	}
@@ -31,7 +32,7 @@ func Technician(ctx context.Context, c net.Conn, g session.Grant, own tls.Certif
 // technician's key, for this session and no other. On an error it closes the
 // connection.
 func Agent(ctx context.Context, c net.Conn, g session.Grant, own tls.Certificate) (*tls.Conn, error) {
-	t := tls.Server(whole{c}, AgentTLS(g, own))
+	t := tls.Server(&whole{Conn: c}, AgentTLS(g, own))
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("the session with the technician: %w", err), c.Close())
 	}
@@ -63,16 +64,70 @@ func AgentTLS(g session.Grant, own tls.Certificate) *tls.Config {
 // two records for a good one, since web servers forget to say goodbye; here it
 // would let a gateway cut a file short unseen. The other end's goodbye is read
 // before the end, so that is still an end of file.
-type whole struct{ net.Conn }
+//
+// It also holds back what is written while it is corked: crypto/tls gives the
+// kernel each record by itself, which wakes the reader up for each. Who writes
+// much (package carrier) finds it by the NetConn of the TLS connection.
+type whole struct {
+	net.Conn
+	mu   sync.Mutex
+	held *[]byte // nil: not corked
+}
 
 var errCut = errors.New("the connection was cut: the other end did not say that it was done")
 
-func (w whole) Read(b []byte) (int, error) {
+// maxHeld is what is held back before it is written all the same.
+const maxHeld = 128 << 10
+
+var holds = sync.Pool{New: func() any { return new([]byte) }}
+
+func (w *whole) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if errors.Is(err, io.EOF) {
 		err = errCut
 	}
 	return n, err
+}
+
+func (w *whole) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		return w.Conn.Write(b)
+	}
+	*w.held = append(*w.held, b...)
+	if len(*w.held) >= maxHeld {
+		return len(b), w.release()
+	}
+	return len(b), nil
+}
+
+// Cork holds back what is written from now on.
+func (w *whole) Cork() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		w.held = holds.Get().(*[]byte)
+	}
+}
+
+// Uncork writes what was held back.
+func (w *whole) Uncork() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		return nil
+	}
+	err := w.release()
+	holds.Put(w.held)
+	w.held = nil
+	return err
+}
+
+func (w *whole) release() error {
+	_, err := w.Conn.Write(*w.held)
+	*w.held = (*w.held)[:0]
+	return err
 }
 
 func sessionName(id session.ID) string { return id.String() + ".session.gatehouse.internal" }

@@ -66,8 +66,8 @@ func (b *bench) sniff() *sniffer {
 	return s
 }
 
-// holds looks for bytes in all the memory of a process that it can write.
-func holds(t *testing.T, pid int, what []byte) bool {
+// remembers looks for bytes in all the memory of a process that it can write.
+func remembers(t *testing.T, pid int, what []byte) bool {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -148,10 +148,10 @@ func TestSES2_ACanaryIsNowhereAtTheGateway(t *testing.T) {
 					clear(sent)
 				}
 			}
-			relayed, inGateway = s.saw(canary), holds(t, gateway.cmd.Process.Pid, canary)
+			relayed, inGateway = s.saw(canary), remembers(t, gateway.cmd.Process.Pid, canary)
 			agent.Close()
 			technician.Close()
-			inGateway = inGateway || holds(t, gateway.cmd.Process.Pid, canary)
+			inGateway = inGateway || remembers(t, gateway.cmd.Process.Pid, canary)
 			if relayed != c.relayed || inGateway != c.inGateway {
 				t.Errorf("seen in what was relayed: %v, want %v; in the gateway's memory: %v, want %v", relayed, c.relayed, inGateway, c.inGateway)
 			}
