@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -87,6 +86,7 @@ func BenchmarkSession(b *testing.B) {
 		only(b)
 		for _, r := range []struct{ of, to, unit string }{
 			{"tls-relay", "tls-splice", "1-MB/s"}, {"tls-relay", "tls-splice", fmt.Sprint(flows, "-MB/s")},
+			{"carrier", "tls-splice", "1-MB/s"}, {"carrier", "tls-splice", fmt.Sprint(flows, "-MB/s")},
 			{"relay", "splice", "1-cpu-s/GB"}, {"relay", "splice", fmt.Sprint(flows, "-cpu-s/GB")},
 			{"tls-relay", "tls-splice", "1-cpu-s/GB"}, {"tls-relay", "tls-splice", fmt.Sprint(flows, "-cpu-s/GB")},
 		} {
@@ -101,12 +101,13 @@ func (w *world) measure(y way, f figures) {
 	defer r.stop()
 	w.latency(r, f)
 	for _, n := range []int{1, flows} {
-		took, cpu := w.throughput(r, n)
+		took, cpu := w.throughput(r, n, func() io.ReadWriteCloser { return w.must(r) })
 		f.add(fmt.Sprintf("%d-MB/s", n), volume/1e6/took.Seconds())
 		if r.pids() != nil {
 			f.add(fmt.Sprintf("%d-cpu-s/GB", n), cpu.Seconds()/(volume/1e9))
 		}
 	}
+	w.within(r, f)
 	w.distance(r, f)
 	r.stop()
 	r = y.start(w) // for memory and descriptors of its own
@@ -128,7 +129,7 @@ func (w *world) measure(y way, f figures) {
 }
 
 // must open a connection.
-func (w *world) must(r *running) net.Conn {
+func (w *world) must(r *running) io.ReadWriteCloser {
 	w.b.Helper()
 	c, _, err := r.open(w.box)
 	if err != nil {
@@ -186,11 +187,11 @@ func fetch(c io.ReadWriter, n, mark int64, marked func()) error {
 }
 
 // throughput is of n streams that share the volume.
-func (w *world) throughput(r *running, n int) (took, cpu time.Duration) {
+func (w *world) throughput(r *running, n int, open func() io.ReadWriteCloser) (took, cpu time.Duration) {
 	w.b.Helper()
-	var conns []net.Conn
+	var conns []io.ReadWriteCloser
 	for range n {
-		c := w.must(r)
+		c := open()
 		defer c.Close()
 		conns = append(conns, c)
 	}
@@ -206,6 +207,38 @@ func (w *world) throughput(r *running, n int) (took, cpu time.Duration) {
 		}
 	}
 	return time.Since(began), w.cpu(r) - used
+}
+
+// within is what a session of many streams does: flows at once, and a further one.
+func (w *world) within(r *running, f figures) {
+	w.b.Helper()
+	if r.further == nil {
+		return
+	}
+	session := w.must(r)
+	defer session.Close()
+	further := func() (io.ReadWriteCloser, time.Duration) {
+		began := time.Now()
+		c, err := r.further(session)
+		if err != nil {
+			w.b.Fatal(err)
+		}
+		c, took, err := hear(c, began)
+		if err != nil {
+			w.b.Fatal(err)
+		}
+		return c, took
+	}
+	took, _ := w.throughput(r, flows, func() io.ReadWriteCloser { c, _ := further(); return c })
+	f.add(fmt.Sprintf("%d-of-one-MB/s", flows), volume/1e6/took.Seconds())
+	var times []time.Duration
+	for range 10 * dials {
+		c, took := further()
+		times = append(times, took)
+		c.Close()
+	}
+	f.add("further-p50-ms", milliseconds(percentile(times, 50)))
+	f.add("further-p99-ms", milliseconds(percentile(times, 99)))
 }
 
 // distance is of one stream to the far place.
