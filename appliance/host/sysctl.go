@@ -28,6 +28,8 @@ func Sysctls() []Sysctl {
 		{"net.ipv4.tcp_abort_on_overflow", "0", "one of too many may try again", false},
 		{"net.ipv4.tcp_rfc1337", "1", "a late RST must not end a connection in TIME-WAIT", false},
 		{"net.ipv4.tcp_synack_retries", "3", "half-open connections end in 15 s", false},
+		{"net.ipv4.tcp_wmem", "4096 16384 16777216", "a session over 100 ms needs 12 MB on its way; all connections together have the kernel's tcp_mem, a share of the memory", false},
+		{"net.ipv4.tcp_rmem", "4096 131072 16777216", "the same, the other way", false},
 		{"net.ipv4.icmp_echo_ignore_broadcasts", "1", "no amplifier", false},
 		{"net.ipv4.icmp_ignore_bogus_error_responses", "1", "no log noise from routers", false},
 		{"net.ipv4.ip_local_port_range", "32768 60999", "never below 1024", false},

@@ -103,6 +103,7 @@ func (b *bench) carried(t *testing.T, attacks []func(*wires)) (paths int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer time.AfterFunc(time.Minute, func() { technician.Close("what was lost does not come"); agent.Close("what was lost does not come") }).Stop()
 	var flows sync.WaitGroup
 	for _, way := range [][2]*carrier.Stream{{here, there}, {there, here}} {
 		sent := make([]byte, 1<<20)

@@ -19,11 +19,11 @@ const (
 	// unsent is how much may lie in a socket beyond what is on its way: more
 	// would wait in the kernel for a reader that does not read. What is on its
 	// way is bounded by that reader's window.
-	unsent = 2 << 20
+	unsent = 2 * turn
 	// spare pipes are kept for the next turn.
 	spare = 32
 	// large pipes hold a turn, the others what the kernel gives them (64 KiB).
-	// What lies in a pipe is in no limit of the kernel for TCP, so sessions
+	// What lies in a pipe counts in no limit of the kernel for TCP, so sessions
 	// that are stuck may not have a large one each.
 	large = 16
 )
@@ -44,6 +44,11 @@ func (s *pipes) flow(to, from *net.TCPConn) (n int64, err error) {
 		return 0, fmt.Errorf("bounding what waits for a reader: %w", err)
 	}
 	for {
+		// First of all there must be room, or what a pipe holds would wait there
+		// for a reader that does not read: a turn is half of what may be unsent.
+		if err := dst.Write(writable); err != nil {
+			return n, err
+		}
 		p, held, err := s.fill(src)
 		if err != nil || held == 0 {
 			return n, err
@@ -56,6 +61,13 @@ func (s *pipes) flow(to, from *net.TCPConn) (n int64, err error) {
 		s.put(p)
 		runtime.Gosched() // whoever always has something to copy would keep the processor
 	}
+}
+
+// writable says whether a connection has room for a turn, or has failed.
+func writable(fd uintptr) bool {
+	ask := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(ask, 0)
+	return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
 }
 
 // fill waits for bytes and moves a turn of them into a pipe; none at the end.

@@ -4,12 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,9 +72,7 @@ func BenchmarkSession(b *testing.B) {
 		}
 	}
 	for _, y := range ways() {
-		b.Run(y.name, func(b *testing.B) {
-			for b.Loop() {
-			}
+		b.Run(y.name, func(b *testing.B) { // measured already
 			only(b)
 			for unit := range all[y.name] {
 				b.ReportMetric(all[y.name].median(unit), unit)
@@ -82,11 +80,10 @@ func BenchmarkSession(b *testing.B) {
 		})
 	}
 	b.Run("ratios", func(b *testing.B) {
-		for b.Loop() {
-		}
 		only(b)
 		for _, r := range []struct{ of, to, unit string }{
 			{"tls-relay", "tls-splice", "1-MB/s"}, {"tls-relay", "tls-splice", fmt.Sprint(flows, "-MB/s")},
+			{"carrier", "tls-splice", "1-MB/s"}, {"carrier", "tls-splice", fmt.Sprint(flows, "-MB/s")},
 			{"relay", "splice", "1-cpu-s/GB"}, {"relay", "splice", fmt.Sprint(flows, "-cpu-s/GB")},
 			{"tls-relay", "tls-splice", "1-cpu-s/GB"}, {"tls-relay", "tls-splice", fmt.Sprint(flows, "-cpu-s/GB")},
 		} {
@@ -101,12 +98,16 @@ func (w *world) measure(y way, f figures) {
 	defer r.stop()
 	w.latency(r, f)
 	for _, n := range []int{1, flows} {
-		took, cpu := w.throughput(r, n)
+		took, cpu, even := w.throughput(r, n, func() io.ReadWriteCloser { return w.must(r) })
 		f.add(fmt.Sprintf("%d-MB/s", n), volume/1e6/took.Seconds())
+		if n > 1 {
+			f.add("jain", even)
+		}
 		if r.pids() != nil {
 			f.add(fmt.Sprintf("%d-cpu-s/GB", n), cpu.Seconds()/(volume/1e9))
 		}
 	}
+	w.within(r, f)
 	w.distance(r, f)
 	r.stop()
 	r = y.start(w) // for memory and descriptors of its own
@@ -128,7 +129,7 @@ func (w *world) measure(y way, f figures) {
 }
 
 // must open a connection.
-func (w *world) must(r *running) net.Conn {
+func (w *world) must(r *running) io.ReadWriteCloser {
 	w.b.Helper()
 	c, _, err := r.open(w.box)
 	if err != nil {
@@ -165,8 +166,8 @@ func (w *world) latency(r *running, f figures) {
 
 func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// fetch has the agent send n bytes, and reads them; after so many it calls marked.
-func fetch(c io.ReadWriter, n, mark int64, marked func()) error {
+// fetch has the agent send n bytes, and tells of each piece that comes.
+func fetch(c io.ReadWriter, n int64, came func(int)) error {
 	request := binary.BigEndian.AppendUint64([]byte{askSend}, uint64(n))
 	if _, err := c.Write(request); err != nil {
 		return err
@@ -177,35 +178,84 @@ func fetch(c io.ReadWriter, n, mark int64, marked func()) error {
 		if err != nil {
 			return fmt.Errorf("after %d bytes of %d: %w", got, n, err)
 		}
-		if got < mark && got+int64(m) >= mark {
-			marked()
-		}
+		came(m)
 		got += int64(m)
 	}
 	return nil
 }
 
-// throughput is of n streams that share the volume.
-func (w *world) throughput(r *running, n int) (took, cpu time.Duration) {
+// throughput is of n streams that share the volume; even is how equal they are
+// when half of it has come, by Jain's index.
+func (w *world) throughput(r *running, n int, open func() io.ReadWriteCloser) (took, cpu time.Duration, even float64) {
 	w.b.Helper()
-	var conns []net.Conn
+	var conns []io.ReadWriteCloser
 	for range n {
-		c := w.must(r)
+		c := open()
 		defer c.Close()
 		conns = append(conns, c)
 	}
 	errs := make(chan error, n)
+	got := make([]atomic.Int64, n)
+	var sum atomic.Int64
 	used := w.cpu(r)
 	began := time.Now()
-	for _, c := range conns {
-		go func() { errs <- fetch(c, volume/int64(n), 0, nil) }()
+	for i, c := range conns {
+		go func() {
+			errs <- fetch(c, volume/int64(n), func(m int) {
+				got[i].Add(int64(m))
+				if now := sum.Add(int64(m)); now >= volume/2 && now-int64(m) < volume/2 {
+					even = jain(got)
+				}
+			})
+		}()
 	}
 	for range conns {
 		if err := <-errs; err != nil {
 			w.b.Fatal(err)
 		}
 	}
-	return time.Since(began), w.cpu(r) - used
+	return time.Since(began), w.cpu(r) - used, even
+}
+
+func jain(all []atomic.Int64) float64 {
+	var sum, squares float64
+	for i := range all {
+		v := float64(all[i].Load())
+		sum, squares = sum+v, squares+v*v
+	}
+	return sum * sum / (float64(len(all)) * squares)
+}
+
+// within is what a session of many streams does: flows at once, and a further one.
+func (w *world) within(r *running, f figures) {
+	w.b.Helper()
+	if r.further == nil {
+		return
+	}
+	session := w.must(r)
+	defer session.Close()
+	further := func() (io.ReadWriteCloser, time.Duration) {
+		began := time.Now()
+		c, err := r.further(session)
+		if err != nil {
+			w.b.Fatal(err)
+		}
+		c, took, err := hear(c, began)
+		if err != nil {
+			w.b.Fatal(err)
+		}
+		return c, took
+	}
+	took, _, _ := w.throughput(r, flows, func() io.ReadWriteCloser { c, _ := further(); return c })
+	f.add(fmt.Sprintf("%d-of-one-MB/s", flows), volume/1e6/took.Seconds())
+	var times []time.Duration
+	for range 10 * dials {
+		c, took := further()
+		times = append(times, took)
+		c.Close()
+	}
+	f.add("further-p50-ms", milliseconds(percentile(times, 50)))
+	f.add("further-p99-ms", milliseconds(percentile(times, 99)))
 }
 
 // distance is of one stream to the far place.
@@ -218,7 +268,12 @@ func (w *world) distance(r *running, f figures) {
 	defer c.Close()
 	f.add("100ms-connect-ms", milliseconds(took))
 	var began time.Time
-	if err := fetch(c, farVolume, farStart, func() { began = time.Now() }); err != nil {
+	came := 0
+	if err := fetch(c, farVolume, func(m int) {
+		if came += m; came >= farStart && began.IsZero() {
+			began = time.Now()
+		}
+	}); err != nil {
 		w.b.Fatal(err)
 	}
 	f.add("100ms-Mb/s", 8*(farVolume-farStart)/1e6/time.Since(began).Seconds())

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bufio"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/carrier"
 	"gatehouse/appliance/relay"
 	"gatehouse/appliance/session"
 	"gatehouse/tests/netns"
@@ -79,7 +81,9 @@ type running struct {
 	pids func() []int
 	stop func()
 	// open makes a connection to an agent from a host, and says how long that took until the agent's first byte.
-	open func(from *netns.Host) (net.Conn, time.Duration, error)
+	open func(from *netns.Host) (io.ReadWriteCloser, time.Duration, error)
+	// further makes another one within the session of the first; nil where a session is one connection.
+	further func(io.ReadWriteCloser) (io.ReadWriteCloser, error)
 	// wait makes an agent wait for a technician who does not come; nil where there is no such thing.
 	wait func() (io.Closer, error)
 }
@@ -157,7 +161,7 @@ func (w *world) dial(from *netns.Host, address string) (c net.Conn, began time.T
 }
 
 // hear reads the agent's first byte, with which the connection is there.
-func hear(c net.Conn, began time.Time) (net.Conn, time.Duration, error) {
+func hear(c io.ReadWriteCloser, began time.Time) (io.ReadWriteCloser, time.Duration, error) {
 	var b [1]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("the agent does not speak: %w", err), c.Close())
@@ -166,8 +170,8 @@ func hear(c net.Conn, began time.Time) (net.Conn, time.Duration, error) {
 }
 
 // to is a way to an address where whatever relays is found.
-func (w *world) to(address string, inTLS bool) func(*netns.Host) (net.Conn, time.Duration, error) {
-	return func(from *netns.Host) (net.Conn, time.Duration, error) {
+func (w *world) to(address string, inTLS bool) func(*netns.Host) (io.ReadWriteCloser, time.Duration, error) {
+	return func(from *netns.Host) (io.ReadWriteCloser, time.Duration, error) {
 		c, began, err := w.dial(from, address)
 		if err != nil {
 			return nil, 0, err
@@ -192,8 +196,9 @@ func ways() []way {
 			return &running{pids: func() []int { return nil }, stop: func() {}, open: w.to(agentTLS, true)}
 		}},
 		{"tls-splice", func(w *world) *running { return w.splice(agentTLS, true) }},
-		{"relay", func(w *world) *running { return w.relay(false) }},
-		{"tls-relay", func(w *world) *running { return w.relay(true) }},
+		{"relay", func(w *world) *running { return w.relay(plainly) }},
+		{"tls-relay", func(w *world) *running { return w.relay(inTLS) }},
+		{"carrier", func(w *world) *running { return w.relay(carried) }},
 		{"haproxy", func(w *world) *running { return w.haproxy(agentPlain, false) }},
 		{"tls-haproxy", func(w *world) *running { return w.haproxy(agentTLS, true) }},
 		{"ssh-R", (*world).ssh},
@@ -217,7 +222,7 @@ func (w *world) splice(target string, inTLS bool) *running {
 }
 
 // relay is Gatehouse's: both ends meet there, at once, as the hub tells them to.
-func (w *world) relay(inTLS bool) *running {
+func (w *world) relay(e ends) *running {
 	p := w.box.Start(w.b, "relay", relays, hex.EncodeToString(w.signer.Public().(ed25519.PublicKey)))
 	var key session.Key
 	if err := key.UnmarshalText([]byte(w.said(p.Stdout()))); err != nil {
@@ -241,14 +246,7 @@ func (w *world) relay(inTLS bool) *running {
 			return // the technician notices
 		}
 		defer c.Close()
-		if !inTLS {
-			_ = agent(c)
-			return
-		}
-		if t, err := relay.Agent(w.b.Context(), c, w.grant, w.agent); err == nil {
-			_ = agent(t)
-			_ = t.Close()
-		}
+		_ = e.agent(w, c) // an error also when the technician has gone
 	}
 	newID := func() session.ID {
 		id, err := session.NewID(rand.Reader)
@@ -259,20 +257,20 @@ func (w *world) relay(inTLS bool) *running {
 	}
 	return &running{
 		pids: func() []int { return []int{p.PID()} }, stop: p.Stop,
-		open: func(from *netns.Host) (net.Conn, time.Duration, error) {
+		open: func(from *netns.Host) (io.ReadWriteCloser, time.Duration, error) {
 			meeting := newID()
 			go serve(meeting) // ends with the connection
 			c, began, err := meet(from, session.TechnicianSide, meeting, w.tech)
 			if err != nil {
 				return nil, 0, err
 			}
-			if inTLS {
-				if c, err = relay.Technician(w.b.Context(), c, w.grant, w.tech); err != nil {
-					return nil, 0, err
-				}
+			s, err := e.technician(w, c)
+			if err != nil {
+				return nil, 0, err
 			}
-			return hear(c, began)
+			return hear(s, began)
 		},
+		further: e.further,
 		wait: func() (io.Closer, error) {
 			ticket, err := w.grant.Ticket(newID(), session.AgentSide, key, time.Now()).Sign(w.signer)
 			if err != nil {
@@ -287,6 +285,74 @@ func (w *world) relay(inTLS bool) *running {
 		},
 	}
 }
+
+// ends are what speaks through the relay.
+type ends struct {
+	agent      func(*world, net.Conn) error // until the technician has gone
+	technician func(*world, net.Conn) (io.ReadWriteCloser, error)
+	further    func(io.ReadWriteCloser) (io.ReadWriteCloser, error)
+}
+
+var (
+	plainly = ends{
+		agent:      func(_ *world, c net.Conn) error { return agent(c) },
+		technician: func(_ *world, c net.Conn) (io.ReadWriteCloser, error) { return c, nil },
+	}
+	inTLS = ends{
+		agent: func(w *world, c net.Conn) error {
+			t, err := relay.Agent(w.b.Context(), c, w.grant, w.agent)
+			if err != nil {
+				return err
+			}
+			return errors.Join(agent(t), t.CloseWrite())
+		},
+		technician: func(w *world, c net.Conn) (io.ReadWriteCloser, error) {
+			return relay.Technician(w.b.Context(), c, w.grant, w.tech)
+		},
+	}
+	carried = ends{
+		agent: func(w *world, c net.Conn) error {
+			t, err := relay.Agent(w.b.Context(), c, w.grant, w.agent)
+			if err != nil {
+				return err
+			}
+			s := carrier.New(carrier.Agent, carrier.Config{})
+			if err := s.Attach(w.b.Context(), t, carrier.Relay); err != nil {
+				return err
+			}
+			for {
+				one, err := s.Accept(w.b.Context())
+				if err != nil {
+					return err
+				}
+				go func() { _ = errors.Join(agent(one), one.CloseWrite()) }() // ends with the session
+			}
+		},
+		technician: func(w *world, c net.Conn) (io.ReadWriteCloser, error) {
+			t, err := relay.Technician(w.b.Context(), c, w.grant, w.tech)
+			if err != nil {
+				return nil, err
+			}
+			s := carrier.New(carrier.Technician, carrier.Config{})
+			if err := s.Attach(w.b.Context(), t, carrier.Relay); err != nil {
+				return nil, err
+			}
+			one, err := s.Open(w.b.Context())
+			return first{one, s}, err
+		},
+		further: func(c io.ReadWriteCloser) (io.ReadWriteCloser, error) {
+			return c.(first).session.Open(context.Background())
+		},
+	}
+)
+
+// first is a session's stream with which the session ends.
+type first struct {
+	*carrier.Stream
+	session *carrier.Session
+}
+
+func (f first) Close() error { return f.session.Close("done") }
 
 // program runs a program of the system in the box until it is stopped.
 func (w *world) program(log *lines, name string, args ...string) *exec.Cmd {
@@ -316,11 +382,11 @@ func (w *world) file(name, content string) string {
 }
 
 // answers waits until a peer takes connections.
-func (w *world) answers(log *lines, open func(*netns.Host) (net.Conn, time.Duration, error)) {
+func (w *world) answers(log *lines, open func(*netns.Host) (io.ReadWriteCloser, time.Duration, error)) {
 	w.b.Helper()
 	var err error
 	for range 200 {
-		var c net.Conn
+		var c io.Closer
 		if c, _, err = open(w.box); err == nil {
 			c.Close()
 			return
@@ -372,7 +438,7 @@ func (w *world) ssh() *running {
 		"ListenAddress " + near + ":" + sshPort, "HostKey " + host, "AuthorizedKeysFile " + client + ".pub", "StrictModes no", "UsePAM no",
 		"PidFile none", "LogLevel ERROR", "PermitRootLogin yes", "AllowTcpForwarding yes", "GatewayPorts clientspecified", "",
 	}, "\n")))
-	w.answers(&log, func(from *netns.Host) (net.Conn, time.Duration, error) {
+	w.answers(&log, func(from *netns.Host) (io.ReadWriteCloser, time.Duration, error) {
 		c, _, err := w.dial(from, near+":"+sshPort)
 		return c, 0, err
 	})
