@@ -60,10 +60,10 @@ func drive(t testing.TB, script string, start func(*exec.Cmd) error, env ...stri
 }
 
 // Terminal uses a target in Chromium: a box whose pages are at url and who is
-// signed in by the cookie's value; the target's number. It makes files in the
-// folder orders: cut-gateway when the connections through the gateway are to be
+// signed in by the cookie's value; the target's number and its host key's print.
+// It makes files in the folder orders: cut-gateway when the connections through the gateway are to be
 // cut, let-udp when UDP is to get through.
-func Terminal(t testing.TB, url, session, target, orders string, start func(*exec.Cmd) error) {
+func Terminal(t testing.TB, url, session, target, print, orders string, start func(*exec.Cmd) error) {
 	t.Helper()
-	drive(t, "terminal.mjs", start, "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_SESSION="+session, "GATEHOUSE_WEB_TARGET="+target, "GATEHOUSE_WEB_ORDERS="+orders)
+	drive(t, "terminal.mjs", start, "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_SESSION="+session, "GATEHOUSE_WEB_TARGET="+target, "GATEHOUSE_WEB_PRINT="+print, "GATEHOUSE_WEB_ORDERS="+orders)
 }
