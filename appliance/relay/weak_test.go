@@ -60,7 +60,7 @@ func weakened(change func(g session.Grant, own tls.Certificate, agent, technicia
 	}
 }
 
-func keepWhole(c net.Conn) net.Conn { return whole{c} }
+func keepWhole(c net.Conn) net.Conn { return &whole{Conn: c} }
 
 var (
 	// strangers take anybody's key.

@@ -59,11 +59,32 @@ func drive(t testing.TB, script string, start func(*exec.Cmd) error, env ...stri
 	}
 }
 
-// Terminal uses a target in Chromium: a box whose pages are at url and who is
-// signed in by the cookie's value; the target's number. It makes files in the
-// folder orders: cut-gateway when the connections through the gateway are to be
-// cut, let-udp when UDP is to get through.
-func Terminal(t testing.TB, url, session, target, orders string, start func(*exec.Cmd) error) {
+// Target is one to be opened in Chromium.
+type Target struct {
+	URL     string // of the box's pages
+	Session string // the value of the cookie of who is signed in
+	ID      string
+	Print   string // of the host key
+	// Orders is a folder in which the script makes files, for what the test around it is to do.
+	Orders string
+}
+
+func (a Target) drive(t testing.TB, script string, start func(*exec.Cmd) error) {
 	t.Helper()
-	drive(t, "terminal.mjs", start, "GATEHOUSE_WEB_URL="+url, "GATEHOUSE_WEB_SESSION="+session, "GATEHOUSE_WEB_TARGET="+target, "GATEHOUSE_WEB_ORDERS="+orders)
+	drive(t, script, start, "GATEHOUSE_WEB_URL="+a.URL, "GATEHOUSE_WEB_SESSION="+a.Session, "GATEHOUSE_WEB_TARGET="+a.ID, "GATEHOUSE_WEB_PRINT="+a.Print, "GATEHOUSE_WEB_ORDERS="+a.Orders)
+}
+
+// Terminal uses a shell. It orders cut-gateway when the connections through the
+// gateway are to be cut, and let-udp when UDP is to get through.
+func Terminal(t testing.TB, a Target, start func(*exec.Cmd) error) {
+	t.Helper()
+	a.drive(t, "terminal.mjs", start)
+}
+
+// TerminalEnds has sessions ended. It orders end-relay and end-direct for the
+// end of the session, lists when the technician is to be taken out of them, and
+// let-udp; over-… has the time in ms at which the page knew.
+func TerminalEnds(t testing.TB, a Target, start func(*exec.Cmd) error) {
+	t.Helper()
+	a.drive(t, "terminal-ends.mjs", start)
 }

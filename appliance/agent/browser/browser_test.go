@@ -508,7 +508,7 @@ func TestSES7_LastWordsArrive(t *testing.T) {
 	b := newBench(t, func(c *Config) {
 		c.Serve = func(_ context.Context, s wire.Stream) {
 			<-over
-			s.Write(bytes.Repeat([]byte("x"), 60<<10))
+			s.Write(bytes.Repeat([]byte("x"), 10<<10))
 			s.Write([]byte("the owner has ended it"))
 			close(said)
 		}

@@ -223,7 +223,16 @@ func (p *peer) run() error {
 		return fmt.Errorf("beginning with SCTP: %w", err)
 	}
 	defer association.Close()
-	defer context.AfterFunc(p.ctx, func() { part(association, secure) })()
+	parted := make(chan struct{})
+	stop := context.AfterFunc(p.ctx, func() {
+		defer close(parted)
+		part(association, secure)
+	})
+	defer func() {
+		if !stop() {
+			<-parted
+		}
+	}()
 	rest := time.AfterFunc(restTime, p.enough)
 	defer rest.Stop()
 	p.s.connected(p)

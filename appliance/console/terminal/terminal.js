@@ -53,6 +53,7 @@ read();
 // ask shows a question until it is answered; leaving it is a no.
 function ask(name) {
 	const dialog = root.querySelector(`dialog[data-ask=${name}]`);
+	if (dialog.open) dialog.close("no"); // a question of a way that is gone
 	dialog.returnValue = "no";
 	dialog.showModal();
 	return new Promise((done) => {
@@ -201,7 +202,7 @@ function output(content, known) {
 async function live() {
 	const on = stream;
 	say("live", `Connected with ${root.dataset.name}.`);
-	term.focus();
+	if (document.activeElement === document.body) term.focus();
 	for (; stream === on && !on.over; await wait(2000)) {
 		const way = await on.way();
 		if (stream === on && !on.over && !over) {
