@@ -401,14 +401,19 @@ func TestSES3_OneNetworkTakesOverInTwoSeconds(t *testing.T) {
 
 // A technician's own packet filter lets nobody call it.
 func TestSES3_OneNetworkByUDP(t *testing.T) {
-	l, m := neighbours(t), newMeeting(t)
-	rules(t, l.near, "add table inet t; add chain inet t in { type filter hook input priority 0; policy accept; }; add rule inet t in ct state new drop")
-	m.technician.Gateway, m.technician.Seen = boxV4+":443", boxV4
-	m.agent.Seen = nearV4
-	end := m.start(t, l.box, l.near)
-	end.took("relay")
-	if d := end.took("udp"); d > 2*time.Second {
-		t.Errorf("the direct path took over after %s", d)
+	for name, also := range map[string]string{"IPv4": "add rule inet t in meta nfproto ipv6 udp dport != 443 drop", "IPv6": "add rule inet t in meta nfproto ipv4 meta l4proto udp drop"} {
+		t.Run(name, func(t *testing.T) {
+			l, m := neighbours(t), newMeeting(t)
+			rules(t, l.near, "add table inet t; add chain inet t in { type filter hook input priority 0; policy accept; }; "+
+				"add rule inet t in meta l4proto { tcp, udp } ct state new drop; "+also)
+			m.technician.Gateway, m.technician.Seen = boxV4+":443", boxV4
+			m.agent.Seen = nearV4
+			end := m.start(t, l.box, l.near)
+			end.took("relay")
+			if d := end.took("udp"); d > 2*time.Second {
+				t.Errorf("the direct path took over after %s", d)
+			}
+		})
 	}
 }
 
