@@ -110,18 +110,7 @@ func endPart(args []string, w io.Writer) error {
 		return err
 	}
 	ctx := context.Background()
-	c, err := net.Dial("tcp", p.Gateway)
-	if err != nil {
-		return err
-	}
-	if c, err = relay.Meet(ctx, c, g.Gateways[0].Key, own, p.Ticket); err != nil {
-		return err
-	}
-	side, finish := carrier.Agent, relay.Agent
-	if p.Side == session.TechnicianSide {
-		side, finish = carrier.Technician, relay.Technician
-	}
-	t, err := finish(ctx, c, g, own)
+	t, side, err := p.meet(ctx, g, own)
 	if err != nil {
 		return err
 	}
@@ -158,6 +147,26 @@ func endPart(args []string, w io.Writer) error {
 		return lie(st, p.Lies, w)
 	}
 	return d.Run(ctx, st)
+}
+
+// meet joins the end with the other at the gateway.
+func (p pass) meet(ctx context.Context, g session.Grant, own tls.Certificate) (net.Conn, carrier.Side, error) {
+	c, err := net.Dial("tcp", p.Gateway)
+	if err != nil {
+		return nil, 0, err
+	}
+	if c, err = relay.Meet(ctx, c, g.Gateways[0].Key, own, p.Ticket); err != nil {
+		return nil, 0, err
+	}
+	side, finish := carrier.Agent, relay.Agent
+	if p.Side == session.TechnicianSide {
+		side, finish = carrier.Technician, relay.Technician
+	}
+	t, err := finish(ctx, c, g, own)
+	if err != nil {
+		return nil, 0, err
+	}
+	return t, side, nil
 }
 
 // lie says where to look, and what it is answered with.
