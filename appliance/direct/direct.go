@@ -252,3 +252,11 @@ func pause(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+// because prefers the context's reason: it is what closed the stream, or ended the wait.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}

@@ -110,7 +110,7 @@ func (e *ends) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := seek(ctx, e.technician, e.streams[0]); !errors.Is(err, context.Canceled) {
+		if err := seek(ctx, e.technician, e.streams[0]); ctx.Err() == nil {
 			t.Errorf("technician: %v", err)
 		}
 	})
@@ -118,7 +118,7 @@ func (e *ends) start(t *testing.T) {
 		if o, err := wire.ReadOpen(e.streams[1]); err != nil || o.Do != wire.Direct {
 			t.Errorf("the agent read %+v, %v", o, err)
 		}
-		if err := seek(ctx, e.agent, e.streams[1]); !errors.Is(err, context.Canceled) {
+		if err := seek(ctx, e.agent, e.streams[1]); ctx.Err() == nil {
 			t.Errorf("agent: %v", err)
 		}
 	})

@@ -18,12 +18,13 @@ import (
 	"time"
 
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/direct/probe"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
 
 func good() offer {
-	return offer{Round: 1, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, TCP: 40000, UDP: 40001, Secret: bytes.Repeat([]byte{7}, secretSize)}
+	return offer{Round: 1, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, TCP: 40000, UDP: 40001, Secret: bytes.Repeat([]byte{7}, probe.SecretSize)}
 }
 
 func TestSES3_OffersThatAreRefused(t *testing.T) {
@@ -125,40 +126,6 @@ func TestSES3_TargetsAreAdmittedAndElsewhere(t *testing.T) {
 	}
 }
 
-func TestSES3_ProbesAreByTheOtherEndAlone(t *testing.T) {
-	secret, other, nonce := bytes.Repeat([]byte{1}, secretSize), bytes.Repeat([]byte{2}, secretSize), bytes.Repeat([]byte{3}, nonceSize)
-	a, b := ping(secret, nonce), pong(secret, nonce)
-	if n, ok := pinged(secret, a); !ok || !bytes.Equal(n, nonce) {
-		t.Error("a ping is not one")
-	}
-	if !ponged(secret, nonce, b) {
-		t.Error("a pong is not one")
-	}
-	if _, ok := pinged(other, a); ok {
-		t.Error("a stranger's ping counts")
-	}
-	if ponged(other, nonce, b) || ponged(secret, other[:nonceSize], b) {
-		t.Error("a pong of another secret, or to another ping, counts")
-	}
-	for i := range a {
-		for bit := range 8 {
-			c := bytes.Clone(a)
-			c[i] ^= 1 << bit
-			if _, ok := pinged(secret, c); ok {
-				t.Errorf("a ping with bit %d of byte %d turned counts", bit, i)
-			}
-		}
-	}
-	for _, c := range [][]byte{nil, a[:len(a)-1], append(bytes.Clone(a), 0), b} {
-		if _, ok := pinged(secret, c); ok {
-			t.Errorf("%d bytes count as a ping", len(c))
-		}
-	}
-	if a[0]&quicBit != 0 || b[0]&quicBit != 0 {
-		t.Error("a probe looks like QUIC")
-	}
-}
-
 // outcome has both look for some time, and says how the agent's end ended.
 func (e *ends) outcome(t *testing.T, limit time.Duration) (technician, agent error) {
 	t.Helper()
@@ -231,7 +198,7 @@ func TestSES3_NothingGoesWhereNoListAdmits(t *testing.T) {
 		if err == nil {
 			// What a third party gets is not of the technician's choosing.
 			c.SetReadDeadline(time.Now().Add(time.Second))
-			if b, _ := io.ReadAll(io.LimitReader(c, 100)); len(b) > proofSize {
+			if b, _ := io.ReadAll(io.LimitReader(c, 100)); len(b) > probe.CallSize {
 				t.Errorf("a third party got %d bytes", len(b))
 			}
 			c.Close()
@@ -289,7 +256,7 @@ func TestSES3_StrangersAreNotTheAgent(t *testing.T) {
 				continue
 			}
 			calls.Add(1)
-			c.Write(make([]byte, proofSize))
+			c.Write(make([]byte, probe.CallSize))
 			t.Cleanup(func() { c.Close() })
 		}
 		o.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -323,20 +290,6 @@ func TestSES3_ListsEndADirectWay(t *testing.T) {
 				t.Errorf("the agent's end read: %v", err)
 			}
 		})
-	}
-}
-
-func TestSES3_CutIsNoEnd(t *testing.T) {
-	t.Parallel()
-	e := newEnds(t)
-	e.between(t, noTCP, nil)
-	e.start(t)
-	a, b := next(t, e.ways[0]), next(t, e.ways[1])
-	carries(t, a, b)
-	a.Conn.(*way).Conn.(*flow).socket.Close() // as a power cut would
-	b.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := b.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a cut reads as %v", err)
 	}
 }
 

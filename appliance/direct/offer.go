@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 
+	"gatehouse/appliance/direct/probe"
 	"gatehouse/appliance/session"
 )
 
@@ -16,7 +17,6 @@ const (
 	maxCandidates = 8    // addresses of one end
 	lowestPort    = 1024 // below are services of hosts, never the other end
 	maxOffer      = 1024 // bytes of an offer
-	secretSize    = 32
 )
 
 // offer is where one end can be found in one round of the search.
@@ -25,7 +25,7 @@ type offer struct {
 	Addresses []netip.Addr `json:"addresses"` // of its own links
 	TCP       uint16       `json:"tcp"`       // where it listens; 0: nowhere
 	UDP       uint16       `json:"udp"`       // its socket's port
-	Secret    []byte       `json:"secret"`    // by which the other end knows what comes from it, this round
+	Secret    probe.Secret `json:"secret"`    // by which the other end knows what comes from it, this round
 }
 
 // check refuses what an honest end does not send. Whether an address may be
@@ -40,8 +40,8 @@ func (o offer) check() error {
 		return fmt.Errorf("%w: an offer with %d addresses, the limit is %d", session.ErrMalformed, len(o.Addresses), maxCandidates)
 	case o.UDP < lowestPort || o.TCP != 0 && o.TCP < lowestPort:
 		return fmt.Errorf("%w: an offer with the ports tcp %d and udp %d, want %d and more", session.ErrMalformed, o.TCP, o.UDP, lowestPort)
-	case len(o.Secret) != secretSize:
-		return fmt.Errorf("%w: an offer with a secret of %d bytes, want %d", session.ErrMalformed, len(o.Secret), secretSize)
+	case len(o.Secret) != probe.SecretSize:
+		return fmt.Errorf("%w: an offer with a secret of %d bytes, want %d", session.ErrMalformed, len(o.Secret), probe.SecretSize)
 	}
 	for _, a := range o.Addresses {
 		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/direct/probe"
 	"gatehouse/appliance/session"
 )
 
@@ -19,13 +20,13 @@ type round struct {
 	*Search
 	own  offer
 	self []netip.Addr // all addresses of this machine
-	udp  *socket
+	udp  *probe.Socket
 	tcp  *net.TCPListener // the technician's; nil: there is none
 }
 
 // open makes what one round needs: the sockets that the offer names.
 func (e *Search) open(number uint32) (*round, error) {
-	r := &round{Search: e, own: offer{Round: number, Addresses: []netip.Addr{}, Secret: random(secretSize)}}
+	r := &round{Search: e, own: offer{Round: number, Addresses: []netip.Addr{}, Secret: probe.NewSecret()}}
 	for _, a := range e.Addresses() {
 		a = a.Unmap().WithZone("")
 		r.self = append(r.self, a)
@@ -37,10 +38,10 @@ func (e *Search) open(number uint32) (*round, error) {
 		return nil, errors.New("the addresses of this machine are not known")
 	}
 	var err error
-	if r.udp, err = listenUDP(); err != nil {
+	if r.udp, err = probe.Listen(); err != nil {
 		return nil, err
 	}
-	r.own.UDP = r.udp.port()
+	r.own.UDP = r.udp.Port()
 	if e.Side != session.TechnicianSide {
 		return r, nil
 	}

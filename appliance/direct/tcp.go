@@ -2,7 +2,6 @@ package direct
 
 import (
 	"context"
-	"crypto/hmac"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gatehouse/appliance/direct/probe"
 	"gatehouse/appliance/relay"
 )
 
@@ -77,7 +77,7 @@ func (r *round) callOne(ctx context.Context, at netip.AddrPort) (net.Conn, error
 		return nil, errors.Join(err, c.Close())
 	}
 	// Whoever is there learns no more than these bytes until the key is proved.
-	if _, err := c.Write(proof(r.own.Secret, kindCall, nil)); err != nil {
+	if _, err := c.Write(r.own.Secret.Call()); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	t, err := relay.Agent(ctx, c, r.Grant, r.Certificate)
@@ -142,11 +142,11 @@ func (r *round) isAgent(ctx context.Context, c net.Conn, their offer) error {
 	if err := errors.Join(ready(c), c.SetDeadline(time.Now().Add(callTime))); err != nil {
 		return err
 	}
-	got := make([]byte, proofSize)
+	got := make([]byte, probe.CallSize)
 	if _, err := io.ReadFull(c, got); err != nil {
 		return err
 	}
-	if !hmac.Equal(got, proof(their.Secret, kindCall, nil)) {
+	if !their.Secret.Called(got) {
 		return errors.New("a stranger calls")
 	}
 	return nil

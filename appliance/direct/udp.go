@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"gatehouse/appliance/direct/flow"
+	"gatehouse/appliance/direct/probe"
 )
 
 // Datagrams of a search. All candidates of an end together get some 70 bytes
@@ -56,7 +59,7 @@ func (p *punch) add(at netip.AddrPort) bool {
 	if len(p.tried) >= 2*maxCandidates || slices.ContainsFunc(p.tried, func(t target) bool { return t.at == at }) {
 		return false
 	}
-	p.tried = append(p.tried, target{at, random(nonceSize)})
+	p.tried = append(p.tried, target{at, probe.NewNonce()})
 	return true
 }
 
@@ -66,7 +69,7 @@ func (p *punch) ping() {
 	defer p.mu.Unlock()
 	for _, t := range p.tried {
 		if p.Admitted(t.at.Addr()) {
-			p.udp.WriteToUDPAddrPort(ping(p.own.Secret, t.nonce), t.at)
+			p.udp.WriteToUDPAddrPort(p.own.Secret.Ping(t.nonce), t.at)
 		}
 	}
 }
@@ -81,12 +84,12 @@ func (p *punch) keep(ctx context.Context, first time.Duration) {
 // knock opens the agent's own packet filter and NAT for what the technician's
 // end sends as soon as it has the offer.
 func (r *round) knock(their offer) {
-	if err := r.udp.hops(knockHops); err != nil {
+	if err := r.udp.Hops(knockHops); err != nil {
 		r.Log.Debug("no knock before the search by UDP", "err", err)
 		return
 	}
 	r.punch(their).ping()
-	if err := r.udp.hops(-1); err != nil {
+	if err := r.udp.Hops(-1); err != nil {
 		r.Log.Warn("datagrams of this search do not go far", "err", err)
 	}
 }
@@ -94,9 +97,9 @@ func (r *round) knock(their offer) {
 // each gives every datagram of admitted senders to f until that says that it is
 // done, and returns the sender of the last. One that f leaves stays in the socket.
 func (p *punch) each(ctx context.Context, f func(from netip.AddrPort, b []byte) (done, leave bool)) (netip.AddrPort, error) {
-	b := make([]byte, pingSize+1)
+	b := make([]byte, probe.MaxSize+1)
 	for {
-		n, from, err := p.udp.next(ctx, b)
+		n, from, err := p.udp.Next(ctx, b)
 		if err != nil {
 			return from, err
 		}
@@ -105,7 +108,7 @@ func (p *punch) each(ctx context.Context, f func(from netip.AddrPort, b []byte) 
 			done, leave = f(from, b[:n])
 		}
 		if !leave {
-			if err := p.udp.take(); err != nil {
+			if err := p.udp.Take(); err != nil {
 				return from, because(ctx, err)
 			}
 		}
@@ -120,7 +123,7 @@ func (r *round) reach(ctx context.Context, their offer, claim func() bool) (net.
 	since := time.Now()
 	p := r.punch(their)
 	at, err := p.run(ctx, 0, func(from netip.AddrPort, b []byte) (done, leave bool) {
-		if _, ok := pinged(their.Secret, b); ok {
+		if _, ok := their.Secret.Pinged(b); ok {
 			if p.add(from) { // the agent's NAT has given it another port
 				p.ping()
 			}
@@ -137,10 +140,10 @@ func (r *round) reach(ctx context.Context, their offer, claim func() bool) (net.
 	if !claim() {
 		return nil, errLate
 	}
-	if err := r.udp.settle(at); err != nil {
+	if err := r.udp.Settle(at); err != nil {
 		return nil, err
 	}
-	return dialQUIC(ctx, r.takeUDP(), at, r.Grant, r.Certificate)
+	return flow.Dial(ctx, r.takeUDP(), at, r.Grant, r.Certificate)
 }
 
 // answered says whether b is the agent's answer to what was asked there.
@@ -148,7 +151,7 @@ func (p *punch) answered(from netip.AddrPort, b []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, t := range p.tried {
-		if t.at == from && ponged(p.their.Secret, t.nonce, b) {
+		if t.at == from && p.their.Secret.Ponged(t.nonce, b) {
 			return true
 		}
 	}
@@ -160,11 +163,11 @@ func (r *round) hear(ctx context.Context, their offer, claim func() bool) (net.C
 	p := r.punch(their)
 	var heard []netip.AddrPort
 	at, err := p.run(ctx, politely, func(from netip.AddrPort, b []byte) (done, leave bool) {
-		if len(b) > 0 && b[0]&quicBit != 0 {
+		if probe.IsQUIC(b) {
 			known := slices.Contains(heard, from)
 			return known, known
 		}
-		nonce, ok := pinged(their.Secret, b)
+		nonce, ok := their.Secret.Pinged(b)
 		if !ok {
 			return false, false
 		}
@@ -174,17 +177,17 @@ func (r *round) hear(ctx context.Context, their offer, claim func() bool) (net.C
 			}
 			heard = append(heard, from)
 		}
-		r.udp.WriteToUDPAddrPort(pong(r.own.Secret, nonce), from) // a lost one is asked for again
+		r.udp.WriteToUDPAddrPort(r.own.Secret.Pong(nonce), from) // a lost one is asked for again
 		return false, false
 	})
 	if err != nil {
 		return nil, err
 	}
 	claim()
-	if err := r.udp.settle(at); err != nil {
+	if err := r.udp.Settle(at); err != nil {
 		return nil, err
 	}
-	return answerQUIC(ctx, r.takeUDP(), at, r.Grant, r.Certificate)
+	return flow.Answer(ctx, r.takeUDP(), at, r.Grant, r.Certificate)
 }
 
 // run pings from first on while each reads.

@@ -1,4 +1,5 @@
-package direct
+// Package flow is a connection between the ends of a session by datagrams: QUIC, with the session's own TLS in it and one stream.
+package flow
 
 import (
 	"context"
@@ -60,8 +61,9 @@ func transport(c *net.UDPConn) *quic.Transport {
 	return &quic.Transport{Conn: c, DisableVersionNegotiationPackets: true}
 }
 
-// dialQUIC is the technician's end of a way by UDP. It closes c on an error.
-func dialQUIC(ctx context.Context, c *net.UDPConn, at netip.AddrPort, g session.Grant, own tls.Certificate) (net.Conn, error) {
+// Dial is the technician's end, over a socket that is settled with the agent at
+// at. It closes c on an error.
+func Dial(ctx context.Context, c *net.UDPConn, at netip.AddrPort, g session.Grant, own tls.Certificate) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	f := &flow{transport: transport(c), socket: c}
@@ -78,8 +80,8 @@ func dialQUIC(ctx context.Context, c *net.UDPConn, at netip.AddrPort, g session.
 	return f, nil
 }
 
-// answerQUIC is the agent's end.
-func answerQUIC(ctx context.Context, c *net.UDPConn, at netip.AddrPort, g session.Grant, own tls.Certificate) (net.Conn, error) {
+// Answer is the agent's end.
+func Answer(ctx context.Context, c *net.UDPConn, at netip.AddrPort, g session.Grant, own tls.Certificate) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	f := &flow{transport: transport(c), socket: c}

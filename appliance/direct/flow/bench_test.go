@@ -1,4 +1,4 @@
-package direct
+package flow
 
 import (
 	"fmt"
@@ -93,13 +93,13 @@ func BenchmarkUDP(b *testing.B) {
 			}
 			agent := make(chan net.Conn, 1)
 			go func() {
-				c, err := answerQUIC(b.Context(), a, from, g, other)
+				c, err := Answer(b.Context(), a, from, g, other)
 				if err != nil {
 					b.Error(err)
 				}
 				agent <- c
 			}()
-			c, err := dialQUIC(b.Context(), t, at, g, own)
+			c, err := Dial(b.Context(), t, at, g, own)
 			if err != nil {
 				b.Fatal(err)
 			}
