@@ -93,7 +93,7 @@ func TestSES4_LoginThatFails(t *testing.T) {
 		e := g.open(wire.Open{Do: wire.Exec, Command: "id"})
 		e.end()
 	}
-	<-g.Done()
+	g.over()
 	if !strings.Contains(g.Reason(), "sign-ins") {
 		t.Errorf("ended: %s", g.Reason())
 	}
@@ -447,6 +447,34 @@ func TestSES4_EndlessOutputToASlowReader(t *testing.T) {
 	}
 }
 
+// A slow reader gets every byte, in order.
+func TestSES4_SlowReaderLosesNothing(t *testing.T) {
+	const lines = 200_000
+	s := startTarget(t, func(ch ssh.Channel, _ string) {
+		var b bytes.Buffer
+		for i := range lines {
+			fmt.Fprintf(&b, "%09d\n", i)
+			if b.Len() > 50_000 {
+				_, _ = b.WriteTo(ch)
+			}
+		}
+		_, _ = b.WriteTo(ch)
+		exit(ch, 0)
+	})
+	b := begin(t, s.address, s.with)
+	e := b.open(wire.Open{Do: wire.Terminal})
+	time.Sleep(500 * time.Millisecond)
+	_, out, _ := e.end()
+	if len(out) != lines*10 {
+		t.Fatalf("%d bytes", len(out))
+	}
+	for i := range lines {
+		if line := out[i*10 : i*10+10]; line != fmt.Sprintf("%09d\n", i) {
+			t.Fatalf("line %d is %q", i, line)
+		}
+	}
+}
+
 // Servers that are none, or are slow on purpose.
 func TestSES5_HostileServers(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
@@ -655,7 +683,7 @@ func TestSES10_TrafficOfAConnectionIsUse(t *testing.T) {
 	if got, err := io.ReadAll(e); err != nil || len(got) != 12 {
 		t.Errorf("%d bytes, %v, ended %q", len(got), err, b.Reason())
 	}
-	<-b.Done()
+	b.over()
 }
 
 // A target that is slow on purpose has its time, whatever it trickles; a person

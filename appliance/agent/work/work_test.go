@@ -130,6 +130,16 @@ func (b *bench) audited(action, outcome string) (all []control.Event) {
 	return all
 }
 
+// over waits for the session to be gone.
+func (b *bench) over() {
+	b.t.Helper()
+	select {
+	case <-b.Done():
+	case <-time.After(20 * time.Second):
+		b.t.Fatalf("the session does not end; reason so far: %q", b.Reason())
+	}
+}
+
 // stream is the technician's end of a new stream, which the session serves.
 func (b *bench) stream() *end {
 	b.t.Helper()
@@ -379,7 +389,7 @@ func TestSES4_TerminalOfOpenSSH(t *testing.T) {
 		t.Errorf("ended %+v", ended)
 	}
 	b.End("enough")
-	<-b.Done()
+	b.over()
 	if got := strings.Join(b.whats(), ", "); got != "joined, opened terminal, closed terminal, ended enough" {
 		t.Errorf("told: %s", got)
 	}
@@ -405,5 +415,53 @@ func TestSES4_ExecOfOpenSSH(t *testing.T) {
 	e = b.open(wire.Open{Do: wire.Exec, Command: "kill -TERM $$"})
 	if ended, _, _ := e.end(); !strings.Contains(ended.Reason, "TERM") {
 		t.Errorf("ended %+v", ended)
+	}
+}
+
+// Ten channels are what OpenSSH lets one connection have: the eleventh gets a
+// connection of its own, and files do not take the last place of a terminal.
+func TestSES4_ManyOfOpenSSH(t *testing.T) {
+	target := startOpenSSH(t)
+	b := begin(t, target.address, target.at, func(c *Config) {
+		c.Files = func(_ context.Context, client *ssh.Client, st wire.Stream, _ wire.Open) error {
+			ch, err := client.NewSession()
+			if err == nil {
+				defer ch.Close()
+				err = ch.RequestSubsystem("sftp")
+			}
+			if err != nil {
+				return wire.WriteRefusal(st, err)
+			}
+			return wire.WriteReply(st, wire.Reply{})
+		}
+	})
+	for i := range 12 {
+		e := b.open(wire.Open{Do: wire.Terminal})
+		e.typed(fmt.Sprintf("echo $((%d*1000))\r", i+1))
+		e.until(fmt.Sprintf("%d000", i+1))
+	}
+	b.open(wire.Open{Do: wire.Files})
+	b.link.mu.Lock()
+	channels, all := b.link.channels, len(b.link.all)
+	b.link.mu.Unlock()
+	if channels != maxShared || all < 2 {
+		t.Errorf("%d channels on the shared one of %d connections", channels, all)
+	}
+}
+
+// The target is started anew: what was open has ended, what comes next works.
+func TestSES4_OpenSSHStartedAnew(t *testing.T) {
+	target := startOpenSSH(t)
+	b := begin(t, target.address, target.at)
+	e := b.open(wire.Open{Do: wire.Terminal})
+	e.typed("echo $PPID=\r") // sshd's process of this connection
+	e.until("=\r\n")
+	b.open(wire.Open{Do: wire.Exec, Command: "kill -KILL $PPID"})
+	if ended, _, _ := e.end(); ended.Code != wire.Unreachable {
+		t.Errorf("ended %+v", ended)
+	}
+	x := b.open(wire.Open{Do: wire.Exec, Command: "echo here"})
+	if ended, out, _ := x.end(); ended.Status != 0 || out != "here\n" {
+		t.Errorf("ended %+v, %q", ended, out)
 	}
 }
