@@ -142,6 +142,7 @@ func TestSES9_ForcedThatCannotBegin(t *testing.T) {
 	_, change := records(t, session.RecordingForced)
 	for name, spoil := range map[string]func(*Config){
 		"no folder": func(c *Config) { c.Spool = filepath.Join(os.DevNull, "spool") },
+		"no room":   func(c *Config) { c.Leave = 1 << 60 },
 		"no key":    func(c *Config) { c.Grant.RecordTo = []byte("no key") },
 		"there is one": func(c *Config) {
 			if err := os.WriteFile(filepath.Join(c.Spool, c.Grant.ID.String()+".recording"), nil, 0o600); err != nil {

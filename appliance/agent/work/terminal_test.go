@@ -575,6 +575,24 @@ func TestSES5_TargetLeavesInTheMiddle(t *testing.T) {
 	}
 }
 
+// A connection that ends in the moment in which something is opened on it costs
+// a new one, and no wait.
+func TestSES5_LostWhileOpening(t *testing.T) {
+	s := startTarget(t, nil)
+	var last atomic.Pointer[ssh.ServerConn]
+	s.connected = func(c *ssh.ServerConn) { last.Store(c) }
+	s.serve = func(ch ssh.Channel, _ string) {
+		exit(ch, 0)
+		last.Load().Close()
+	}
+	b := begin(t, s.address, s.with)
+	for range 300 {
+		x := b.open(wire.Open{Do: wire.Exec, Command: "x"})
+		x.end()
+		x.Close()
+	}
+}
+
 // One connection for all, until the target allows no more on it.
 func TestSES4_OneConnectionWhereAllowed(t *testing.T) {
 	for _, limit := range []int{0, 2} {
@@ -586,6 +604,19 @@ func TestSES4_OneConnectionWhereAllowed(t *testing.T) {
 		if n, want := s.conns.Load(), map[int]int32{0: 1, 2: 3}[limit]; n != want {
 			t.Errorf("with %d channels: %d connections, want %d", limit, n, want)
 		}
+	}
+}
+
+// What waits for slow readers is bounded for all of a session's channels together.
+func TestSES4_ChannelsAreBounded(t *testing.T) {
+	s := startTarget(t, echo)
+	b := begin(t, s.address, s.with)
+	for range maxChannels {
+		b.open(wire.Open{Do: wire.Exec, Command: "x"}).until("ready")
+	}
+	e := b.open(wire.Open{Do: wire.Exec, Command: "x"})
+	if ended, _, _ := e.end(); ended.Code != wire.Failed || !strings.Contains(ended.Reason, "24") {
+		t.Errorf("ended %+v", ended)
 	}
 }
 
