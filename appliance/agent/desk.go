@@ -28,6 +28,9 @@ import (
 	"gatehouse/netfilter/allowlist"
 )
 
+// leaveFree is what recordings that wait for the hub leave of the data volume, in bytes.
+const leaveFree = 64 << 20
+
 // desk is the agent's sessions, with the tasks that they need.
 type desk struct {
 	*attending.Desk
@@ -94,7 +97,7 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 	g := one.Grant
 	return work.New(work.Config{
 		Direct: ways,
-		Grant:  g, Material: one.Material, Tell: one.Tell, Spool: s.spool, Now: time.Now, Log: s.log,
+		Grant:  g, Material: one.Material, Tell: one.Tell, Spool: s.spool, Leave: leaveFree, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: s.audit, Files: files.Over(files.Config{
 			Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: s.audit, Tell: one.Tell,

@@ -34,6 +34,7 @@ const (
 // Config is one recording.
 type Config struct {
 	Folder   string
+	Leave    uint64 // bytes of the disk that are left for everything else
 	Session  session.ID
 	To       []byte // public key that it is encrypted to
 	Header   recording.Header
@@ -105,6 +106,15 @@ type writer struct{ r *Recorder }
 func (w writer) Write(b []byte) (int, error) {
 	if w.r.dirty+int64(len(b)) > MaxSize {
 		return 0, fmt.Errorf("it has %d MiB, the most that a recording may have", MaxSize>>20)
+	}
+	if w.r.cfg.Leave > 0 {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(w.r.file.Fd()), &st); err != nil {
+			return 0, fmt.Errorf("asking how full the site's disk is: %w", err)
+		}
+		if free := st.Bavail * uint64(st.Bsize); free < w.r.cfg.Leave+uint64(len(b)) {
+			return 0, fmt.Errorf("the site's disk is full: %d MiB are free, and %d MiB are left for everything else", free>>20, w.r.cfg.Leave>>20)
+		}
 	}
 	n, err := w.r.file.Write(b)
 	w.r.dirty += int64(n)

@@ -99,8 +99,8 @@ func TestSES9_HandedOverInOrderThroughABadLine(t *testing.T) {
 	}
 	dir := t.TempDir()
 	r, private := start(t, dir, session.ID{1}, h)
-	for range 200 {
-		if err := r.Output(bytes.Repeat([]byte{byte('a' + n%26)}, 10<<10)); err != nil {
+	for i := range 200 {
+		if err := r.Output(bytes.Repeat([]byte{byte('a' + i%26)}, 10<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,7 +24,7 @@ func (s *Session) files(ctx context.Context, st wire.Stream, o wire.Open) error 
 		return s.refuse(st, o, err)
 	}
 	defer release()
-	return s.cfg.Files(ctx, client, active{st, s}, o)
+	return s.cfg.Files(ctx, client.Client, active{st, s}, o)
 }
 
 // direct hands a stream to what looks for another way between the ends.

@@ -17,7 +17,10 @@ import (
 	"gatehouse/appliance/session/wire"
 )
 
-const maxShared = 8 // channels on one connection: OpenSSH allows 10
+const (
+	maxShared   = 8  // channels on one connection: OpenSSH allows 10
+	maxChannels = 24 // terminals and commands at once: of each up to 2 MiB of output wait here
+)
 
 // asker is the person at a stream, as far as the stream can ask. Both may be nil.
 type asker struct {
@@ -35,21 +38,28 @@ type link struct {
 	turn chan struct{}
 
 	mu       sync.Mutex
-	shared   *ssh.Client
+	shared   *connection
 	channels int
-	all      map[*ssh.Client]struct{}
+	sessions int // channels that are terminals and commands, on all connections
+	all      map[*connection]struct{}
 	closed   bool
 	pinned   [][]byte // the keys of the target that are right, in SSH's wire form
 	user     string   // as the person typed them; never written anywhere
 	password string
 }
 
+// connection is one to the target.
+type connection struct {
+	*ssh.Client
+	gone chan struct{} // closed when it has ended
+}
+
 func newLink(s *Session) *link {
-	return &link{s: s, turn: make(chan struct{}, 1), all: map[*ssh.Client]struct{}{}, pinned: s.cfg.Material.HostKeys}
+	return &link{s: s, turn: make(chan struct{}, 1), all: map[*connection]struct{}{}, pinned: s.cfg.Material.HostKeys}
 }
 
 // lease gives a connection to the target; release it.
-func (l *link) lease(ctx context.Context, a asker) (*ssh.Client, func(), error) {
+func (l *link) lease(ctx context.Context, a asker) (*connection, func(), error) {
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()
@@ -66,16 +76,16 @@ func (l *link) lease(ctx context.Context, a asker) (*ssh.Client, func(), error) 
 	if c != nil && !alone {
 		return c, func() { l.release(c) }, nil
 	}
-	c, err := l.connect(ctx, a)
+	client, err := l.connect(ctx, a)
 	if err != nil {
 		return nil, nil, err
 	}
-	return l.keep(c, alone)
+	return l.keep(client, alone)
 }
 
 // own gives a connection that nothing else uses: the target allows no more on
 // the shared one.
-func (l *link) own(ctx context.Context, a asker) (*ssh.Client, func(), error) {
+func (l *link) own(ctx context.Context, a asker) (*connection, func(), error) {
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()
@@ -89,7 +99,8 @@ func (l *link) own(ctx context.Context, a asker) (*ssh.Client, func(), error) {
 	return l.keep(c, true)
 }
 
-func (l *link) keep(c *ssh.Client, alone bool) (*ssh.Client, func(), error) {
+func (l *link) keep(client *ssh.Client, alone bool) (*connection, func(), error) {
+	c := &connection{client, make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -108,7 +119,7 @@ func (l *link) keep(c *ssh.Client, alone bool) (*ssh.Client, func(), error) {
 	return c, func() { l.release(c) }, nil
 }
 
-func (l *link) release(c *ssh.Client) {
+func (l *link) release(c *connection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.shared == c {
@@ -117,18 +128,17 @@ func (l *link) release(c *ssh.Client) {
 }
 
 // attend asks whether the target is still there, until it is not.
-func (l *link) attend(c *ssh.Client) {
+func (l *link) attend(c *connection) {
 	defer l.s.work.Done()
-	gone := make(chan struct{})
 	go func() {
 		_ = c.Wait() // why it ended is told by what used it
-		close(gone)
+		close(c.gone)
 	}()
 	tick := time.NewTicker(l.s.times.alive)
 	defer tick.Stop()
 	for {
 		select {
-		case <-gone:
+		case <-c.gone:
 			l.mu.Lock()
 			delete(l.all, c)
 			if l.shared == c {
@@ -147,11 +157,28 @@ func (l *link) attend(c *ssh.Client) {
 }
 
 // within closes the connection if the target does not answer in time: nothing
-// else ends the wait for it.
-func (s *Session) within(c *ssh.Client, f func() error) error {
-	late := time.AfterFunc(s.times.answer, func() { c.Close() })
+// else ends the wait for it. And not even that does always: x/crypto/ssh forgets
+// a channel that is opened in the moment in which its connection ends, and who
+// opens it waits for ever. So it is left behind then.
+func (s *Session) within(c *connection, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	late := time.NewTimer(s.times.answer)
 	defer late.Stop()
-	return f()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		c.Close()
+		<-c.gone
+	case <-c.gone:
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(graceTime):
+		return errors.New("the connection to the target was lost")
+	}
 }
 
 func (l *link) close() {
@@ -165,13 +192,42 @@ func (l *link) close() {
 }
 
 // session opens a channel for a terminal or a command.
-func (l *link) session(ctx context.Context, a asker) (*ssh.Session, *ssh.Client, func(), error) {
+func (l *link) session(ctx context.Context, a asker) (*ssh.Session, *connection, func(), error) {
+	l.mu.Lock()
+	full := l.sessions >= maxChannels
+	if !full {
+		l.sessions++
+	}
+	l.mu.Unlock()
+	if full {
+		return nil, nil, nil, wire.Refuse(wire.Failed, "this session has %d terminals and commands, the most there can be", maxChannels)
+	}
+	done := func() {
+		l.mu.Lock()
+		l.sessions--
+		l.mu.Unlock()
+	}
+	ch, c, release, err := l.channel(ctx, a)
+	if err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return ch, c, func() { done(); release() }, nil
+}
+
+// channel opens one on the shared connection, on a new one if that is dead, or
+// on one of its own if the target allows no more.
+func (l *link) channel(ctx context.Context, a asker) (*ssh.Session, *connection, func(), error) {
 	c, release, err := l.lease(ctx, a)
 	for again := false; err == nil; again = true {
-		var ch *ssh.Session
-		err = l.s.within(c, func() (err error) { ch, err = c.NewSession(); return err })
+		opened := make(chan *ssh.Session, 1)
+		err = l.s.within(c, func() error {
+			ch, err := c.NewSession()
+			opened <- ch
+			return err
+		})
 		if err == nil {
-			return ch, c, release, nil
+			return <-opened, c, release, nil
 		}
 		release()
 		var refused *ssh.OpenChannelError

@@ -61,7 +61,7 @@ func (s *Session) record(width, height int, title string) (r *spool.Recorder, do
 func (s *Session) startRecording(width, height int) (*spool.Recorder, error) {
 	g := s.cfg.Grant
 	return spool.Start(spool.Config{
-		Folder: s.cfg.Spool, Session: g.ID, To: g.RecordTo, Tell: s.cfg.Tell,
+		Folder: s.cfg.Spool, Leave: s.cfg.Leave, Session: g.ID, To: g.RecordTo, Tell: s.cfg.Tell,
 		Header: recording.Header{
 			Session: g.ID.String(), Site: g.Site, Who: g.Technician, Target: g.Target.Name, Title: fmt.Sprintf("%s on %s", g.Technician, g.Target.Name),
 			Width: width, Height: height, Started: s.cfg.Now().UTC(),

@@ -70,7 +70,7 @@ func TestSES9_TerminalIsRecorded(t *testing.T) {
 				t.Error("it does not say that it is recorded")
 			}
 			e.until("login as: ")
-			e.typed("ada\r")
+			e.typed("mistyped secret\r")
 			e.until("password: ")
 			e.typed(password + "\r")
 			e.until("ready")
@@ -97,9 +97,9 @@ func TestSES9_TerminalIsRecorded(t *testing.T) {
 			x := b.open(wire.Open{Do: wire.Exec, Command: "uptime"})
 			x.until("ready")
 			b.End("enough")
-			<-b.Done()
+			b.over()
 			text, whole := b.played(private)
-			if !whole || !strings.Contains(text, "r100x30") || !strings.Contains(text, "mexec: uptime") || strings.Contains(text, "horse") || strings.Contains(text, "login as") {
+			if !whole || !strings.Contains(text, "r100x30") || !strings.Contains(text, "mexec: uptime") || strings.Contains(text, "horse") || strings.Contains(text, "login as") || strings.Contains(text, "mistyped") {
 				t.Errorf("whole %v: %s", whole, text)
 			}
 			if left, _ := os.ReadDir(b.cfg.Spool); len(left) != 0 {
@@ -142,6 +142,7 @@ func TestSES9_ForcedThatCannotBegin(t *testing.T) {
 	_, change := records(t, session.RecordingForced)
 	for name, spoil := range map[string]func(*Config){
 		"no folder": func(c *Config) { c.Spool = filepath.Join(os.DevNull, "spool") },
+		"no room":   func(c *Config) { c.Leave = 1 << 60 },
 		"no key":    func(c *Config) { c.Grant.RecordTo = []byte("no key") },
 		"there is one": func(c *Config) {
 			if err := os.WriteFile(filepath.Join(c.Spool, c.Grant.ID.String()+".recording"), nil, 0o600); err != nil {
@@ -174,7 +175,7 @@ func TestSES9_FullDiskEndsTheSession(t *testing.T) {
 	if ended.Status != -1 || !strings.Contains(ended.Reason, "recording") || !strings.Contains(ended.Reason, "no space") {
 		t.Errorf("ended %+v", ended)
 	}
-	<-b.Done()
+	b.over()
 	if text, whole := b.played(private); whole || !strings.Contains(text, "line 3 ") {
 		t.Errorf("whole %v, %d bytes of text", whole, len(text))
 	}
@@ -252,7 +253,7 @@ func TestSES9_LineIsCutMeanwhile(t *testing.T) {
 	e.typed("exit")
 	e.end()
 	b.End("enough")
-	<-b.Done()
+	b.over()
 	if text, whole := b.played(private); !whole || !strings.Contains(text, "<lost on the way>") {
 		t.Errorf("whole %v: %s", whole, text)
 	}

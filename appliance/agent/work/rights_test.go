@@ -154,7 +154,7 @@ func TestSES7_EndsAtTheGrantsEnd(t *testing.T) {
 	address, _ := nowhere(t)
 	b := begin(t, address, func(c *Config) { c.Grant.Until = time.Now().Add(300 * time.Millisecond) })
 	e := b.stream()
-	<-b.Done()
+	b.over()
 	if b.Reason() != "the time of the session is over" {
 		t.Errorf("ended: %s", b.Reason())
 	}
@@ -176,7 +176,7 @@ func TestSES7_MisuseEndsTheSession(t *testing.T) {
 	for range maxRefused {
 		b.refused(wire.Open{Do: wire.Terminal})
 	}
-	<-b.Done()
+	b.over()
 	if !strings.Contains(b.Reason(), "refused") {
 		t.Errorf("ended: %s", b.Reason())
 	}
@@ -191,7 +191,7 @@ func TestAUD1_NoLogNoAction(t *testing.T) {
 		if r := b.refused(wire.Open{Do: do, Command: "id"}); r.Code != wire.Failed || !strings.Contains(r.Text, "the disk is full") {
 			t.Errorf("%s: %s %s", do, r.Code, r.Text)
 		}
-		<-b.Done()
+		b.over()
 		if reached.Load() || len(b.dialed) != 0 {
 			t.Errorf("%s: the target was reached", do)
 		}
@@ -220,7 +220,7 @@ func TestAUD6_BoxesLogHasStartEndAndWho(t *testing.T) {
 	f := b.open(wire.Open{Do: wire.Forward})
 	b.refused(wire.Open{Do: wire.Console})
 	b.End("ended by its owner")
-	<-b.Done()
+	b.over()
 	f.Close()
 	want := []string{
 		"start session ok  ssh 192.0.2.10:22", "open function ok exec shutdown now", "open function ok forward ", "open function refused console ", "end session ok  ended by its owner",

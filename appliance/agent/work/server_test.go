@@ -17,9 +17,10 @@ type target struct {
 	config  *ssh.ServerConfig
 	conns   atomic.Int32
 	// serve runs a channel whose shell or command was asked for.
-	serve    func(c ssh.Channel, command string)
-	channels int // that a connection may open; 0: any number
-	listener net.Listener
+	serve     func(c ssh.Channel, command string)
+	channels  int // that a connection may open; 0: any number
+	listener  net.Listener
+	connected func(*ssh.ServerConn)
 }
 
 const password = "correct horse"
@@ -61,9 +62,12 @@ func startTarget(t *testing.T, serve func(ssh.Channel, string), change ...func(*
 
 func (s *target) connection(c net.Conn) {
 	defer c.Close()
-	_, channels, requests, err := ssh.NewServerConn(c, s.config)
+	conn, channels, requests, err := ssh.NewServerConn(c, s.config)
 	if err != nil {
 		return
+	}
+	if s.connected != nil {
+		s.connected(conn)
 	}
 	s.conns.Add(1)
 	go ssh.DiscardRequests(requests)

@@ -64,6 +64,7 @@ type Config struct {
 	// Audit writes the box's own log. What it cannot write does not happen.
 	Audit func(context.Context, control.Event) error
 	Spool string // folder of recordings under way
+	Leave uint64 // bytes of its disk that recordings leave for everything else
 	Box   Box
 	// Files serves a stream of files over SFTP, its Reply included; what of
 	// them the grant allows it judges for each request.

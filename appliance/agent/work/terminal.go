@@ -145,7 +145,7 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 
 // hangUp closes a channel when ctx ends, and the connection of a target that
 // does not let go of it. The returned func is for the channel's good end.
-func (s *Session) hangUp(ctx context.Context, ch *ssh.Session, client *ssh.Client) func() {
+func (s *Session) hangUp(ctx context.Context, ch *ssh.Session, client *connection) func() {
 	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		ch.Close()

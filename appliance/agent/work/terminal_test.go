@@ -93,7 +93,7 @@ func TestSES4_LoginThatFails(t *testing.T) {
 		e := g.open(wire.Open{Do: wire.Exec, Command: "id"})
 		e.end()
 	}
-	<-g.Done()
+	g.over()
 	if !strings.Contains(g.Reason(), "sign-ins") {
 		t.Errorf("ended: %s", g.Reason())
 	}
@@ -447,6 +447,34 @@ func TestSES4_EndlessOutputToASlowReader(t *testing.T) {
 	}
 }
 
+// A slow reader gets every byte, in order.
+func TestSES4_SlowReaderLosesNothing(t *testing.T) {
+	const lines = 200_000
+	s := startTarget(t, func(ch ssh.Channel, _ string) {
+		var b bytes.Buffer
+		for i := range lines {
+			fmt.Fprintf(&b, "%09d\n", i)
+			if b.Len() > 50_000 {
+				_, _ = b.WriteTo(ch)
+			}
+		}
+		_, _ = b.WriteTo(ch)
+		exit(ch, 0)
+	})
+	b := begin(t, s.address, s.with)
+	e := b.open(wire.Open{Do: wire.Terminal})
+	time.Sleep(500 * time.Millisecond)
+	_, out, _ := e.end()
+	if len(out) != lines*10 {
+		t.Fatalf("%d bytes", len(out))
+	}
+	for i := range lines {
+		if line := out[i*10 : i*10+10]; line != fmt.Sprintf("%09d\n", i) {
+			t.Fatalf("line %d is %q", i, line)
+		}
+	}
+}
+
 // Servers that are none, or are slow on purpose.
 func TestSES5_HostileServers(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
@@ -547,6 +575,24 @@ func TestSES5_TargetLeavesInTheMiddle(t *testing.T) {
 	}
 }
 
+// A connection that ends in the moment in which something is opened on it costs
+// a new one, and no wait.
+func TestSES5_LostWhileOpening(t *testing.T) {
+	s := startTarget(t, nil)
+	var last atomic.Pointer[ssh.ServerConn]
+	s.connected = func(c *ssh.ServerConn) { last.Store(c) }
+	s.serve = func(ch ssh.Channel, _ string) {
+		exit(ch, 0)
+		last.Load().Close()
+	}
+	b := begin(t, s.address, s.with)
+	for range 300 {
+		x := b.open(wire.Open{Do: wire.Exec, Command: "x"})
+		x.end()
+		x.Close()
+	}
+}
+
 // One connection for all, until the target allows no more on it.
 func TestSES4_OneConnectionWhereAllowed(t *testing.T) {
 	for _, limit := range []int{0, 2} {
@@ -558,6 +604,19 @@ func TestSES4_OneConnectionWhereAllowed(t *testing.T) {
 		if n, want := s.conns.Load(), map[int]int32{0: 1, 2: 3}[limit]; n != want {
 			t.Errorf("with %d channels: %d connections, want %d", limit, n, want)
 		}
+	}
+}
+
+// What waits for slow readers is bounded for all of a session's channels together.
+func TestSES4_ChannelsAreBounded(t *testing.T) {
+	s := startTarget(t, echo)
+	b := begin(t, s.address, s.with)
+	for range maxChannels {
+		b.open(wire.Open{Do: wire.Exec, Command: "x"}).until("ready")
+	}
+	e := b.open(wire.Open{Do: wire.Exec, Command: "x"})
+	if ended, _, _ := e.end(); ended.Code != wire.Failed || !strings.Contains(ended.Reason, "24") {
+		t.Errorf("ended %+v", ended)
 	}
 }
 
@@ -655,7 +714,7 @@ func TestSES10_TrafficOfAConnectionIsUse(t *testing.T) {
 	if got, err := io.ReadAll(e); err != nil || len(got) != 12 {
 		t.Errorf("%d bytes, %v, ended %q", len(got), err, b.Reason())
 	}
-	<-b.Done()
+	b.over()
 }
 
 // A target that is slow on purpose has its time, whatever it trickles; a person

@@ -130,6 +130,16 @@ func (b *bench) audited(action, outcome string) (all []control.Event) {
 	return all
 }
 
+// over waits for the session to be gone.
+func (b *bench) over() {
+	b.t.Helper()
+	select {
+	case <-b.Done():
+	case <-time.After(20 * time.Second):
+		b.t.Fatalf("the session does not end; reason so far: %q", b.Reason())
+	}
+}
+
 // stream is the technician's end of a new stream, which the session serves.
 func (b *bench) stream() *end {
 	b.t.Helper()
@@ -322,8 +332,9 @@ func startOpenSSH(t *testing.T, options ...string) *openssh {
 	}
 	address := l.Addr().(*net.TCPAddr)
 	l.Close()
-	config := fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nPidFile none\nSubsystem sftp internal-sftp\n%s\n",
-		address.Port, write("host", hostPEM), write("keys", ssh.MarshalAuthorizedKey(user.PublicKey())), strings.Join(options, "\n"))
+	// A home of its own: what the shells of this machine's user do at their start is no part of the test.
+	config := fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nSetEnv HOME=%s\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nPidFile none\nSubsystem sftp internal-sftp\n%s\n",
+		address.Port, write("host", hostPEM), write("keys", ssh.MarshalAuthorizedKey(user.PublicKey())), t.TempDir(), strings.Join(options, "\n"))
 	if os.Getuid() == 0 {
 		// Where sshd puts the part of itself that has no rights; it is made by its service elsewhere.
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
@@ -379,7 +390,7 @@ func TestSES4_TerminalOfOpenSSH(t *testing.T) {
 		t.Errorf("ended %+v", ended)
 	}
 	b.End("enough")
-	<-b.Done()
+	b.over()
 	if got := strings.Join(b.whats(), ", "); got != "joined, opened terminal, closed terminal, ended enough" {
 		t.Errorf("told: %s", got)
 	}
@@ -405,5 +416,36 @@ func TestSES4_ExecOfOpenSSH(t *testing.T) {
 	e = b.open(wire.Open{Do: wire.Exec, Command: "kill -TERM $$"})
 	if ended, _, _ := e.end(); !strings.Contains(ended.Reason, "TERM") {
 		t.Errorf("ended %+v", ended)
+	}
+}
+
+// Ten channels are what OpenSSH lets one connection have: the eleventh gets a
+// connection of its own, and files do not take the last place of a terminal.
+func TestSES4_ManyOfOpenSSH(t *testing.T) {
+	target := startOpenSSH(t)
+	b := begin(t, target.address, target.at, func(c *Config) {
+		c.Files = func(_ context.Context, client *ssh.Client, st wire.Stream, _ wire.Open) error {
+			ch, err := client.NewSession()
+			if err == nil {
+				defer ch.Close()
+				err = ch.RequestSubsystem("sftp")
+			}
+			if err != nil {
+				return wire.WriteRefusal(st, err)
+			}
+			return wire.WriteReply(st, wire.Reply{})
+		}
+	})
+	for i := range 12 {
+		e := b.open(wire.Open{Do: wire.Terminal})
+		e.typed(fmt.Sprintf("echo $((%d*1000))\r", i+1))
+		e.until(fmt.Sprintf("%d000", i+1))
+	}
+	b.open(wire.Open{Do: wire.Files})
+	b.link.mu.Lock()
+	channels, all := b.link.channels, len(b.link.all)
+	b.link.mu.Unlock()
+	if channels != maxShared || all < 2 {
+		t.Errorf("%d channels on the shared one of %d connections", channels, all)
 	}
 }
