@@ -22,7 +22,7 @@ import (
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/direct"
-	"gatehouse/appliance/files"
+	"gatehouse/appliance/files/serve"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 	"gatehouse/netfilter/allowlist"
@@ -99,7 +99,7 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 		Direct: ways,
 		Grant:  g, Material: one.Material, Tell: one.Tell, Spool: s.spool, Leave: leaveFree, Now: time.Now, Log: s.log,
 		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
-		Audit: s.audit, Files: files.Over(files.Config{
+		Audit: s.audit, Files: serve.Over(serve.Config{
 			Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: s.audit, Tell: one.Tell,
 		}),
 		Box: work.Box{

@@ -7,7 +7,8 @@
 // name, size and hash, and since resuming needs hashes that SFTP does not have
 // (decision 28). docs/sessions.md has the messages.
 //
-// This package is the protocol and the agent's side; package copier is the other.
+// This package is the protocol; serve is the agent's side, with remote for the
+// target, and copier the technician's.
 package files
 
 import (
@@ -18,7 +19,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"gatehouse/appliance/session/wire"
 )
@@ -141,6 +145,15 @@ func Whole(size int64) int64 {
 	return (size - 1) / Chunk * Chunk
 }
 
+// Shown is a path or name for people and logs: as it is where it is plain, else
+// quoted as in Go, so that it can be told what it was.
+func Shown(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	return strconv.QuoteToGraphic(s)
+}
+
 // FrameKind is what a frame carries.
 type FrameKind byte
 
@@ -250,11 +263,12 @@ func Message(b []byte, v any) error {
 
 // Fail sends an error instead of an end.
 func (f *Frames) Fail(err error) error {
-	r := asRefusal(err)
+	r := Refusal(err)
 	return f.Say(FrameError, wire.Reply{Error: wire.Printable(r.Text, 1024), Code: r.Code})
 }
 
-func asRefusal(err error) *wire.Refusal {
+// Refusal is an error as the other end learns it.
+func Refusal(err error) *wire.Refusal {
 	var r *wire.Refusal
 	if errors.As(err, &r) {
 		return r

@@ -20,8 +20,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"gatehouse/appliance/account/right"
-	"gatehouse/appliance/files"
 	"gatehouse/appliance/files/filestest"
+	"gatehouse/appliance/files/serve"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -274,7 +274,7 @@ func TestSES4_CopyOverACutNetwork(t *testing.T) {
 	var h *hubBox
 	var flowed atomic.Int64
 	h = newHubBox(t, nas, func(o wire.Open, st wire.Stream) {
-		_ = files.Serve(context.Background(), site.Config, metered{st, func(n int) {
+		_ = serve.Stream(context.Background(), site.Config, metered{st, func(n int) {
 			now := flowed.Add(int64(n))
 			for _, at := range []int64{size / 5, size / 2, size + size/3, size + size/2} {
 				if now >= at && now-int64(n) < at {
@@ -323,7 +323,7 @@ func TestSES4_CopyEndsWithItsSession(t *testing.T) {
 	var once sync.Once
 	var flowed atomic.Int64
 	h = newHubBox(t, nas, func(o wire.Open, st wire.Stream) {
-		_ = files.Serve(context.Background(), site.Config, metered{st, func(n int) {
+		_ = serve.Stream(context.Background(), site.Config, metered{st, func(n int) {
 			if flowed.Add(int64(n)) > 1<<20 {
 				once.Do(func() { h.site.End("ended by the owner") })
 			}

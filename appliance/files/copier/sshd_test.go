@@ -13,13 +13,14 @@ import (
 
 	"gatehouse/appliance/files"
 	"gatehouse/appliance/files/filestest"
+	"gatehouse/appliance/files/serve"
 	"gatehouse/appliance/session/wire"
 )
 
 // overSSH is the bench of a target that sshd serves, as the agent reaches it.
 func overSSH(t testing.TB, sshd *filestest.SSHD) (b *bench, client func() *ssh.Client) {
 	b = setup(t)
-	serve := files.Over(b.site.Config)
+	answer := serve.Over(b.site.Config)
 	var c *ssh.Client
 	client = func() *ssh.Client {
 		if c != nil {
@@ -52,7 +53,7 @@ func overSSH(t testing.TB, sshd *filestest.SSHD) (b *bench, client func() *ssh.C
 		ssh := client()
 		go func() {
 			if o, err := wire.ReadOpen(there); err == nil {
-				_ = serve(context.Background(), ssh, there.(*net.TCPConn), o) // the other end judges
+				_ = answer(context.Background(), ssh, there.(*net.TCPConn), o) // the other end judges
 			}
 		}()
 		p, err := filestest.Ask(here.(*net.TCPConn), o)

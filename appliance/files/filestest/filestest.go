@@ -22,7 +22,8 @@ import (
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
-	"gatehouse/appliance/files"
+	"gatehouse/appliance/files/remote"
+	"gatehouse/appliance/files/serve"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
@@ -67,7 +68,7 @@ func (p process) Close() error { return p.end() }
 
 // Site is an agent that serves files, and what it wrote down.
 type Site struct {
-	files.Config
+	serve.Config
 	Fail func(control.Event) error // of the audit; nil: never
 	Cuts []int64                   // the next streams are cut after so many bytes; 0: not
 
@@ -81,11 +82,11 @@ type Site struct {
 
 // NewSite serves the files of a target.
 func NewSite(t testing.TB, functions right.Functions, dial func(context.Context) (io.ReadWriteCloser, error)) *Site {
-	a := files.NewAccess(dial)
+	a := remote.NewAccess(dial)
 	t.Cleanup(func() { a.Close() })
 	s := &Site{t: t}
 	t.Cleanup(s.Wait)
-	s.Config = files.Config{Session: session.ID{1}, Technician: "ada@example.com", Address: "192.0.2.7", Target: "Accounts server", Functions: functions, Files: a,
+	s.Config = serve.Config{Session: session.ID{1}, Technician: "ada@example.com", Address: "192.0.2.7", Target: "Accounts server", Functions: functions, Files: a,
 		Audit: func(_ context.Context, e control.Event) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -160,7 +161,7 @@ func (s *Site) Stream(ctx context.Context) (wire.Stream, error) {
 			there.Close()
 			return
 		}
-		_ = files.Serve(context.Background(), s.Config, there.(*net.TCPConn), o) // the other end judges
+		_ = serve.Stream(context.Background(), s.Config, there.(*net.TCPConn), o) // the other end judges
 	})
 	s.t.Cleanup(func() { here.Close() })
 	return stream, nil

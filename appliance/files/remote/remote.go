@@ -1,4 +1,5 @@
-package files
+// Package remote is the files of a target, reached by SFTP: what pkg/sftp does, with a limit on all that a target may send or keep waiting.
+package remote
 
 import (
 	"context"
@@ -14,26 +15,27 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
+	"gatehouse/appliance/files"
 	"gatehouse/appliance/session/wire"
 )
 
-// Target is the files of a target, as SFTP has them.
-type Target interface {
+// Files is what a target has, as SFTP shows it.
+type Files interface {
 	Stat(path string) (fs.FileInfo, error)  // follows links
 	Lstat(path string) (fs.FileInfo, error) // does not
 	RealPath(path string) (string, error)
 	List(ctx context.Context, path string) (entries []fs.FileInfo, more bool, err error)
 	Free(path string) (bytes uint64, known bool)
-	Open(path string) (Content, error)                // to read
-	Create(path string, resume bool) (Content, error) // to write and read, for the account alone; new unless resume
+	Open(path string) (File, error)                // to read
+	Create(path string, resume bool) (File, error) // to write and read, for the account alone; new unless resume
 	Mkdir(path string, mode fs.FileMode) error
 	Rename(from, to string) error  // fails where to exists
 	Replace(from, to string) error // at once, where the target can
 	Remove(path string) error
 }
 
-// Content is an open file.
-type Content interface {
+// File is an open one.
+type File interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
@@ -49,7 +51,7 @@ const (
 	syncPatience = 15 * time.Minute
 	slots        = 8        // operations at once on one connection
 	maxListing   = 16 << 20 // bytes of SFTP for one folder
-	inFlight     = Chunk / 32768
+	inFlight     = files.Chunk / 32768
 )
 
 // Subsystem opens SFTP over an SSH connection, which others may use too.
@@ -130,8 +132,8 @@ func NewAccess(dial func(context.Context) (io.ReadWriteCloser, error)) *Access {
 	return &Access{dial: dial, slots: make(chan struct{}, slots), claims: map[string]claim{}}
 }
 
-// use gives the target to one operation, until done is called.
-func (a *Access) use(ctx context.Context) (t Target, done func(), err error) {
+// Use gives the target to one operation, until done is called.
+func (a *Access) Use(ctx context.Context) (f Files, done func(), err error) {
 	select {
 	case a.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -171,9 +173,9 @@ func (a *Access) connection(ctx context.Context) (*remote, error) {
 	return r, nil
 }
 
-// claim has one put at a time write to a part. The later one is meant: the
+// Claim has one put at a time write to a part. The later one is meant: the
 // earlier belongs to a stream whose loss the agent has not noticed yet, and yields.
-func (a *Access) claim(ctx context.Context, part string, yield context.CancelFunc) (release func(), err error) {
+func (a *Access) Claim(ctx context.Context, part string, yield context.CancelFunc) (release func(), err error) {
 	mine := claim{yield, make(chan struct{})}
 	for {
 		a.claiming.Lock()
@@ -210,7 +212,7 @@ func (a *Access) Close() error {
 	return a.now.wire.Close()
 }
 
-// remote is a Target by pkg/sftp. That takes no context for most requests, so
+// remote is Files by pkg/sftp. That takes no context for most requests, so
 // each is watched: without an answer in time the connection is closed.
 type remote struct {
 	wire    io.Closer
@@ -309,7 +311,7 @@ func (r *remote) Free(path string) (uint64, bool) {
 	return v.Frsize * v.Bavail, true
 }
 
-func (r *remote) Open(path string) (Content, error) {
+func (r *remote) Open(path string) (File, error) {
 	defer r.watch(patience)()
 	f, err := r.c.Open(path)
 	if err != nil {
@@ -320,7 +322,7 @@ func (r *remote) Open(path string) (Content, error) {
 
 // Create makes a new file itself, never through a link that another account of
 // the target has laid; what is resumed was looked at before.
-func (r *remote) Create(path string, resume bool) (Content, error) {
+func (r *remote) Create(path string, resume bool) (File, error) {
 	defer r.watch(patience)()
 	flags := os.O_RDWR
 	if !resume {
@@ -349,7 +351,7 @@ func (r *remote) List(ctx context.Context, path string) ([]fs.FileInfo, bool, er
 	defer r.names.begin(nil)
 	entries, err := r.c.ReadDirContext(ctx, path)
 	if err != nil && errors.Is(context.Cause(ctx), errTooMany) {
-		return entries[:min(len(entries), MaxEntries)], true, nil
+		return entries[:min(len(entries), files.MaxEntries)], true, nil
 	}
 	return entries, false, err
 }
@@ -473,7 +475,21 @@ func (n *names) count(bytes, entries uint64) {
 	defer n.mu.Unlock()
 	n.bytes += bytes
 	n.entries += entries
-	if n.stop != nil && (n.entries > MaxEntries+2 || n.bytes > maxListing) {
+	if n.stop != nil && (n.entries > files.MaxEntries+2 || n.bytes > maxListing) {
 		n.stop()
 	}
+}
+
+// Lost says whether an error is that the connection to the target is gone.
+func Lost(err error) bool {
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, os.ErrClosed)
+}
+
+// Owner is whose a file is at the target, if it says so.
+func Owner(i fs.FileInfo) (uid, gid int, known bool) {
+	s, known := i.Sys().(*sftp.FileStat)
+	if !known {
+		return 0, 0, false
+	}
+	return int(s.UID), int(s.GID), true
 }

@@ -1,4 +1,4 @@
-package files_test
+package serve_test
 
 import (
 	"bytes"
@@ -617,5 +617,42 @@ func TestSES4_TheTargetIsLostAndFoundAgain(t *testing.T) {
 	s.Files.Close()
 	if _, _, _, err := ask(t, s, files.Request{Op: files.Stat, Path: []byte("file")}); code(err) != wire.Unreachable {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestSES4_ServersWithoutExtensions puts and gets where there are none of
+// OpenSSH's own additions to SFTP.
+func TestSES4_ServersWithoutExtensions(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "old"), []byte("old"))
+	s := filestest.NewSite(t, all, filestest.Target(t, dir, "-P", "posix-rename,fsync,statvfs"))
+	for _, path := range []string{"old", "new"} {
+		if _, err := put(t, s, files.Request{Path: []byte(path)}, []byte("content")); err != nil {
+			t.Error(err)
+		}
+		if b, _, err := get(t, s, files.Request{Path: []byte(path)}); err != nil || string(b) != "content" {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	holds(t, dir, "old", "new")
+}
+
+func TestSES4_TargetThatTakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "old"), []byte("old"))
+	s := filestest.NewSite(t, all, filestest.Target(t, dir, "-R"))
+	for _, path := range []string{"old", "new"} {
+		if _, err := put(t, s, files.Request{Path: []byte(path)}, []byte("content")); code(err) != wire.Failed || !strings.Contains(err.Error(), "does not let") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, q := range []files.Request{{Op: files.Remove, Path: []byte("old")}, {Op: files.Mkdir, Path: []byte("folder")}, {Op: files.Rename, Path: []byte("old"), To: []byte("other")}} {
+		if _, _, _, err := ask(t, s, q); code(err) != wire.Failed {
+			t.Errorf("%s: %v", q.Op, err)
+		}
+	}
+	holds(t, dir, "old")
+	if b, _, err := get(t, s, files.Request{Path: []byte("old")}); err != nil || string(b) != "old" {
+		t.Errorf("%q, %v", b, err)
 	}
 }

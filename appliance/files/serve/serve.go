@@ -1,4 +1,5 @@
-package files
+// Package serve is the agent's side of package files: it judges what a session may, writes it down, and does it at the target.
+package serve
 
 import (
 	"bytes"
@@ -10,31 +11,28 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
+	"gatehouse/appliance/files"
+	"gatehouse/appliance/files/remote"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
 
-// Config is what Serve knows of the session.
+// Config is what Stream knows of the session.
 type Config struct {
 	Session    session.ID
 	Technician string          // for the audit, and so are the next two
 	Address    string          // that the technician comes from; empty: not known
 	Target     string          // its name
 	Functions  right.Functions // of the grant
-	Files      *Access         // of the target
+	Files      *remote.Access  // of the target
 	// Audit returns once the event is on disk; without it nothing happens.
 	Audit func(context.Context, control.Event) error
 	// Tell tells the hub of a transfer. That it could not be told stops
@@ -42,26 +40,26 @@ type Config struct {
 	Tell func(attend.FromSite) error
 }
 
-var needs = map[Op]right.Functions{
-	List: right.FileManager, Stat: right.FileManager, Mkdir: right.FileManager, Rename: right.FileManager, Remove: right.FileManager,
-	Get: right.ReceiveFiles, Hash: right.ReceiveFiles, Put: right.SendFiles,
+var needs = map[files.Op]right.Functions{
+	files.List: right.FileManager, files.Stat: right.FileManager, files.Mkdir: right.FileManager, files.Rename: right.FileManager, files.Remove: right.FileManager,
+	files.Get: right.ReceiveFiles, files.Hash: right.ReceiveFiles, files.Put: right.SendFiles,
 }
 
 // Over makes what serves the streams of a session, each with a connection to
 // the target that it may use: they share one channel on the first.
 func Over(cfg Config) func(context.Context, *ssh.Client, wire.Stream, wire.Open) error {
 	type key struct{}
-	cfg.Files = NewAccess(func(ctx context.Context) (io.ReadWriteCloser, error) {
-		return Subsystem(ctx.Value(key{}).(*ssh.Client))
+	cfg.Files = remote.NewAccess(func(ctx context.Context) (io.ReadWriteCloser, error) {
+		return remote.Subsystem(ctx.Value(key{}).(*ssh.Client))
 	})
 	return func(ctx context.Context, c *ssh.Client, s wire.Stream, o wire.Open) error {
-		return Serve(context.WithValue(ctx, key{}, c), cfg, s, o)
+		return Stream(context.WithValue(ctx, key{}, c), cfg, s, o)
 	}
 }
 
-// Serve does what one stream asks for and closes it. The error is for the log
+// Stream does what one stream asks for and closes it. The error is for the log
 // of the agent; the technician's end was told.
-func Serve(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
+func Stream(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
 	defer linger(s)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -70,14 +68,14 @@ func Serve(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
 	if err != nil {
 		return refuse(s, err)
 	}
-	w := work{Config: cfg, q: q, s: s, f: NewFrames(s), cancel: cancel}
+	w := work{Config: cfg, q: q, s: s, f: files.NewFrames(s), cancel: cancel}
 	need := needs[q.Op]
 	if !cfg.Functions.Has(need) {
 		err := wire.Refuse(wire.Denied, "This session may not do that (%s): it needs the right %s, which was not granted.", q.Op, need)
 		_ = w.audit(ctx, auditWords[q.Op], "refused", map[string]string{"right": need.String()}) // refused either way
 		return refuse(s, err)
 	}
-	t, done, err := cfg.Files.use(ctx)
+	t, done, err := cfg.Files.Use(ctx)
 	if err != nil {
 		var r *wire.Refusal
 		if !errors.As(err, &r) {
@@ -87,15 +85,15 @@ func Serve(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
 	}
 	defer done()
 	switch q.Op {
-	case Get:
+	case files.Get:
 		return w.get(ctx, t)
-	case Put:
+	case files.Put:
 		return w.put(ctx, t)
-	case Hash:
+	case files.Hash:
 		return w.hash(ctx, t)
-	case List:
+	case files.List:
 		return w.list(ctx, t)
-	case Stat:
+	case files.Stat:
 		return w.stat(t)
 	}
 	return w.change(ctx, t)
@@ -114,25 +112,25 @@ func refuse(s wire.Stream, err error) error {
 }
 
 // parse reads a request and checks what does not depend on the target.
-func parse(args json.RawMessage) (q Request, err error) {
-	if err := Message(args, &q); err != nil {
+func parse(args json.RawMessage) (q files.Request, err error) {
+	if err := files.Message(args, &q); err != nil {
 		return q, wire.Refuse(wire.Invalid, "%v", err)
 	}
 	if len(q.Path) == 0 {
 		q.Path = []byte(".")
 	}
 	if q.Mode == 0 {
-		q.Mode = map[Op]uint32{Put: 0o644, Mkdir: 0o755}[q.Op]
+		q.Mode = map[files.Op]uint32{files.Put: 0o644, files.Mkdir: 0o755}[q.Op]
 	}
 	_, known := needs[q.Op]
 	switch {
 	case !known:
 		return q, wire.Refuse(wire.Invalid, "%.20q is not an operation on files", q.Op)
-	case len(q.Path) > MaxPath || bytes.IndexByte(q.Path, 0) >= 0:
-		return q, wire.Refuse(wire.Invalid, "a path has at most %d bytes, none of them zero", MaxPath)
-	case q.Op == Rename && (len(q.To) == 0 || len(q.To) > MaxPath || bytes.IndexByte(q.To, 0) >= 0):
-		return q, wire.Refuse(wire.Invalid, "the new path has 1 to %d bytes, none of them zero", MaxPath)
-	case q.Op != Rename && len(q.To) > 0 || q.Op != Put && len(q.Name) > 0:
+	case len(q.Path) > files.MaxPath || bytes.IndexByte(q.Path, 0) >= 0:
+		return q, wire.Refuse(wire.Invalid, "a path has at most %d bytes, none of them zero", files.MaxPath)
+	case q.Op == files.Rename && (len(q.To) == 0 || len(q.To) > files.MaxPath || bytes.IndexByte(q.To, 0) >= 0):
+		return q, wire.Refuse(wire.Invalid, "the new path has 1 to %d bytes, none of them zero", files.MaxPath)
+	case q.Op != files.Rename && len(q.To) > 0 || q.Op != files.Put && len(q.Name) > 0:
 		return q, wire.Refuse(wire.Invalid, "the operation %s takes one path", q.Op)
 	case len(q.Name) > 255 || bytes.ContainsAny(q.Name, "/\x00") || string(q.Name) == "." || string(q.Name) == "..":
 		return q, wire.Refuse(wire.Invalid, "a name has at most 255 bytes, none of them a slash or zero")
@@ -152,9 +150,9 @@ func isHash(s string) bool {
 // work is one operation.
 type work struct {
 	Config
-	q Request
+	q files.Request
 	s wire.Stream
-	f *Frames
+	f *files.Frames
 
 	cancel  context.CancelFunc // of the context that all of it runs in
 	replied bool
@@ -165,14 +163,14 @@ type work struct {
 const maxDetail = 6 << 10
 
 // auditWords are the actions in the audit log.
-var auditWords = map[Op]string{
-	List: "list files", Stat: "list files", Mkdir: "make folder", Rename: "rename file", Remove: "remove file",
-	Get: "receive file", Hash: "hash file", Put: "send file",
+var auditWords = map[files.Op]string{
+	files.List: "list files", files.Stat: "list files", files.Mkdir: "make folder", files.Rename: "rename file", files.Remove: "remove file",
+	files.Get: "receive file", files.Hash: "hash file", files.Put: "send file",
 }
 
 func (w *work) audit(ctx context.Context, action, outcome string, detail map[string]string) error {
 	// A log that takes the agent for the actor has the technician in the detail.
-	d := map[string]string{"session": w.Session.String(), "technician": w.Technician, "path": Shown(string(w.q.Path))}
+	d := map[string]string{"session": w.Session.String(), "technician": w.Technician, "path": files.Shown(string(w.q.Path))}
 	if w.Address != "" {
 		d["address"] = w.Address
 	}
@@ -187,15 +185,6 @@ func (w *work) audit(ctx context.Context, action, outcome string, detail map[str
 		return wire.Refuse(wire.Failed, "The agent could not write this down in its audit log, so it was not done: %v", err)
 	}
 	return nil
-}
-
-// Shown is a path or name for people and logs: as it is where it is plain, else
-// quoted as in Go, so that it can be told what it was.
-func Shown(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
-		return s
-	}
-	return strconv.QuoteToGraphic(s)
 }
 
 // reply answers the Open.
@@ -217,7 +206,7 @@ func (w *work) reply(v any) error {
 func trouble(doing, path string, err error) error {
 	var r *wire.Refusal
 	var lost *lostError
-	path = Shown(path)
+	path = files.Shown(path)
 	switch {
 	case errors.As(err, &r), errors.As(err, &lost):
 		return err
@@ -225,7 +214,7 @@ func trouble(doing, path string, err error) error {
 		return wire.Refuse(wire.NotFound, "%s %s: the target has no such file or folder.", doing, path)
 	case errors.Is(err, fs.ErrPermission):
 		return wire.Refuse(wire.Failed, "%s %s: the target does not let this account do that.", doing, path)
-	case errors.Is(err, sftp.ErrSSHFxConnectionLost), errors.Is(err, os.ErrClosed):
+	case remote.Lost(err):
 		return wire.Refuse(wire.Unreachable, "%s %s: the connection to the target was lost.", doing, path)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return wire.Refuse(wire.Unreachable, "%s %s: the session ended.", doing, path)
@@ -233,20 +222,20 @@ func trouble(doing, path string, err error) error {
 	return wire.Refuse(wire.Failed, "%s %s: %v", doing, path, err)
 }
 
-func entry(name string, i fs.FileInfo) Entry {
-	e := Entry{Name: []byte(name), Kind: Other, Size: i.Size(), Mode: uint32(i.Mode().Perm()), Time: i.ModTime().Unix()}
+func entry(name string, i fs.FileInfo) files.Entry {
+	e := files.Entry{Name: []byte(name), Kind: files.Other, Size: i.Size(), Mode: uint32(i.Mode().Perm()), Time: i.ModTime().Unix()}
 	switch {
 	case i.Mode().IsRegular():
-		e.Kind = File
+		e.Kind = files.File
 	case i.IsDir():
-		e.Kind = Folder
+		e.Kind = files.Folder
 	case i.Mode()&fs.ModeSymlink != 0:
-		e.Kind = Link
+		e.Kind = files.Link
 	}
 	return e
 }
 
-func (w *work) list(ctx context.Context, t Target) error {
+func (w *work) list(ctx context.Context, t remote.Files) error {
 	path := string(w.q.Path)
 	entries, more, err := t.List(ctx, path)
 	if err != nil {
@@ -256,24 +245,24 @@ func (w *work) list(ctx context.Context, t Target) error {
 		return err
 	}
 	for len(entries) > 0 {
-		var page []Entry
-		for size := 0; len(entries) > 0 && size < MaxContent/2; entries = entries[1:] {
+		var page []files.Entry
+		for size := 0; len(entries) > 0 && size < files.MaxContent/2; entries = entries[1:] {
 			name := entries[0].Name()
-			if len(name) > MaxPath {
+			if len(name) > files.MaxPath {
 				more = true
 				continue
 			}
 			size += len(name)*4/3 + 100
 			page = append(page, entry(name, entries[0]))
 		}
-		if err := w.f.Say(FrameEntries, page); err != nil {
+		if err := w.f.Say(files.FrameEntries, page); err != nil {
 			return err
 		}
 	}
-	return errors.Join(w.f.Say(FrameEnd, Listed{more}), w.s.CloseWrite())
+	return errors.Join(w.f.Say(files.FrameEnd, files.Listed{More: more}), w.s.CloseWrite())
 }
 
-func (w *work) stat(t Target) error {
+func (w *work) stat(t remote.Files) error {
 	path := string(w.q.Path)
 	i, err := t.Stat(path)
 	if err != nil {
@@ -286,13 +275,13 @@ func (w *work) stat(t Target) error {
 }
 
 // change is an operation that needs no content. It is written down before it is done.
-func (w *work) change(ctx context.Context, t Target) error {
+func (w *work) change(ctx context.Context, t remote.Files) error {
 	path, action := string(w.q.Path), auditWords[w.q.Op]
 	detail := map[string]string{}
-	if w.q.Op == Rename {
-		detail["to"] = Shown(string(w.q.To))
+	if w.q.Op == files.Rename {
+		detail["to"] = files.Shown(string(w.q.To))
 	}
-	if w.q.Op == Mkdir {
+	if w.q.Op == files.Mkdir {
 		switch there, err := w.folder(t, path); {
 		case err != nil:
 			return refuse(w.s, err)
@@ -305,13 +294,13 @@ func (w *work) change(ctx context.Context, t Target) error {
 	}
 	var err error
 	switch w.q.Op {
-	case Mkdir:
+	case files.Mkdir:
 		err = t.Mkdir(path, fs.FileMode(w.q.Mode&^0o022))
-	case Remove:
+	case files.Remove:
 		err = t.Remove(path)
-	case Rename:
+	case files.Rename:
 		if _, there := t.Lstat(string(w.q.To)); there == nil {
-			err = wire.Refuse(wire.Failed, "Renaming %s: there is a %s already.", Shown(path), Shown(string(w.q.To)))
+			err = wire.Refuse(wire.Failed, "Renaming %s: there is a %s already.", files.Shown(path), files.Shown(string(w.q.To)))
 		} else {
 			err = t.Rename(path, string(w.q.To))
 		}
@@ -324,10 +313,10 @@ func (w *work) change(ctx context.Context, t Target) error {
 	return errors.Join(w.outcome(ctx, action, "ok", detail), w.reply(nil), w.s.CloseWrite())
 }
 
-var doing = map[Op]string{Mkdir: "Making the folder", Remove: "Removing", Rename: "Renaming"}
+var doing = map[files.Op]string{files.Mkdir: "Making the folder", files.Remove: "Removing", files.Rename: "Renaming"}
 
 // folder says whether a folder is there; anything else in its place is an error.
-func (w *work) folder(t Target, path string) (bool, error) {
+func (w *work) folder(t remote.Files, path string) (bool, error) {
 	look := t.Stat
 	if w.q.NoLinks {
 		look = t.Lstat
@@ -339,7 +328,7 @@ func (w *work) folder(t Target, path string) (bool, error) {
 	case err != nil:
 		return false, trouble("Making the folder", path, err)
 	case !i.IsDir():
-		return false, wire.Refuse(wire.Failed, "Making the folder %s: there is something else of that name.", Shown(path))
+		return false, wire.Refuse(wire.Failed, "Making the folder %s: there is something else of that name.", files.Shown(path))
 	}
 	return true, nil
 }
