@@ -2,13 +2,14 @@
 import { readFileSync } from "node:fs";
 import { end, expect, fail, open, url } from "./browser.mjs";
 
+const printed = JSON.parse(readFileSync(process.env.GATEHOUSE_WEB_PRINTED, "utf8"));
 const told = JSON.parse(readFileSync(process.env.GATEHOUSE_WEB_PAYLOADS, "utf8"));
 const { browser, context, page } = await open();
 await context.addCookies([{ name: "__Host-gatehouse", value: process.env.GATEHOUSE_WEB_SESSION, url, secure: true }]);
 await context.addInitScript(() => { window.ran = (n) => console.error(`RAN ${n} at ${location.pathname}`); });
 page.on("dialog", (d) => { fail(`a dialog at ${page.url()}: ${d.message().slice(0, 80)}`); d.dismiss(); });
 context.on("page", (p) => fail(`a window was opened: ${p.url()}`));
-const ours = /^\/(targets|sessions|recordings|card|assets)(\/|$)|^\/favicon/;
+const ours = /^\/(targets|sessions|recordings|audit|status|card|assets)(\/|$)|^\/$|^\/favicon/;
 page.on("request", (r) => { if (!ours.test(new URL(r.url()).pathname)) fail(`a text made the page ask for ${r.url().slice(0, 120)}`); });
 
 // calm says what in the page is not ours: elements and addresses that a text made.
@@ -63,6 +64,23 @@ await page.waitForTimeout(500);
 await calm("/sessions after it refreshed itself");
 await page.goto(url + "/card");
 await calm("/card");
+
+// What agents report of their machines, and what of all that is in the audit log.
+await page.goto(url + "/");
+const agents = new Set();
+await reads(agents);
+whole(agents, "the status");
+await calm("the status");
+const log = new Set();
+await page.goto(url + "/audit");
+for (;;) {
+	await reads(log);
+	await calm("/audit");
+	const older = page.locator("main a:has-text('Older entries')");
+	if (await older.count() === 0) break;
+	await older.click();
+}
+expect(printed.every((t) => log.has(t)), `the audit log does not show as it is: ${JSON.stringify(printed.filter((t) => !log.has(t)).slice(0, 3))}`);
 
 // Each in one of the pages of a single target.
 const single = ["edit", "remove", "credential", "host-key"];

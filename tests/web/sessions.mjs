@@ -14,6 +14,12 @@ await page.goto(url + "/targets/remove?id=1");
 await look(page, "63-target-remove");
 await page.goto(url + "/targets/edit?id=2");
 await look(page, "64-target-edit");
+await page.goto(url + "/targets/new");
+expect(await page.getAttribute("#port", "placeholder") === "22", "the usual port of SSH");
+await page.selectOption("#kind", "rdp");
+expect(await page.getAttribute("#port", "placeholder") === "3389", "and of RDP");
+await page.selectOption("#kind", "tcp");
+expect(await page.getAttribute("#port", "placeholder") === "", "there is none for any other");
 await page.goto(url + "/sessions");
 await look(page, "65-sessions");
 const again = page.waitForResponse((r) => r.url().endsWith("/sessions/live") && r.ok());
@@ -35,6 +41,10 @@ await page.focus(".bar summary");
 await page.keyboard.press("Enter");
 await page.waitForSelector(".sheet a:has-text('Audit')");
 await look(page, "68-more-sheet");
+await page.setViewportSize({ width: 360, height: 800 });
+await page.keyboard.press("Escape");
+expect(!(await page.locator(".sheet").isVisible()), "Escape closes the sheet");
+expect(await page.evaluate(() => document.activeElement.localName === "summary"), "and the focus is back where it was opened");
 await page.setViewportSize({ width: 1280, height: 800 });
 
 // The player.

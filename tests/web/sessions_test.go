@@ -2,35 +2,47 @@ package web
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"html/template"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"gatehouse/appliance/audit"
 	"gatehouse/appliance/broker"
+	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/console/recordings"
 	"gatehouse/appliance/console/sessions"
 	"gatehouse/appliance/console/shell"
+	"gatehouse/appliance/console/status"
 	"gatehouse/appliance/console/targets"
 	"gatehouse/appliance/console/xterm"
+	"gatehouse/appliance/control"
+	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/hub"
+	"gatehouse/appliance/enroll/report"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
 )
 
 // desk has the pages of targets, sessions and recordings over a double of the
 // broker, which has what a test put there.
-func desk(t *testing.T, b *consoletest.Broker, in sessions.Ports) *consoletest.Desk {
+func desk(t *testing.T, b *consoletest.Broker, in sessions.Ports, more ...func(*consoletest.Desk) []shell.Route) *consoletest.Desk {
 	t.Helper()
 	if xterm.Open().Module == "" {
 		t.Fatal("the bundle of xterm.js is not built: run make tools")
 	}
-	return consoletest.NewDesk(t, func(*consoletest.Desk) (routes []shell.Route) {
+	return consoletest.NewDesk(t, func(d *consoletest.Desk) (routes []shell.Route) {
 		in := sessions.New(in)
 		for _, pages := range [][]shell.Route{
 			targets.New(targets.Ports{Targets: b.Targets, Target: b.Target, Declare: b.Declare, Remove: b.Remove, SetCredential: b.SetCredential, ForgetHostKeys: b.ForgetHostKeys}).Routes(),
@@ -39,6 +51,9 @@ func desk(t *testing.T, b *consoletest.Broker, in sessions.Ports) *consoletest.D
 			xterm.Routes(),
 		} {
 			routes = append(routes, pages...)
+		}
+		for _, pages := range more {
+			routes = append(routes, pages(d)...)
 		}
 		return routes
 	})
@@ -90,18 +105,62 @@ func TestSES4_HostileTextsStayText(t *testing.T) {
 		n := int(visit.Add(1)-1) % 5 * 100
 		return append(slices.Clone(in), over[n:n+100]...), nil
 	}
-	var want []string
-	for _, s := range payloads {
-		want = append(want, shell.Told(s))
+	file := func(name string, show func(string) string) string {
+		var want []string
+		for _, s := range payloads {
+			want = append(want, show(s))
+		}
+		list, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, list, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
-	list, err := json.Marshal(want)
+	none := func(*shell.Visit) (template.HTML, error) { return "", nil }
+	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End}, func(d *consoletest.Desk) []shell.Route {
+		log := audited(t, payloads)
+		return append(status.New(d.Place, func() []hub.Site { return reported(payloads) }, log, none, none).Routes(), auditlog.New(log).Routes()...)
+	})
+	driveDesk(t, "hostile.mjs", d, "GATEHOUSE_WEB_PAYLOADS="+file("told", shell.Told), "GATEHOUSE_WEB_PRINTED="+file("printed", asLogged), "GATEHOUSE_WEB_ALL="+consoletest.SessionID(9999).String(), "GATEHOUSE_WEB_FIRST="+consoletest.SessionID(0).String())
+}
+
+// asLogged is how the audit log shows a text: bytes that are no UTF-8 are one character there.
+func asLogged(s string) string { return shell.Printed(strings.ToValidUTF8(s, "\uFFFD")) }
+
+// reported are agents that say what is hostile of their machines.
+func reported(payloads []string) (sites []hub.Site) {
+	for _, s := range payloads {
+		sites = append(sites, hub.Site{Metadata: enroll.Metadata{Name: s, Version: s, System: s, Hardware: s}, EnrolledAt: time.Now(),
+			Inventory: &report.Inventory{Host: s, Machine: report.Machine{Vendor: s, Product: s}, CPU: report.CPU{Model: s, Count: 1}},
+			Health:    &report.Health{Temperatures: []report.Temperature{{Sensor: s, Celsius: 40}}}})
+	}
+	return sites
+}
+
+// audited is an audit log in which each is in every field.
+func audited(t *testing.T, payloads []string) audit.Reader {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "payloads.json")
-	if err := os.WriteFile(file, list, 0o600); err != nil {
+	dir := t.TempDir()
+	w, err := audit.Open(dir, audit.Config{Key: &key.PublicKey, Now: time.Now, Rand: rand.Reader, GID: -1,
+		Sign: func(_ context.Context, digest []byte) ([]byte, error) {
+			return ecdsa.SignASN1(rand.Reader, key, digest)
+		}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End})
-	driveDesk(t, "hostile.mjs", d, "GATEHOUSE_WEB_PAYLOADS="+file, "GATEHOUSE_WEB_ALL="+consoletest.SessionID(9999).String(), "GATEHOUSE_WEB_FIRST="+consoletest.SessionID(0).String())
+	t.Cleanup(func() { w.Close() })
+	for _, s := range payloads {
+		if _, err := w.Append(t.Context(), control.Event{Actor: s, Action: s, Object: s, From: s, Outcome: "ok", Detail: map[string]string{"reason": s, s: "x"}}); err != nil {
+			t.Fatalf("%q: %v", s, err)
+		}
+	}
+	return audit.Reader{Dir: dir}
 }

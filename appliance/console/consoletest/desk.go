@@ -25,6 +25,7 @@ import (
 	"gatehouse/appliance/cert"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/setup"
 	"gatehouse/appliance/store"
 )
 
@@ -35,6 +36,7 @@ type Desk struct {
 	Session string // the cookie of who is signed in
 	Box     *shell.Box
 	Real    *broker.Broker // over an empty database, without an agent
+	Place   setup.Settings
 
 	db *store.DB
 
@@ -51,9 +53,10 @@ func NewDesk(t testing.TB, routes func(*Desk) []shell.Route) *Desk {
 	rand.Read(keys.Fields)
 	rand.Read(keys.Pepper)
 	var err error
-	d.db, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "desk.db"), keys, account.Domain(), broker.Domain())
+	d.db, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "desk.db"), keys, account.Domain(), broker.Domain(), setup.Domain())
 	must(t, err)
 	t.Cleanup(func() { d.db.Close() })
+	d.Place = setup.Settings{DB: d.db}
 	d.Box = &shell.Box{
 		Name: Name, Wall: time.Now, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Accounts: account.New(account.Config{DB: d.db, Wall: time.Now, Steady: time.Now}),

@@ -208,6 +208,7 @@ var functions = template.FuncMap{
 	"ago":     Ago,
 	"n":       Number,
 	"told":    Told,
+	"printed": Printed,
 	"bytes":   func(n int64) string { return Size(uint64(max(n, 0))) },
 }
 
@@ -287,22 +288,26 @@ const longestTold = 300
 // not endless, and without the characters that turn or hide what is around
 // them. The template makes harmless what looks like markup.
 func Told(s string) string {
-	var b strings.Builder
 	n := 0
-	for _, r := range s {
+	for i := range s {
 		if n++; n > longestTold {
-			b.WriteRune('…')
-			break
+			return Printed(s[:i]) + "…"
 		}
+	}
+	return Printed(s)
+}
+
+// Printed is Told of a text that is not cut, since all of it counts.
+func Printed(s string) string {
+	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t', r == '\n', r == '\r':
-			r = ' '
-		case !unicode.IsPrint(r):
-			r = utf8.RuneError // controls, and those of writing direction
+			return ' '
+		case !unicode.IsPrint(r): // controls, and those of writing direction
+			return utf8.RuneError
 		}
-		b.WriteRune(r)
-	}
-	return b.String()
+		return r
+	}, s)
 }
 
 // Assets are the routes of style, script and images.

@@ -112,6 +112,11 @@ func TestSES5_TargetsAreManagedByWhoMay(t *testing.T) {
 	if p.Status != 200 || !strings.Contains(p.Body, "/sessions/terminal?target=1") {
 		t.Fatalf("a technician sees no target to open: %d", p.Status)
 	}
+	for id, want := range map[string]bool{"0": true, "1": true, "2": false} { // allowed, allowed, forced
+		if got := strings.Contains(p.Body, "/sessions/terminal?target="+id+"&amp;record=1"); got != want {
+			t.Errorf("target %s can be opened recorded: %v", id, got)
+		}
+	}
 	for _, word := range []string{"/targets/new", "/targets/edit", "/targets/credential", "/targets/host-key", "/targets/remove"} {
 		if strings.Contains(p.Body, word) {
 			t.Errorf("a technician is shown %s", word)

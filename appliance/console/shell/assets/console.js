@@ -1,6 +1,6 @@
 // What a script adds to pages that work without one: times in the reader's
-// zone, the password meter, the browser's clock, copying, printing, and a
-// status page that stays fresh.
+// zone, the password meter, the browser's clock, copying, printing, usual ports,
+// a sheet that closes, and a status page that stays fresh.
 "use strict";
 document.documentElement.classList.add("scripted");
 
@@ -99,6 +99,20 @@ function refresh(el) {
 for (const el of document.querySelectorAll("input[data-meter]")) meter(el);
 for (const el of document.querySelectorAll("[data-clocks]")) clocks(el);
 for (const el of document.querySelectorAll("[data-refresh]")) refresh(el);
+for (const el of document.querySelectorAll("[data-usual]")) { // the port that goes without saying
+	const kind = document.getElementById(el.dataset.usual);
+	const show = () => { el.placeholder = kind.selectedOptions[0]?.dataset.port ?? ""; };
+	kind.addEventListener("change", show);
+	show();
+}
+for (const el of document.querySelectorAll(".bar details")) { // closes as such sheets do
+	document.addEventListener("keydown", (e) => {
+		if (e.key !== "Escape" || !el.open) return;
+		el.open = false;
+		el.querySelector("summary").focus();
+	});
+	document.addEventListener("click", (e) => { if (!el.contains(e.target)) el.open = false; });
+}
 for (const el of document.querySelectorAll("[data-print]")) el.addEventListener("click", () => window.print());
 for (const el of document.querySelectorAll("[data-copy]")) {
 	el.addEventListener("click", async () => {
