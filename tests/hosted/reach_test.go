@@ -252,7 +252,7 @@ func (b *behind) openSSH() {
 	if out, code := b.whole("", "ssh", "-F", file, "root@nobody-there.gatehouse", "true"); code != 255 || !strings.Contains(out, "198.51.100.77") {
 		b.Errorf("ssh to a target that does not answer: %d\n%s", code, out)
 	}
-	if out, code := b.whole("from here\n", "ssh", "-F", file, "root@nas.gatehouse", "cat; echo $SSH_CONNECTION; exit 5"); code != 5 || !strings.HasPrefix(out, "from here\n"+boxInside+" ") {
+	if out, code := b.whole("from here\n", "ssh", "-F", file, "root@nas.gatehouse", "cat; echo $SSH_CONNECTION; exit 5"); code != 5 || !strings.HasPrefix(out, "from here\n"+boxInside+" ") || strings.Count(out, "\n") != 2 {
 		b.Errorf("ssh: %d\n%s", code, out)
 	}
 	from, to := filepath.Join(b.home, "tree"), filepath.Join(b.home, "copy")
@@ -268,6 +268,9 @@ func (b *behind) openSSH() {
 	if out, code := b.whole("", "rsync", "-a", "-e", "ssh -F "+file, from+"/", "root@nas.gatehouse:"+to+"/"); code != 0 {
 		b.Fatalf("rsync: %d\n%s", code, out)
 	}
+	// ssh has ended its ProxyCommand, and that has ended the session: what it
+	// leaves would be open at the target until the agent gives up waiting.
+	b.eventually("the end of the sessions of ssh and rsync", func() bool { return !strings.Contains(b.good("sessions", "list"), "nas") })
 	for name, sum := range want {
 		if text, err := os.ReadFile(filepath.Join(to, name)); err != nil || sha256.Sum256(text) != sum {
 			b.Errorf("%s came as another: %v", name, err)
