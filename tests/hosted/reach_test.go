@@ -224,6 +224,18 @@ func (b *behind) commands() {
 	if out, code := b.tool("exec", "nas", "--", "echo", "$SSH_CONNECTION"); code != 0 || !strings.HasPrefix(out, boxInside+" ") {
 		b.Errorf("once it is pinned: %d, the target is reached from %s", code, out)
 	}
+	b.good("exec", "nas", "--record", "--", "echo this is recorded")
+	b.eventually("the recording", func() bool { return strings.Contains(b.good("record", "list", "--json"), `"whole": true`) })
+	id := regexp.MustCompile(`"session": "([0-9a-f]{32})"`).FindStringSubmatch(b.good("record", "list", "--json"))[1]
+	if out := b.good("record", "export", id[:6]); !strings.Contains(out, `"version":2`) || !strings.Contains(out, "this is recorded") {
+		b.Errorf("the recording: %s", out)
+	}
+	if out := b.good("record", "play", id, "--speed", "100"); !strings.Contains(out, "this is recorded\r\n") {
+		b.Errorf("played: %q", out)
+	}
+	if out, code := b.whole("help\nexit\n", b.toolPath(), "connect", "box"); code != 0 || !strings.Contains(out, "status") {
+		b.Errorf("the console of the box: %d\n%s", code, out)
+	}
 	if out, code := b.tool("exec", "nobody-there", "--", "true"); code != 1 && code != 3 {
 		b.Errorf("a command at a plain port: %d\n%s", code, out)
 	}
