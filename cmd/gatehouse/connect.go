@@ -160,8 +160,13 @@ func forwardStdio(ctx context.Context, s *technician.Session, in io.Reader, out 
 		_, err := io.Copy(st, in)
 		there <- errors.Join(err, st.CloseWrite())
 	}()
+	cut := context.AfterFunc(ctx, func() { st.Close() })
+	defer cut()
 	if _, err := io.Copy(out, st); err != nil {
-		return unreached(err)
+		if ctx.Err() != nil {
+			return &ended{exitInterrupted}
+		}
+		return unreached(because(s, err))
 	}
 	if c, ok := out.(io.Closer); ok {
 		c.Close() // the other program sees the end by it
@@ -172,7 +177,7 @@ func forwardStdio(ctx context.Context, s *technician.Session, in io.Reader, out 
 	case <-s.Done():
 		return unreached(s.Err())
 	case <-ctx.Done():
-		return ctx.Err()
+		return &ended{exitInterrupted} // ssh says that it is done by a signal: that is worth no word
 	}
 }
 

@@ -61,12 +61,15 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 	if !r.noDirect {
 		cfg = directly(cfg)
 	}
+	if r.record {
+		functions = append(functions[:len(functions):len(functions)], "record")
+	}
 	return b.as(cmd.Context(), r.who, cmd.InOrStdin(), func(ctx context.Context) error {
 		s, err := begin(ctx, b, cfg, api.Ask{Target: target, Functions: functions, Record: r.record})
 		if err != nil {
 			return unreached(err)
 		}
-		stop := alive(ctx, b, s)
+		stop := alive(ctx, b, s, aliveEach)
 		err = do(ctx, s)
 		stop()
 		return errors.Join(err, s.Close("the technician's end was closed"))
@@ -124,12 +127,12 @@ func (h hub) Meet(ctx context.Context, q api.MeetAsk) (m api.Meeting, err error)
 // alive tells the box that its person is at work, whenever something was done:
 // bytes of a session do not pass by the console, and it would sign the person
 // out, after which a lost way could not be replaced.
-func alive(ctx context.Context, b *box, s *technician.Session) (stop func()) {
+func alive(ctx context.Context, b *box, s *technician.Session, each time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	work.Go(func() {
 		seen := s.Activity()
-		tick := time.NewTicker(aliveEach)
+		tick := time.NewTicker(each)
 		defer tick.Stop()
 		for {
 			select {
@@ -142,7 +145,7 @@ func alive(ctx context.Context, b *box, s *technician.Session) (stop func()) {
 			if now := s.Activity(); now != seen {
 				seen = now
 				var answer session
-				_, _ = b.call(ctx, http.MethodGet, "/api/v1/session", nil, &answer) // if not now, then in five minutes
+				_, _ = b.call(ctx, http.MethodGet, "/api/v1/session", nil, &answer) // if not now, then at the next tick
 			}
 		}
 	})

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	targets "gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
 	"gatehouse/appliance/session/wire"
+	"gatehouse/appliance/technician"
 	"gatehouse/appliance/technician/techniciantest"
 )
 
@@ -45,6 +47,7 @@ type hubBox struct {
 	posted   map[string][]byte
 	cast     string
 	confirm  bool // wants a fresh session
+	used     atomic.Int32
 }
 
 const hubPassword, hubCode = "violet tractor", "123456"
@@ -124,6 +127,7 @@ func (h *hubBox) routes() http.Handler {
 		http.Redirect(w, r, "/sign-in?done=out", http.StatusSeeOther)
 	})
 	signedIn("GET /api/v1/session", func(w http.ResponseWriter, _ *http.Request) {
+		h.used.Add(1)
 		answer(w, session{"ada@example.org", "owner", time.Now().Add(12 * time.Hour), 1800})
 	})
 	signedIn("GET "+api.Targets, func(w http.ResponseWriter, _ *http.Request) { answer(w, api.TargetList{Targets: h.targets}) })
@@ -378,6 +382,53 @@ func TestSES5_StdioPassesBothEnds(t *testing.T) {
 	code, out, diag := h.run(strings.NewReader(text), "connect", "nas-s-d.gatehouse", "--stdio")
 	if code != 0 || out != strings.ToUpper(text) || diag != "" {
 		t.Errorf("%d, %d bytes back of %d, %s", code, len(out), len(text), diag)
+	}
+}
+
+// The console hears that its person is at work while something is sent, and
+// only then: who leaves a terminal open is signed out as on a page.
+func TestSES10_TheConsoleHearsOfWork(t *testing.T) {
+	h := newHubBox(t, nas, upper)
+	h.login()
+	b, _, err := findBox(t.Context(), nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.as(t.Context(), signIn{}, nil, func(ctx context.Context) error {
+		s, err := begin(ctx, b, technician.Config{Hub: hub{b}, Dial: (&net.Dialer{}).DialContext, Near: b.address, Patience: patience}, api.Ask{Target: "7"})
+		if err != nil {
+			return err
+		}
+		defer s.Close("the test is over")
+		h.used.Store(0)
+		defer alive(ctx, b, s, 10*time.Millisecond)()
+		time.Sleep(100 * time.Millisecond)
+		if n := h.used.Load(); n != 0 {
+			t.Errorf("told %d times of nothing", n)
+		}
+		for h.used.Load() < 2 && ctx.Err() == nil {
+			st, _, err := s.Open(ctx, wire.Open{Do: wire.Forward})
+			if err != nil {
+				return err
+			}
+			st.Close()
+			time.Sleep(5 * time.Millisecond)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSES9_RecordAsksForTheRight(t *testing.T) {
+	h := newHubBox(t, nas, shell)
+	h.login()
+	if code, _, diag := h.run(strings.NewReader(""), "exec", "7", "--record", "--", "id"); code != 0 {
+		t.Errorf("%d %s", code, diag)
+	}
+	if q := h.site.Asked(); !q[0].Record || fmt.Sprint(q[0].Functions) != "[scripts record]" && fmt.Sprint(q[0].Functions) != "[record scripts]" {
+		t.Errorf("asked for %+v", q[0])
 	}
 }
 

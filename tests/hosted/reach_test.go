@@ -224,6 +224,18 @@ func (b *behind) commands() {
 	if out, code := b.tool("exec", "nas", "--", "echo", "$SSH_CONNECTION"); code != 0 || !strings.HasPrefix(out, boxInside+" ") {
 		b.Errorf("once it is pinned: %d, the target is reached from %s", code, out)
 	}
+	b.good("exec", "nas", "--record", "--", "echo this is recorded")
+	b.eventually("the recording", func() bool { return strings.Contains(b.good("record", "list", "--json"), `"whole": true`) })
+	id := regexp.MustCompile(`"session": "([0-9a-f]{32})"`).FindStringSubmatch(b.good("record", "list", "--json"))[1]
+	if out := b.good("record", "export", id[:6]); !strings.Contains(out, `"version":2`) || !strings.Contains(out, "this is recorded") {
+		b.Errorf("the recording: %s", out)
+	}
+	if out := b.good("record", "play", id, "--speed", "100"); !strings.Contains(out, "this is recorded\r\n") {
+		b.Errorf("played: %q", out)
+	}
+	if out, code := b.whole("help\nexit\n", b.toolPath(), "connect", "box"); code != 0 || !strings.Contains(out, "status") {
+		b.Errorf("the console of the box: %d\n%s", code, out)
+	}
 	if out, code := b.tool("exec", "nobody-there", "--", "true"); code != 1 && code != 3 {
 		b.Errorf("a command at a plain port: %d\n%s", code, out)
 	}
@@ -252,7 +264,7 @@ func (b *behind) openSSH() {
 	if out, code := b.whole("", "ssh", "-F", file, "root@nobody-there.gatehouse", "true"); code != 255 || !strings.Contains(out, "198.51.100.77") {
 		b.Errorf("ssh to a target that does not answer: %d\n%s", code, out)
 	}
-	if out, code := b.whole("from here\n", "ssh", "-F", file, "root@nas.gatehouse", "cat; echo $SSH_CONNECTION; exit 5"); code != 5 || !strings.HasPrefix(out, "from here\n"+boxInside+" ") {
+	if out, code := b.whole("from here\n", "ssh", "-F", file, "root@nas.gatehouse", "cat; echo $SSH_CONNECTION; exit 5"); code != 5 || !strings.HasPrefix(out, "from here\n"+boxInside+" ") || strings.Count(out, "\n") != 2 {
 		b.Errorf("ssh: %d\n%s", code, out)
 	}
 	from, to := filepath.Join(b.home, "tree"), filepath.Join(b.home, "copy")
@@ -268,6 +280,9 @@ func (b *behind) openSSH() {
 	if out, code := b.whole("", "rsync", "-a", "-e", "ssh -F "+file, from+"/", "root@nas.gatehouse:"+to+"/"); code != 0 {
 		b.Fatalf("rsync: %d\n%s", code, out)
 	}
+	// ssh has ended its ProxyCommand, and that has ended the session: what it
+	// leaves would be open at the target until the agent gives up waiting.
+	b.eventually("the end of the sessions of ssh and rsync", func() bool { return !strings.Contains(b.good("sessions", "list"), "nas") })
 	for name, sum := range want {
 		if text, err := os.ReadFile(filepath.Join(to, name)); err != nil || sha256.Sum256(text) != sum {
 			b.Errorf("%s came as another: %v", name, err)

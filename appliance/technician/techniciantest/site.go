@@ -191,8 +191,12 @@ func (s *Site) Ask(_ context.Context, q api.Ask) (api.Granted, error) {
 		return api.Granted{}, err
 	}
 	var f right.Functions
-	if err := f.UnmarshalText([]byte(strings.Join(q.Functions, ","))); err != nil {
-		return api.Granted{}, err
+	for _, name := range q.Functions {
+		var one right.Functions
+		if err := one.UnmarshalText([]byte(name)); err != nil {
+			return api.Granted{}, err
+		}
+		f |= one
 	}
 	if f == 0 {
 		f = right.AllFunctions
