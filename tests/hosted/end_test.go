@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gatehouse/appliance/session/api"
 )
 
 // deadWithin is what SES7 promises for both ends. The test allows a busy
@@ -241,7 +244,11 @@ func TestSES1_RolesKilledInTurn(t *testing.T) {
 	}
 	b.await("ready")
 
-	s := b.begin("exec", "nas", "--", "echo begun; exec sh -c 'read x'")
+	s := b.begin("exec", "nas", "--record", "--", "echo begun to be recorded; exec sh -c 'read x'")
+	b.eventually("a part of the recording on its disk", func() bool {
+		files, err := filepath.Glob(filepath.Join(b.state, "agent", "recordings", "*"))
+		return err == nil && len(files) > 0 && size(files[0]) > 1500
+	})
 	b.killRole("agent")
 	select {
 	case <-s.ended:
@@ -254,7 +261,23 @@ func TestSES1_RolesKilledInTurn(t *testing.T) {
 	b.eventually("the end in the list", func() bool {
 		return !strings.Contains(b.good("sessions", "list"), " live ")
 	})
+	b.eventually("the recording at the hub", func() bool { return strings.Contains(b.good("record", "list"), "nas") })
+	var list api.RecordingList
+	if err := json.Unmarshal([]byte(b.good("record", "list", "--json")), &list); err != nil || len(list.Recordings) != 1 || list.Recordings[0].Whole || list.Recordings[0].Problem != "" {
+		t.Fatalf("recordings: %+v, %v", list, err)
+	}
+	if text := b.good("record", "export", list.Recordings[0].Session.String()); !strings.Contains(text, "begun to be recorded") {
+		t.Errorf("the recording has: %s", text)
+	}
 	b.eventually("a new session", func() bool { _, code := b.tool("exec", "nas", "--", "true"); return code == 0 })
+}
+
+func size(path string) int64 {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
 }
 
 // killRole ends a role as a crash does.
