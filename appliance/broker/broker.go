@@ -9,17 +9,14 @@ package broker
 import (
 	"context"
 	"embed"
-	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"gatehouse/appliance/account"
+	"gatehouse/appliance/broker/archive"
+	"gatehouse/appliance/broker/asker"
+	"gatehouse/appliance/broker/target"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/store"
@@ -29,8 +26,8 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Domain is this package's tables.
-func Domain() store.Domain {
+// domain is this package's own tables.
+func domain() store.Domain {
 	sub, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		panic(err) // the folder is part of the program
@@ -40,7 +37,6 @@ func Domain() store.Domain {
 
 // Limits.
 const (
-	maxTargets  = 1000
 	maxLive     = 256            // sessions that are not over
 	maxOfPerson = 64             // of them
 	maxKept     = 2000           // sessions that are remembered
@@ -63,32 +59,25 @@ type Config struct {
 
 // Broker is the hub's part. Its methods may run at the same time.
 type Broker struct {
-	cfg  Config
-	keys keys
+	*target.Store
+	cfg     Config
+	keys    keys
+	archive *archive.Archive
 
 	mu    sync.Mutex
 	live  map[session.ID]*live // not over
 	lines map[string]*line     // by site
-	casts castCache
-}
-
-// Who is a person at work, and where from.
-type Who struct {
-	Person account.Person
-	From   string     // for the audit log
-	Source netip.Addr // exact
-	Host   string     // host:port by which the person reaches the gateway
-	Local  netip.AddrPort
 }
 
 // Open reads what is kept, and makes the organisation's keys at the first time.
 func Open(ctx context.Context, cfg Config) (*Broker, error) {
-	b := &Broker{cfg: cfg, live: make(map[session.ID]*live), lines: make(map[string]*line), casts: castCache{known: make(map[session.ID]cast)}}
-	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder of recordings: %w", err)
-	}
+	b := &Broker{cfg: cfg, live: make(map[session.ID]*live), lines: make(map[string]*line)}
+	b.Store = target.New(target.Config{DB: cfg.DB, Box: cfg.Box, Wall: cfg.Wall, Audit: cfg.Audit, Gone: b.endOf})
 	var err error
 	if b.keys, err = openKeys(ctx, cfg.DB); err != nil {
+		return nil, err
+	}
+	if b.archive, err = archive.Open(cfg.Folder, b.keys.recorder, cfg.Free); err != nil {
 		return nil, err
 	}
 	return b, b.load(ctx)
@@ -114,16 +103,9 @@ func (b *Broker) Task() task.Task {
 	})
 }
 
-// ErrNone is in every refusal that is about something that is not there.
-var ErrNone = errors.New("there is none")
-
-func none(format string, a ...any) error { return errors.Join(refuse(format, a...), ErrNone) }
-
-func refuse(format string, a ...any) error { return &account.Refusal{Text: fmt.Sprintf(format, a...)} }
-
 // audit writes an event of a person, before its effect.
-func (b *Broker) audit(ctx context.Context, who Who, action, object string, detail map[string]string) error {
-	return b.cfg.Audit(ctx, control.Event{Actor: who.Person.Email, Action: action, Object: object, From: who.From, Outcome: "ok", Detail: detail})
+func (b *Broker) audit(ctx context.Context, who asker.Who, action, object string, detail map[string]string) error {
+	return b.cfg.Audit(ctx, who.Event(action, object, detail))
 }
 
 // hubEvent writes what an agent told, or what ended by itself.
@@ -131,4 +113,11 @@ func (b *Broker) hubEvent(ctx context.Context, action, object string, detail map
 	return b.cfg.Audit(ctx, control.Event{Actor: "system", Action: action, Object: object, Outcome: "ok", Detail: detail})
 }
 
-func (b *Broker) file(id session.ID) string { return filepath.Join(b.cfg.Folder, id.String()+".rec") }
+// Who is a person at work; ErrNone is in every refusal about what is not there.
+type Who = asker.Who
+
+// ErrNone is asker.ErrNone.
+var ErrNone = asker.ErrNone
+
+// Domains are the tables of sessions and of their targets.
+func Domains() []store.Domain { return []store.Domain{target.Domain(), domain()} }

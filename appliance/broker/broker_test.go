@@ -17,6 +17,8 @@ import (
 
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/broker/archive"
+	"gatehouse/appliance/broker/target"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/recording"
@@ -49,7 +51,7 @@ func newDesk(t *testing.T) *desk {
 // open starts the broker, again if it was there before.
 func (d *desk) open() {
 	d.Helper()
-	db, err := store.Open(d.Context(), filepath.Join(d.dir, "x.db"), store.Keys{Fields: bytes.Repeat([]byte{1}, 32), Pepper: bytes.Repeat([]byte{2}, 32)}, account.Domain(), Domain())
+	db, err := store.Open(d.Context(), filepath.Join(d.dir, "x.db"), store.Keys{Fields: bytes.Repeat([]byte{1}, 32), Pepper: bytes.Repeat([]byte{2}, 32)}, append([]store.Domain{account.Domain()}, Domains()...)...)
 	if err != nil {
 		d.Fatal(err)
 	}
@@ -228,8 +230,8 @@ func TestSES1_WhoGetsNoSession(t *testing.T) {
 
 func TestSES1_GrantedToBothEnds(t *testing.T) {
 	d := newDesk(t)
-	target := d.target(nas(session.RecordingAllowed))
-	if err := d.SetCredential(t.Context(), owner, api.CredentialSet{ID: target.ID, User: "root", Password: "open sesame"}); err != nil {
+	machine := d.target(nas(session.RecordingAllowed))
+	if err := d.SetCredential(t.Context(), owner, api.CredentialSet{ID: machine.ID, User: "root", Password: "open sesame"}); err != nil {
 		t.Fatal(err)
 	}
 	a := d.attend()
@@ -250,7 +252,7 @@ func TestSES1_GrantedToBothEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if g.Key != (session.Key{1}) || g.Agent != (session.Key{2}) || g.Technician != "owner@example.com" || g.Functions != right.RemoteControl|right.Record ||
-		g.Recording != session.RecordingAllowed || g.Gateways[0].Address != "box.example.com:443" || g.Target != target.Target || g.Site != site {
+		g.Recording != session.RecordingAllowed || g.Gateways[0].Address != "box.example.com:443" || g.Target != machine.Target || g.Site != site {
 		t.Errorf("granted: %+v", g)
 	}
 	one, err := session.OpenTicket(d.Organisation(), offer.Ticket, d.now, g.Gateways[0].Key, g.Agent)
@@ -294,7 +296,7 @@ func TestSES1_GrantedToBothEnds(t *testing.T) {
 
 func TestSES7_WhatEndsASession(t *testing.T) {
 	d := newDesk(t)
-	target := d.target(nas(session.RecordingOff))
+	machine := d.target(nas(session.RecordingOff))
 	other := person(6, right.Administrator)
 	for name, c := range map[string]struct {
 		end    func(session.ID)
@@ -307,7 +309,7 @@ func TestSES7_WhatEndsASession(t *testing.T) {
 		"its time":         {func(session.ID) { d.pass(life); d.sweep(t.Context()) }, "its time was over"},
 		"a change of targets": {func(session.ID) {
 			q := nas(session.RecordingOff)
-			q.ID, q.Host = target.ID, "192.0.2.11"
+			q.ID, q.Host = machine.ID, "192.0.2.11"
 			d.target(q)
 			q.Host = "192.0.2.10"
 			d.target(q)
@@ -416,7 +418,7 @@ func TestSES5_WhatIsNoTarget(t *testing.T) {
 		"no host":                        func(q *api.TargetNew) { q.Host = "" },
 		"an unknown kind":                func(q *api.TargetNew) { q.Kind = "telnet" },
 		"no port for tcp":                func(q *api.TargetNew) { q.Kind, q.Port, q.Recording = session.TCP, 0, session.RecordingOff },
-		"idle for two days":              func(q *api.TargetNew) { q.Idle = 2 * maxIdle },
+		"idle for two days":              func(q *api.TargetNew) { q.Idle = 2 * 24 * 60 },
 		"an unknown recording":           func(q *api.TargetNew) { q.Recording = "maybe" },
 		"a forced recording of a screen": func(q *api.TargetNew) { q.Kind, q.Port = session.VNC, 5900 },
 		"a change of nothing":            func(q *api.TargetNew) { q.ID = 99 },
@@ -463,7 +465,7 @@ func TestSES5_WhatIsNoTarget(t *testing.T) {
 // behind the name forgets it.
 func TestSES5_HostKeyIsPinnedOnce(t *testing.T) {
 	d := newDesk(t)
-	target := d.target(nas(session.RecordingOff))
+	machine := d.target(nas(session.RecordingOff))
 	a := d.attend()
 	g, err := d.Ask(t.Context(), owner, api.Ask{Target: "nas", Transport: session.TLS, Key: session.Key{1}})
 	if err != nil {
@@ -475,12 +477,12 @@ func TestSES5_HostKeyIsPinnedOnce(t *testing.T) {
 	}
 	a.tell(attend.FromSite{Event: &attend.Event{Session: g.Session, What: attend.Joined}})
 	d.until(func() bool { s, _ := d.Sessions(t.Context(), owner); return s[0].State == api.Live })
-	got, err := d.Target(t.Context(), target.ID)
-	if err != nil || len(got.HostKeys) != 1 || got.HostKeys[0] != fingerprint(keys[0]) {
+	got, err := d.Target(t.Context(), machine.ID)
+	if err != nil || len(got.HostKeys) != 1 || got.HostKeys[0] != target.Fingerprint(keys[0]) {
 		t.Fatalf("pinned: %v, %v", got.HostKeys, err)
 	}
 	q := nas(session.RecordingOff)
-	q.ID, q.Host = target.ID, "192.0.2.11"
+	q.ID, q.Host = machine.ID, "192.0.2.11"
 	if got = d.target(q); len(got.HostKeys) != 0 {
 		t.Errorf("of the machine before: %v", got.HostKeys)
 	}
@@ -536,7 +538,7 @@ func TestSES9_RecordingsAreKeptAtTheirPlace(t *testing.T) {
 			t.Errorf("%s: %+v", c.what, k)
 		}
 	}
-	d.free = leaveFree
+	d.free = archive.LeaveFree
 	if k := send(attend.Chunk{Session: g.Session, At: int64(len(b)), Bytes: []byte("x")}); k.Problem == "" || k.Size != int64(len(b)) {
 		t.Errorf("on a full disk: %+v", k)
 	}

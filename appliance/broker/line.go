@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/appliance/broker/asker"
+	"gatehouse/appliance/broker/target"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
 	"gatehouse/appliance/enroll/attend"
@@ -61,7 +63,7 @@ func (b *Broker) line() (*line, error) {
 	for _, n := range b.lines {
 		return n, nil
 	}
-	return nil, refuse("The agent of this box is not connected. It comes by itself within half a minute; the log says what keeps it.")
+	return nil, asker.Refuse("The agent of this box is not connected. It comes by itself within half a minute; the log says what keeps it.")
 }
 
 func (b *Broker) closeLines() {
@@ -270,11 +272,11 @@ func (b *Broker) hostKey(ctx context.Context, n *line, k attend.HostKey) error {
 	if l == nil || l.targetID == 0 {
 		return nil
 	}
-	detail := map[string]string{"session": k.Session.String(), "key": fingerprint(k.Key)}
+	detail := map[string]string{"session": k.Session.String(), "key": target.Fingerprint(k.Key)}
 	if err := b.cfg.Audit(ctx, control.Event{Actor: l.grant.Technician, Action: "accept host key", Object: l.grant.Target.Name, From: l.from, Outcome: "ok", Detail: detail}); err != nil {
 		return err
 	}
-	return b.pin(ctx, l.targetID, k.Key)
+	return b.Pin(ctx, l.targetID, k.Key)
 }
 
 func (b *Broker) signalled(n *line, s attend.Signalled) {

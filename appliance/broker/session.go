@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/broker/asker"
 	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
@@ -70,16 +71,16 @@ func (b *Broker) load(ctx context.Context) error {
 }
 
 // Ask grants a session, if the person may and the agent is there.
-func (b *Broker) Ask(ctx context.Context, who Who, q api.Ask) (api.Granted, error) {
+func (b *Broker) Ask(ctx context.Context, who asker.Who, q api.Ask) (api.Granted, error) {
 	if !right.May(who.Person.Role, right.UseSessions) {
-		return api.Granted{}, refuse("Your role (%s) may not open sessions.", who.Person.Role)
+		return api.Granted{}, asker.Refuse("Your role (%s) may not open sessions.", who.Person.Role)
 	}
-	t, err := b.find(ctx, q.Target)
+	t, err := b.Find(ctx, q.Target)
 	if err != nil {
 		return api.Granted{}, err
 	}
 	if q.Key == (session.Key{}) {
-		return api.Granted{}, refuse("A session needs the key of your end.")
+		return api.Granted{}, asker.Refuse("A session needs the key of your end.")
 	}
 	n, err := b.line()
 	if err != nil {
@@ -91,9 +92,9 @@ func (b *Broker) Ask(ctx context.Context, who Who, q api.Ask) (api.Granted, erro
 	}
 	signed, err := g.Sign(b.keys.sign)
 	if err != nil {
-		return api.Granted{}, refuse("The session is not granted: %v.", trim(err))
+		return api.Granted{}, asker.Refuse("The session is not granted: %v.", asker.Words(err))
 	}
-	material, err := b.material(ctx, t, who)
+	material, err := b.Material(ctx, t, who)
 	if err != nil {
 		return api.Granted{}, err
 	}
@@ -114,27 +115,27 @@ func (b *Broker) Ask(ctx context.Context, who Who, q api.Ask) (api.Granted, erro
 	}
 	if err := n.send(attend.ToSite{Offer: &offer}); err != nil {
 		b.finish(ctx, g.ID, "the agent could not be told")
-		return api.Granted{}, refuse("The agent does not answer. Try again in a moment.")
+		return api.Granted{}, asker.Refuse("The agent does not answer. Try again in a moment.")
 	}
 	return granted, nil
 }
 
 // grant is what the person gets of what was asked.
-func (b *Broker) grant(ctx context.Context, who Who, q api.Ask, t api.Target, n *line) (session.Grant, error) {
+func (b *Broker) grant(ctx context.Context, who asker.Who, q api.Ask, t api.Target, n *line) (session.Grant, error) {
 	functions := right.Allowed(who.Person.Role)
 	if len(q.Functions) > 0 {
 		var wanted right.Functions
 		for _, name := range q.Functions {
 			i := slices.Index(right.FunctionNames(), name)
 			if i < 0 {
-				return session.Grant{}, refuse("%.40q is not a function of a session. There are: %s.", name, strings.Join(right.FunctionNames(), ", "))
+				return session.Grant{}, asker.Refuse("%.40q is not a function of a session. There are: %s.", name, strings.Join(right.FunctionNames(), ", "))
 			}
 			wanted |= 1 << i
 		}
 		functions &= wanted
 	}
 	if functions == 0 {
-		return session.Grant{}, refuse("Nothing of what you ask for is granted to you. Ask the owner for the rights that you need.")
+		return session.Grant{}, asker.Refuse("Nothing of what you ask for is granted to you. Ask the owner for the rights that you need.")
 	}
 	g := session.Grant{Site: n.hello.site, Technician: who.Person.Email, Transport: q.Transport, Key: q.Key, Agent: n.hello.Key, Target: t.Target, Functions: functions, Recording: session.RecordingOff}
 	if q.Transport == session.WebRTC {
@@ -146,12 +147,12 @@ func (b *Broker) grant(ctx context.Context, who Who, q api.Ask, t api.Target, n 
 	case q.Record && t.Recording == session.RecordingAllowed && functions.Has(right.Record):
 		g.Recording = session.RecordingAllowed
 	case q.Record:
-		return session.Grant{}, refuse("Sessions to %s are not recorded: the target says so, or you do not have the right.", t.Name)
+		return session.Grant{}, asker.Refuse("Sessions to %s are not recorded: the target says so, or you do not have the right.", t.Name)
 	}
 	if g.Recording == session.RecordingOff {
 		g.Functions &^= right.Record
 		if g.Functions == 0 {
-			return session.Grant{}, refuse("To record is of no use alone.")
+			return session.Grant{}, asker.Refuse("To record is of no use alone.")
 		}
 	} else {
 		g.RecordTo = b.keys.recordTo
@@ -168,13 +169,13 @@ func (b *Broker) grant(ctx context.Context, who Who, q api.Ask, t api.Target, n 
 
 // gateways is where the ends can meet: the one there is, by the address that
 // the person has come by.
-func (b *Broker) gateways(ctx context.Context, who Who) ([]session.Gateway, error) {
+func (b *Broker) gateways(ctx context.Context, who asker.Who) ([]session.Gateway, error) {
 	m, err := b.cfg.Meeting(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if len(m.Gateway) != len(session.Key{}) {
-		return nil, refuse("The gateway is not ready yet. Try again in a moment.")
+		return nil, asker.Refuse("The gateway is not ready yet. Try again in a moment.")
 	}
 	address := strings.ToLower(who.Host)
 	if _, _, err := net.SplitHostPort(address); err != nil {
@@ -217,13 +218,14 @@ func (b *Broker) keep(ctx context.Context, l *live) error {
 			mine++
 		}
 	}
-	full := len(b.live) >= maxLive || mine >= maxOfPerson
+	all := len(b.live)
+	full := all >= maxLive || mine >= maxOfPerson
 	if !full {
 		b.live[l.grant.ID] = l
 	}
 	b.mu.Unlock()
 	if full {
-		return refuse("%d sessions are open, %d of them yours, which is the most. End one that is not used.", len(b.live), mine)
+		return asker.Refuse("%d sessions are open, %d of them yours, which is the most. End one that is not used.", all, mine)
 	}
 	err := b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO remote_session (id, person, technician, source, target_id, grant_, started, until) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -244,10 +246,10 @@ func (b *Broker) keep(ctx context.Context, l *live) error {
 	return nil
 }
 
-var errNoSession = none("There is no such session. It may be over.")
+var errNoSession = asker.None("There is no such session. It may be over.")
 
 // mine finds a session of this person that is not over.
-func (b *Broker) mine(who Who, id session.ID) (*live, error) {
+func (b *Broker) mine(who asker.Who, id session.ID) (*live, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := b.live[id]
@@ -258,7 +260,7 @@ func (b *Broker) mine(who Who, id session.ID) (*live, error) {
 }
 
 // Meet lets the two ends of a session meet once more.
-func (b *Broker) Meet(_ context.Context, who Who, id session.ID) (api.Meeting, error) {
+func (b *Broker) Meet(_ context.Context, who asker.Who, id session.ID) (api.Meeting, error) {
 	l, err := b.mine(who, id)
 	if err != nil {
 		return api.Meeting{}, err
@@ -276,20 +278,20 @@ func (b *Broker) Meet(_ context.Context, who Who, id session.ID) (api.Meeting, e
 	}
 	b.mu.Unlock()
 	if full {
-		return api.Meeting{}, refuse("This session has met %d times in a minute. Wait a little.", meetingsPerMinute)
+		return api.Meeting{}, asker.Refuse("This session has met %d times in a minute. Wait a little.", meetingsPerMinute)
 	}
 	agent, technician, err := b.tickets(l, n)
 	if err != nil {
 		return api.Meeting{}, err
 	}
 	if err := n.send(attend.ToSite{Meet: &attend.Meet{Session: id, Ticket: agent}}); err != nil {
-		return api.Meeting{}, refuse("The agent does not answer. Try again in a moment.")
+		return api.Meeting{}, asker.Refuse("The agent does not answer. Try again in a moment.")
 	}
 	return api.Meeting{Ticket: technician, Gateway: l.grant.Gateways[0]}, nil
 }
 
 // End ends a session that is one's own, or anybody's with the right.
-func (b *Broker) End(ctx context.Context, who Who, id session.ID) error {
+func (b *Broker) End(ctx context.Context, who asker.Who, id session.ID) error {
 	b.mu.Lock()
 	l := b.live[id]
 	b.mu.Unlock()
@@ -393,7 +395,7 @@ func (b *Broker) sweep(ctx context.Context) {
 }
 
 // Sessions are those that a person may see, newest first.
-func (b *Broker) Sessions(ctx context.Context, who Who) ([]api.Session, error) {
+func (b *Broker) Sessions(ctx context.Context, who asker.Who) ([]api.Session, error) {
 	all := right.May(who.Person.Role, right.ManageSessions)
 	var list []api.Session
 	b.mu.Lock()
@@ -442,7 +444,7 @@ func describe(g session.Grant, from string) api.Session {
 }
 
 // Signal takes a browser's offer to the agent, and its answer back.
-func (b *Broker) Signal(ctx context.Context, who Who, q api.SignalAsk) (api.Signalled, error) {
+func (b *Broker) Signal(ctx context.Context, who asker.Who, q api.SignalAsk) (api.Signalled, error) {
 	l, err := b.mine(who, q.Session)
 	if err != nil {
 		return api.Signalled{}, err
@@ -452,9 +454,9 @@ func (b *Broker) Signal(ctx context.Context, who Who, q api.SignalAsk) (api.Sign
 	case err != nil:
 		return api.Signalled{}, err
 	case l.grant.Transport != session.WebRTC:
-		return api.Signalled{}, refuse("This session is not a browser's.")
+		return api.Signalled{}, asker.Refuse("This session is not a browser's.")
 	case len(q.SDP) > maxSDP:
-		return api.Signalled{}, refuse("The offer is larger than offers are.")
+		return api.Signalled{}, asker.Refuse("The offer is larger than offers are.")
 	}
 	s := attend.Signal{Session: q.Session, SDP: q.SDP, Port: who.Local.Port(), Hosts: faces(who)}
 	for range signalTickets {
@@ -472,7 +474,7 @@ func (b *Broker) Signal(ctx context.Context, who Who, q api.SignalAsk) (api.Sign
 	b.mu.Lock()
 	if l.answers == nil || len(l.answers) >= 4 {
 		b.mu.Unlock()
-		return api.Signalled{}, refuse("This session is over, or has too many offers that wait.")
+		return api.Signalled{}, asker.Refuse("This session is over, or has too many offers that wait.")
 	}
 	l.asked++
 	s.Number = l.asked
@@ -484,7 +486,7 @@ func (b *Broker) Signal(ctx context.Context, who Who, q api.SignalAsk) (api.Sign
 		b.mu.Unlock()
 	}()
 	if err := n.send(attend.ToSite{Signal: &s}); err != nil {
-		return api.Signalled{}, refuse("The agent does not answer. Try again in a moment.")
+		return api.Signalled{}, asker.Refuse("The agent does not answer. Try again in a moment.")
 	}
 	ctx, cancel := context.WithTimeout(ctx, signalTime)
 	defer cancel()
@@ -494,11 +496,11 @@ func (b *Broker) Signal(ctx context.Context, who Who, q api.SignalAsk) (api.Sign
 		case !ok:
 			return api.Signalled{}, errNoSession
 		case a.Error != "":
-			return api.Signalled{}, refuse("The agent does not take the offer: %s.", strings.TrimSuffix(a.Error, "."))
+			return api.Signalled{}, asker.Refuse("The agent does not take the offer: %s.", strings.TrimSuffix(a.Error, "."))
 		}
 		return api.Signalled{SDP: a.SDP}, nil
 	case <-ctx.Done():
-		return api.Signalled{}, refuse("The agent did not answer in %s. Try again.", signalTime)
+		return api.Signalled{}, asker.Refuse("The agent did not answer in %s. Try again.", signalTime)
 	}
 }
 
@@ -511,7 +513,7 @@ const (
 
 // faces are the addresses by which a browser reaches the gateway: the one that
 // it came to, and the one that it typed, where it is one.
-func faces(who Who) []string {
+func faces(who asker.Who) []string {
 	var hosts []string
 	host, port, err := net.SplitHostPort(who.Host)
 	if err != nil {

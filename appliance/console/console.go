@@ -253,7 +253,7 @@ func (s *console) openDatabase(ctx context.Context, fields []byte) error {
 	if err := os.MkdirAll(s.env.State, 0o700); err != nil {
 		return fmt.Errorf("making the console's folder: %w", err)
 	}
-	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, account.Domain(), setup.Domain(), token.Domain(), broker.Domain())
+	s.db, err = store.Open(ctx, filepath.Join(s.env.State, databaseFile), store.Keys{Fields: fields, Pepper: pepper}, append([]store.Domain{account.Domain(), setup.Domain(), token.Domain()}, broker.Domains()...)...)
 	if err != nil {
 		return err
 	}

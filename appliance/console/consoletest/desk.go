@@ -53,7 +53,7 @@ func NewDesk(t testing.TB, routes func(*Desk) []shell.Route) *Desk {
 	rand.Read(keys.Fields)
 	rand.Read(keys.Pepper)
 	var err error
-	d.db, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "desk.db"), keys, account.Domain(), broker.Domain(), setup.Domain())
+	d.db, err = store.Open(t.Context(), filepath.Join(t.TempDir(), "desk.db"), keys, append([]store.Domain{account.Domain(), setup.Domain()}, broker.Domains()...)...)
 	must(t, err)
 	t.Cleanup(func() { d.db.Close() })
 	d.Place = setup.Settings{DB: d.db}

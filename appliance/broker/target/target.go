@@ -1,4 +1,8 @@
-package broker
+// Package target keeps what sessions can reach: hosts of the site's network as their owner declared them, what the agent signs in with there, and their pinned host keys.
+//
+// A credential is encrypted in the database and told to the agent alone. Every
+// change is in the audit log before it is made.
+package target
 
 import (
 	"context"
@@ -13,6 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"gatehouse/appliance/broker/asker"
 	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
@@ -37,16 +42,16 @@ type credential struct {
 }
 
 // box is the target that is always there.
-func (b *Broker) box() api.Target {
-	return api.Target{Target: session.Target{Name: b.cfg.Box, Kind: session.Box}, Recording: session.RecordingAllowed, Idle: 15}
+func (s *Store) box() api.Target {
+	return api.Target{Target: session.Target{Name: s.cfg.Box, Kind: session.Box}, Recording: session.RecordingAllowed, Idle: 15}
 }
 
 // Targets are all of them, by name; the box is the first.
-func (b *Broker) Targets(ctx context.Context) ([]api.Target, error) {
-	list := []api.Target{b.box()}
-	err := b.cfg.DB.View(ctx, func(tx *sql.Tx) error {
+func (s *Store) Targets(ctx context.Context) ([]api.Target, error) {
+	list := []api.Target{s.box()}
+	err := s.cfg.DB.View(ctx, func(tx *sql.Tx) error {
 		var err error
-		list, err = b.targets(ctx, tx, list, "ORDER BY name")
+		list, err = s.targets(ctx, tx, list, "ORDER BY name")
 		return err
 	})
 	if err != nil {
@@ -55,7 +60,7 @@ func (b *Broker) Targets(ctx context.Context) ([]api.Target, error) {
 	return list, nil
 }
 
-func (b *Broker) targets(ctx context.Context, tx *sql.Tx, list []api.Target, where string, args ...any) ([]api.Target, error) {
+func (s *Store) targets(ctx context.Context, tx *sql.Tx, list []api.Target, where string, args ...any) ([]api.Target, error) {
 	rows, err := tx.QueryContext(ctx, "SELECT id, name, kind, host, port, recording, idle, created, credential FROM target "+where, args...)
 	if err != nil {
 		return nil, err
@@ -70,7 +75,7 @@ func (b *Broker) targets(ctx context.Context, tx *sql.Tx, list []api.Target, whe
 			return nil, err
 		}
 		t.Created = time.Unix(created, 0).UTC()
-		c, err := b.unseal(t.ID, sealed)
+		c, err := s.unseal(t.ID, sealed)
 		if err != nil {
 			return nil, err
 		}
@@ -90,13 +95,14 @@ func (b *Broker) targets(ctx context.Context, tx *sql.Tx, list []api.Target, whe
 			return nil, err
 		}
 		for _, k := range keys {
-			list[i].HostKeys = append(list[i].HostKeys, fingerprint(k))
+			list[i].HostKeys = append(list[i].HostKeys, Fingerprint(k))
 		}
 	}
 	return list, nil
 }
 
-func fingerprint(key []byte) string {
+// Fingerprint shows a host key as ssh does.
+func Fingerprint(key []byte) string {
 	k, err := ssh.ParsePublicKey(key)
 	if err != nil {
 		return "not a key"
@@ -121,12 +127,12 @@ func hostKeys(ctx context.Context, tx *sql.Tx, id int64) ([][]byte, error) {
 	return keys, rows.Err()
 }
 
-func (b *Broker) unseal(id int64, sealed []byte) (credential, error) {
+func (s *Store) unseal(id int64, sealed []byte) (credential, error) {
 	var c credential
 	if sealed == nil {
 		return c, nil
 	}
-	text, err := b.cfg.DB.Unseal(credentialCell(id), sealed)
+	text, err := s.cfg.DB.Unseal(credentialCell(id), sealed)
 	if err != nil {
 		return c, fmt.Errorf("opening the credential of target %d: %w", id, err)
 	}
@@ -136,20 +142,20 @@ func (b *Broker) unseal(id int64, sealed []byte) (credential, error) {
 	return c, nil
 }
 
-var errNoTarget = none("There is no such target. It may have been removed.")
+var errNoTarget = asker.None("There is no such target. It may have been removed.")
 
 // Target is one of them; 0 is the box.
-func (b *Broker) Target(ctx context.Context, id int64) (api.Target, error) {
+func (s *Store) Target(ctx context.Context, id int64) (api.Target, error) {
 	if id == 0 {
-		return b.box(), nil
+		return s.box(), nil
 	}
-	return b.one(ctx, "WHERE id = ?", id)
+	return s.one(ctx, "WHERE id = ?", id)
 }
 
-func (b *Broker) one(ctx context.Context, where string, arg any) (api.Target, error) {
+func (s *Store) one(ctx context.Context, where string, arg any) (api.Target, error) {
 	var list []api.Target
-	err := b.cfg.DB.View(ctx, func(tx *sql.Tx) (err error) {
-		list, err = b.targets(ctx, tx, nil, where, arg)
+	err := s.cfg.DB.View(ctx, func(tx *sql.Tx) (err error) {
+		list, err = s.targets(ctx, tx, nil, where, arg)
 		return err
 	})
 	switch {
@@ -161,56 +167,47 @@ func (b *Broker) one(ctx context.Context, where string, arg any) (api.Target, er
 	return list[0], nil
 }
 
-// find takes a name, or an id in digits.
-func (b *Broker) find(ctx context.Context, named string) (api.Target, error) {
-	if strings.EqualFold(named, b.cfg.Box) || named == "box" {
-		return b.box(), nil
+// Find takes a name, or an id in digits.
+func (s *Store) Find(ctx context.Context, named string) (api.Target, error) {
+	if strings.EqualFold(named, s.cfg.Box) || named == "box" {
+		return s.box(), nil
 	}
-	t, err := b.one(ctx, "WHERE name = ?", named)
+	t, err := s.one(ctx, "WHERE name = ?", named)
 	if !errors.Is(err, errNoTarget) {
 		return t, err
 	}
 	if id, perr := strconv.ParseInt(named, 10, 64); perr == nil {
-		return b.Target(ctx, id)
+		return s.Target(ctx, id)
 	}
 	return t, err
 }
 
 // judge says in words what is wrong with a target that is to be declared.
-func (b *Broker) judge(q api.TargetNew) error {
+func (s *Store) judge(q api.TargetNew) error {
 	if q.Kind == session.Box {
-		return refuse("The box itself is a target already. Choose what speaks at another host: ssh, http, https, rdp, vnc or tcp.")
+		return asker.Refuse("The box itself is a target already. Choose what speaks at another host: ssh, http, https, rdp, vnc or tcp.")
 	}
 	if err := q.Check(); err != nil {
-		return refuse("The target is not declared: %v.", trim(err))
+		return asker.Refuse("The target is not declared: %v.", asker.Words(err))
 	}
 	switch {
-	case strings.EqualFold(q.Name, b.cfg.Box) || q.Name == "box":
-		return refuse("%q is the box itself. Choose another name.", q.Name)
+	case strings.EqualFold(q.Name, s.cfg.Box) || q.Name == "box":
+		return asker.Refuse("%q is the box itself. Choose another name.", q.Name)
 	case strings.Trim(q.Name, "0123456789") == "":
-		return refuse("A name that is a number alone would be taken for another target's number. Add a letter.")
+		return asker.Refuse("A name that is a number alone would be taken for another target's number. Add a letter.")
 	case q.Recording != session.RecordingOff && q.Recording != session.RecordingAllowed && q.Recording != session.RecordingForced:
-		return refuse("Recording is off, allowed or forced.")
+		return asker.Refuse("Recording is off, allowed or forced.")
 	case q.Idle < 0 || q.Idle > maxIdle:
-		return refuse("A session ends after 1 to %d minutes without input, or, with 0, never for that.", maxIdle)
+		return asker.Refuse("A session ends after 1 to %d minutes without input, or, with 0, never for that.", maxIdle)
 	case q.Recording == session.RecordingForced && q.Kind != session.SSH:
-		return refuse("Only terminals can be recorded: a forced recording is for targets of kind ssh. What goes through to %s as it is cannot be read here.", q.Kind)
+		return asker.Refuse("Only terminals can be recorded: a forced recording is for targets of kind ssh. What goes through to %s as it is cannot be read here.", q.Kind)
 	}
 	return nil
 }
 
-// trim leaves out the class of an error, which is for programs.
-func trim(err error) string {
-	_, words, ok := strings.Cut(err.Error(), session.ErrMalformed.Error()+": ")
-	if !ok {
-		return err.Error()
-	}
-	return words
-}
-
 // Declare makes a target, or changes one. Another host or port forgets host
 // keys and credential: they were for the machine before.
-func (b *Broker) Declare(ctx context.Context, who Who, q api.TargetNew) (api.Target, error) {
+func (s *Store) Declare(ctx context.Context, who asker.Who, q api.TargetNew) (api.Target, error) {
 	q.Name = strings.TrimSpace(q.Name)
 	if a, err := netip.ParseAddr(q.Host); err == nil {
 		q.Host = a.Unmap().String() // as grants write it
@@ -220,25 +217,25 @@ func (b *Broker) Declare(ctx context.Context, who Who, q api.TargetNew) (api.Tar
 	if q.Port == 0 {
 		q.Port = q.Kind.UsualPort()
 	}
-	if err := b.judge(q); err != nil {
+	if err := s.judge(q); err != nil {
 		return api.Target{}, err
 	}
 	action, moved := "declare target", false
 	if q.ID != 0 {
-		old, err := b.one(ctx, "WHERE id = ?", q.ID)
+		old, err := s.one(ctx, "WHERE id = ?", q.ID)
 		if err != nil {
 			return api.Target{}, err
 		}
 		action, moved = "change target", old.Host != q.Host || old.Port != q.Port || old.Kind != q.Kind
 	}
-	if other, err := b.one(ctx, "WHERE name = ?", q.Name); err == nil && other.ID != q.ID {
-		return api.Target{}, refuse("There is a target %q already. Choose another name.", other.Name)
+	if other, err := s.one(ctx, "WHERE name = ?", q.Name); err == nil && other.ID != q.ID {
+		return api.Target{}, asker.Refuse("There is a target %q already. Choose another name.", other.Name)
 	}
 	detail := map[string]string{"kind": string(q.Kind), "host": q.Host, "port": strconv.Itoa(int(q.Port)), "recording": string(q.Recording), "idle": strconv.Itoa(q.Idle)}
-	if err := b.audit(ctx, who, action, q.Name, detail); err != nil {
+	if err := s.audit(ctx, who, action, q.Name, detail); err != nil {
 		return api.Target{}, err
 	}
-	err := b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+	err := s.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		if q.ID != 0 {
 			return change(ctx, tx, q, moved)
 		}
@@ -247,10 +244,10 @@ func (b *Broker) Declare(ctx context.Context, who Who, q api.TargetNew) (api.Tar
 			return err
 		}
 		if n >= maxTargets {
-			return refuse("There are %d targets, which is the most. Remove one that is not used.", n)
+			return asker.Refuse("There are %d targets, which is the most. Remove one that is not used.", n)
 		}
 		r, err := tx.ExecContext(ctx, "INSERT INTO target (name, kind, host, port, recording, idle, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-			q.Name, string(q.Kind), q.Host, q.Port, string(q.Recording), q.Idle, b.cfg.Wall().Unix())
+			q.Name, string(q.Kind), q.Host, q.Port, string(q.Recording), q.Idle, s.cfg.Wall().Unix())
 		if err != nil {
 			return fmt.Errorf("keeping the target: %w", err)
 		}
@@ -261,9 +258,9 @@ func (b *Broker) Declare(ctx context.Context, who Who, q api.TargetNew) (api.Tar
 		return api.Target{}, err
 	}
 	if moved {
-		b.endOf(ctx, q.ID, "the target was changed")
+		s.cfg.Gone(ctx, q.ID, "the target was changed")
 	}
-	return b.Target(ctx, q.ID)
+	return s.Target(ctx, q.ID)
 }
 
 func change(ctx context.Context, tx *sql.Tx, q api.TargetNew, moved bool) error {
@@ -280,15 +277,15 @@ func change(ctx context.Context, tx *sql.Tx, q api.TargetNew, moved bool) error 
 }
 
 // Remove forgets a target, and ends its sessions.
-func (b *Broker) Remove(ctx context.Context, who Who, id int64) error {
-	t, err := b.one(ctx, "WHERE id = ?", id)
+func (s *Store) Remove(ctx context.Context, who asker.Who, id int64) error {
+	t, err := s.one(ctx, "WHERE id = ?", id)
 	if err != nil {
 		return err
 	}
-	if err := b.audit(ctx, who, "remove target", t.Name, map[string]string{"host": t.Host}); err != nil {
+	if err := s.audit(ctx, who, "remove target", t.Name, map[string]string{"host": t.Host}); err != nil {
 		return err
 	}
-	err = b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+	err = s.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, "DELETE FROM host_key WHERE target = ?", id); err != nil {
 			return err
 		}
@@ -298,19 +295,19 @@ func (b *Broker) Remove(ctx context.Context, who Who, id int64) error {
 	if err != nil {
 		return fmt.Errorf("removing a target: %w", err)
 	}
-	b.endOf(ctx, id, "the target was removed")
+	s.cfg.Gone(ctx, id, "the target was removed")
 	return nil
 }
 
 // SetCredential puts what the agent signs in with into the vault; all empty
 // takes it out. It is not to be had again by anybody but the agent.
-func (b *Broker) SetCredential(ctx context.Context, who Who, q api.CredentialSet) error {
-	t, err := b.one(ctx, "WHERE id = ?", q.ID)
+func (s *Store) SetCredential(ctx context.Context, who asker.Who, q api.CredentialSet) error {
+	t, err := s.one(ctx, "WHERE id = ?", q.ID)
 	if err != nil {
 		return err
 	}
 	if t.Kind != session.SSH {
-		return refuse("A credential is for targets of kind ssh; %s is %s.", t.Name, t.Kind)
+		return asker.Refuse("A credential is for targets of kind ssh; %s is %s.", t.Name, t.Kind)
 	}
 	c := credential{q.User, q.Password, nil}
 	if q.PrivateKey != "" {
@@ -320,16 +317,16 @@ func (b *Broker) SetCredential(ctx context.Context, who Who, q api.CredentialSet
 	switch {
 	case c.User == "" && c.Password == "" && c.PrivateKey == nil:
 	case c.User == "" || len(c.User) > 64 || strings.ContainsFunc(c.User, func(r rune) bool { return r <= ' ' || r == 0x7f }):
-		return refuse("A credential has the name of a user, of 1 to 64 characters without spaces.")
+		return asker.Refuse("A credential has the name of a user, of 1 to 64 characters without spaces.")
 	case c.Password != "" && c.PrivateKey != nil:
-		return refuse("Give a password or a private key, not both.")
+		return asker.Refuse("Give a password or a private key, not both.")
 	case c.PrivateKey != nil:
 		if _, err := ssh.ParsePrivateKey(c.PrivateKey); err != nil {
-			return refuse("The private key cannot be used: %s. It is wanted as OpenSSH or PEM writes it, without a passphrase.", keyWords(err))
+			return asker.Refuse("The private key cannot be used: %s. It is wanted as OpenSSH or PEM writes it, without a passphrase.", keyWords(err))
 		}
 		kind = "key"
 	case len(c.Password) > 1024:
-		return refuse("A password has at most 1024 characters.")
+		return asker.Refuse("A password has at most 1024 characters.")
 	default:
 		kind = "password"
 	}
@@ -338,16 +335,16 @@ func (b *Broker) SetCredential(ctx context.Context, who Who, q api.CredentialSet
 		return fmt.Errorf("keeping a credential: %w", err)
 	}
 	if len(text) > maxCredential {
-		return refuse("The private key is larger than keys are.")
+		return asker.Refuse("The private key is larger than keys are.")
 	}
-	if err := b.audit(ctx, who, "set credential", t.Name, map[string]string{"kind": kind, "user": c.User}); err != nil {
+	if err := s.audit(ctx, who, "set credential", t.Name, map[string]string{"kind": kind, "user": c.User}); err != nil {
 		return err
 	}
 	var sealed []byte
 	if kind != "none" {
-		sealed = b.cfg.DB.Seal(credentialCell(q.ID), text)
+		sealed = s.cfg.DB.Seal(credentialCell(q.ID), text)
 	}
-	return b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+	return s.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "UPDATE target SET credential = ? WHERE id = ?", sealed, q.ID)
 		return err
 	})
@@ -363,48 +360,48 @@ func keyWords(err error) string {
 }
 
 // ForgetHostKeys lets the next session ask again.
-func (b *Broker) ForgetHostKeys(ctx context.Context, who Who, id int64) error {
-	t, err := b.one(ctx, "WHERE id = ?", id)
+func (s *Store) ForgetHostKeys(ctx context.Context, who asker.Who, id int64) error {
+	t, err := s.one(ctx, "WHERE id = ?", id)
 	if err != nil {
 		return err
 	}
-	if err := b.audit(ctx, who, "forget host keys", t.Name, map[string]string{"keys": strings.Join(t.HostKeys, ", ")}); err != nil {
+	if err := s.audit(ctx, who, "forget host keys", t.Name, map[string]string{"keys": strings.Join(t.HostKeys, ", ")}); err != nil {
 		return err
 	}
-	return b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+	return s.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "DELETE FROM host_key WHERE target = ?", id)
 		return err
 	})
 }
 
-// pin keeps a host key that a technician accepted, if there is none yet: a
+// Pin keeps a host key that a technician accepted, if there is none yet: a
 // second one is a change, which is a matter for the owner.
-func (b *Broker) pin(ctx context.Context, id int64, key []byte) error {
+func (s *Store) Pin(ctx context.Context, id int64, key []byte) error {
 	if _, err := ssh.ParsePublicKey(key); err != nil || len(key) > 4<<10 {
 		return fmt.Errorf("what was accepted is not a host key: %w", err)
 	}
-	return b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+	return s.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
 		have, err := hostKeys(ctx, tx, id)
 		if err != nil || len(have) > 0 {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "INSERT INTO host_key (target, key, added) VALUES (?, ?, ?)", id, key, b.cfg.Wall().Unix())
+		_, err = tx.ExecContext(ctx, "INSERT INTO host_key (target, key, added) VALUES (?, ?, ?)", id, key, s.cfg.Wall().Unix())
 		return err
 	})
 }
 
-// material is what the agent is told besides the grant.
-func (b *Broker) material(ctx context.Context, t api.Target, who Who) (attend.Material, error) {
+// Material is what the agent is told besides the grant.
+func (s *Store) Material(ctx context.Context, t api.Target, who asker.Who) (attend.Material, error) {
 	m := attend.Material{Direct: true, Source: who.Source.String(), Idle: t.Idle}
 	if t.ID == 0 {
 		return m, nil
 	}
-	err := b.cfg.DB.View(ctx, func(tx *sql.Tx) error {
+	err := s.cfg.DB.View(ctx, func(tx *sql.Tx) error {
 		var sealed []byte
 		if err := tx.QueryRowContext(ctx, "SELECT credential FROM target WHERE id = ?", t.ID).Scan(&sealed); err != nil {
 			return err
 		}
-		c, err := b.unseal(t.ID, sealed)
+		c, err := s.unseal(t.ID, sealed)
 		if err != nil {
 			return err
 		}
