@@ -28,7 +28,7 @@ const (
 	maxSessions = 256
 	maxUntold   = 4096             // events that wait for the line
 	meetTime    = 20 * time.Second // to the gateway, and for the other end to come
-	patience    = 2 * time.Minute  // without any way to the technician
+	usual       = 2 * time.Minute  // of patience
 )
 
 // Work is what serves a session: package work.
@@ -59,6 +59,7 @@ type Config struct {
 	Serve       func(Session) (Work, error)
 	Browser     Browser           // nil: browsers are refused
 	Kept        func(attend.Kept) // about a recording of a session that is over; nil: none
+	Patience    time.Duration     // without any way to the technician; 0: two minutes
 	Now         func() time.Time
 	Log         *slog.Logger
 }
@@ -89,6 +90,9 @@ type held struct {
 func New(cfg Config) (*Desk, error) {
 	if cfg.Certificate.Leaf == nil {
 		return nil, errors.New("the agent's end needs a certificate with its leaf")
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = usual
 	}
 	return &Desk{cfg: cfg, key: session.KeyOf(cfg.Certificate.Leaf), held: make(map[session.ID]*held)}, nil
 }
@@ -246,7 +250,7 @@ func (d *Desk) take(ctx context.Context, g session.Grant, m attend.Material) (*h
 	h.ctx, h.stop = context.WithCancel(context.WithoutCancel(ctx)) // it outlives the line
 	s := Session{Grant: g, Material: m, Tell: d.Tell}
 	if g.Transport == session.TLS {
-		h.carrier = carrier.New(carrier.Agent, carrier.Config{Patience: patience, OnPath: func(best carrier.Kind, any bool) { d.onPath(g.ID, best, any) }})
+		h.carrier = carrier.New(carrier.Agent, carrier.Config{Patience: d.cfg.Patience, OnPath: func(best carrier.Kind, any bool) { d.onPath(g.ID, best, any) }})
 		s.Attach = h.carrier.Attach
 	}
 	d.mu.Lock()
@@ -262,7 +266,7 @@ func (d *Desk) take(ctx context.Context, g session.Grant, m attend.Material) (*h
 	}
 	d.held[g.ID] = h
 	if h.carrier == nil {
-		h.alone = time.AfterFunc(patience, func() { h.work.End("there was no way to the browser for " + patience.String()) })
+		h.alone = time.AfterFunc(d.cfg.Patience, func() { h.work.End("there was no way to the browser for " + d.cfg.Patience.String()) })
 	}
 	go d.watch(h)
 	if h.carrier != nil {
@@ -352,7 +356,7 @@ func (d *Desk) onPath(id session.ID, best carrier.Kind, any bool) {
 func (d *Desk) browserPath(h *held, path string) {
 	e := attend.Event{Session: h.grant.ID, What: attend.Lost}
 	if path == "" {
-		h.alone.Reset(patience)
+		h.alone.Reset(d.cfg.Patience)
 	} else {
 		h.alone.Stop()
 		e.What, e.Text = attend.Way, path

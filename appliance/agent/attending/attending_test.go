@@ -422,3 +422,64 @@ func TestSES1_EventsWaitForTheLine(t *testing.T) {
 		}
 	}
 }
+
+// A browser's session: its offers are answered with what belongs to it, its ways
+// are told, and it is over when there was none for too long.
+func TestSES4_BrowsersAreHandedOn(t *testing.T) {
+	w := newWorld(t)
+	w.desk.cfg.Patience = time.Second
+	var path func(string)
+	w.desk.cfg.Browser = func(_ context.Context, g session.Grant, m attend.Material, s attend.Signal, serve func(context.Context, wire.Stream) error, onPath func(string)) (string, error) {
+		if s.SDP != "an offer" {
+			return "", errors.New("it is no offer")
+		}
+		if m.Source != "192.0.2.7" || serve == nil || s.Session != g.ID {
+			t.Errorf("%+v, %+v", m, s)
+		}
+		path = onPath
+		return "an answer", nil
+	}
+	h, hello := w.line()
+	g := w.grant()
+	g.Transport, g.Agent = session.WebRTC, hello.Certificate
+	h.tell(attend.ToSite{Offer: &attend.Offer{Grant: w.sign(g, w.organisation), Material: attend.Material{Source: "192.0.2.7"}}})
+	answer := func(s attend.Signal) attend.Signalled {
+		h.tell(attend.ToSite{Signal: &s})
+		for {
+			if m := h.hear(); m.Signalled != nil {
+				return *m.Signalled
+			}
+		}
+	}
+	if a := answer(attend.Signal{Session: g.ID, Number: 1, SDP: "x"}); a.Number != 1 || a.SDP != "" || !strings.Contains(a.Error, "no offer") {
+		t.Errorf("%+v", a)
+	}
+	if a := answer(attend.Signal{Session: w.id(), Number: 2, SDP: "an offer"}); a.Number != 2 || a.Error == "" {
+		t.Errorf("of a session that is not there: %+v", a)
+	}
+	if a := answer(attend.Signal{Session: g.ID, Number: 3, SDP: "an offer"}); a.Number != 3 || a.SDP != "an answer" || a.Error != "" {
+		t.Fatalf("%+v", a)
+	}
+	path("relay")
+	if e := h.event(attend.Way); e.Session != g.ID || e.Text != "relay" {
+		t.Errorf("%+v", e)
+	}
+	time.Sleep(1100 * time.Millisecond) // longer than the patience: it has a way
+	if n := len(w.desk.Hello().Sessions); n != 1 {
+		t.Fatalf("%d sessions, and it has a way", n)
+	}
+	path("")
+	if e := h.event(attend.Lost); e.Session != g.ID {
+		t.Errorf("%+v", e)
+	}
+	if e := h.event(attend.Ended); e.Session != g.ID || !strings.Contains(e.Text, "no way to the browser") {
+		t.Errorf("%+v", e)
+	}
+	// One whose browser never comes is over too.
+	g = w.grant()
+	g.Transport, g.Agent = session.WebRTC, hello.Certificate
+	h.tell(attend.ToSite{Offer: &attend.Offer{Grant: w.sign(g, w.organisation)}})
+	if e := h.event(attend.Ended); e.Session != g.ID {
+		t.Errorf("%+v", e)
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -188,4 +190,35 @@ func FuzzReadOffer(f *testing.F) {
 			t.Fatal("the answer has what the offer had")
 		}
 	})
+}
+
+// The socket of the direct way hears and answers the technician alone.
+func TestSES4_DirectSocketIsForOneAddress(t *testing.T) {
+	listen := func(address string) *net.UDPConn {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	own, friend, stranger := listen("127.0.0.1"), listen("127.0.0.2"), listen("127.0.0.3")
+	o := only{own, netip.MustParseAddr("127.0.0.2")}
+	for _, c := range []*net.UDPConn{stranger, friend} {
+		if _, err := c.WriteTo([]byte(c.LocalAddr().String()), own.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, 100)
+	n, from, err := o.ReadFrom(b)
+	if err != nil || from.String() != friend.LocalAddr().String() || string(b[:n]) != from.String() {
+		t.Errorf("heard %q of %v, %v", b[:n], from, err)
+	}
+	if _, err := o.WriteTo([]byte("x"), stranger.LocalAddr()); err == nil {
+		t.Error("a stranger is answered")
+	}
+	if _, err := o.WriteTo([]byte("x"), friend.LocalAddr()); err != nil {
+		t.Error(err)
+	}
 }
