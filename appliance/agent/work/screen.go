@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/agent/lineedit"
+	"gatehouse/appliance/agent/reach"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/session/wire"
 )
@@ -154,8 +155,8 @@ func (sc *screen) detach(h *holder) {
 	sc.holder = nil
 	left := sc.left
 	if sc.ended == nil && !left {
-		sc.abandon = time.AfterFunc(sc.s.times.resume, func() {
-			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.s.times.resume)})
+		sc.abandon = time.AfterFunc(sc.s.cfg.times.resume, func() {
+			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.s.cfg.times.resume)})
 		})
 	}
 	sc.changed.Broadcast()
@@ -393,7 +394,7 @@ func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
 	case yes := <-sc.answers:
 		return yes, nil
 	case <-sc.done:
-		return false, errLeft
+		return false, reach.ErrLeft
 	case <-ctx.Done():
 		return false, errors.New("nobody answered in time")
 	}
@@ -402,27 +403,27 @@ func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
 // prompt asks for a line on the screen itself. Neither it nor its echo is
 // recorded: people type a password where a name is asked for.
 func (sc *screen) prompt(ctx context.Context, text string, hidden bool) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, sc.s.times.confirm)
+	ctx, cancel := context.WithTimeout(ctx, sc.s.cfg.times.Confirm)
 	defer cancel()
 	e := lineedit.Editor{Prompt: text, Hidden: hidden}
 	if _, err := sc.show(e.Show()); err != nil {
-		return "", errLeft
+		return "", reach.ErrLeft
 	}
 	for {
 		b, err := sc.keys(ctx)
 		if err != nil {
-			return "", errLeft
+			return "", reach.ErrLeft
 		}
 		n, echo, what, line := e.Type(b)
 		sc.rest = append([]byte(nil), b[n:]...)
 		if _, err := sc.show(echo); err != nil {
-			return "", errLeft
+			return "", reach.ErrLeft
 		}
 		switch what {
 		case lineedit.Line:
 			return line, nil
 		case lineedit.Interrupt, lineedit.End:
-			return "", errLeft
+			return "", reach.ErrLeft
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/agent/maintenance"
+	"gatehouse/appliance/agent/reach"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -32,7 +33,7 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 		sc := s.screens[o.Resume]
 		s.mu.Unlock()
 		if sc == nil || sc.do != o.Do {
-			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", s.times.resume))
+			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", s.cfg.times.resume))
 		}
 		if o.Width != 0 || o.Height != 0 {
 			sc.resize(o.Width, o.Height)
@@ -83,7 +84,7 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 			}
 		}()
 		sc.finish(program(pctx, sc))
-		time.AfterFunc(s.times.resume, func() { s.forget(sc) })
+		time.AfterFunc(s.cfg.times.resume, func() { s.forget(sc) })
 	}()
 	return sc.serve(st, 0)
 }
@@ -98,21 +99,21 @@ func (s *Session) forget(sc *screen) {
 
 // shell is the target's, on a screen.
 func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended {
-	a := asker{confirm: sc.confirm, prompt: sc.prompt, banner: func(text string) { _, _ = sc.Write([]byte(text)) }}
-	ch, client, release, err := s.link.session(ctx, a)
+	a := reach.Asker{Confirm: sc.confirm, Prompt: sc.prompt, Banner: func(text string) { _, _ = sc.Write([]byte(text)) }}
+	ch, client, release, err := s.link.Session(ctx, a)
 	if err != nil {
 		return failed(err)
 	}
 	defer release()
 	defer ch.Close()
-	defer s.hangUp(ctx, ch, client)()
+	defer s.link.HangUp(ctx, ch, client)()
 	stdin, err := ch.StdinPipe()
 	if err != nil {
 		return failed(err)
 	}
 	ch.Stdout, ch.Stderr = sc, sc
 	width, height := sc.sized(nil)
-	err = s.within(client, func() error {
+	err = s.link.Within(client, func() error {
 		if err := ch.RequestPty(term, height, width, ssh.TerminalModes{ssh.ECHO: 1, ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400}); err != nil {
 			return fmt.Errorf("the target gives no terminal: %w", err)
 		}
@@ -141,24 +142,6 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 		}
 	}()
 	return exited(ch.Wait())
-}
-
-// hangUp closes a channel when ctx ends, and the connection of a target that
-// does not let go of it. The returned func is for the channel's good end.
-func (s *Session) hangUp(ctx context.Context, ch *ssh.Session, client *connection) func() {
-	over := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		ch.Close()
-		select {
-		case <-over:
-		case <-time.After(s.times.answer):
-			client.Close()
-		}
-	})
-	return func() {
-		close(over)
-		stop()
-	}
 }
 
 // exited says in words how a command ended.
