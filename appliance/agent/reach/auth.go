@@ -17,9 +17,6 @@ const (
 	maxQuestions = 8        // that a target may ask at once
 )
 
-// ErrLeft is a person who does not want to sign in any more.
-var ErrLeft = errors.New("the sign-in was broken off")
-
 // auth is one sign-in at the target: with what is kept for it, or with what
 // the person types, who may be asked for a second factor besides.
 type auth struct {

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"gatehouse/appliance/agent/reach"
+	"gatehouse/appliance/agent/screen"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/session/wire"
 )
@@ -47,7 +48,7 @@ func (s *Session) exec(ctx context.Context, st wire.Stream, o wire.Open) error {
 		err = c.frame(wire.Exit, b)
 	}
 	if err == nil {
-		settleWrite(st)
+		screen.Settle(st)
 		<-ctx.Done() // the technician's end has read it, or had the time to
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 
 	"gatehouse/appliance/agent/maintenance"
 	"gatehouse/appliance/agent/reach"
+	"gatehouse/appliance/agent/screen"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
@@ -93,7 +94,7 @@ type Session struct {
 	reason   string
 	input    time.Time
 	streams  map[wire.Stream]struct{}
-	screens  map[string]*screen
+	screens  map[string]*screen.Screen
 	open     map[wire.Do]int
 	audited  map[wire.Do]bool
 	refused  int
@@ -121,7 +122,7 @@ func New(c Config) (*Session, error) {
 		return nil, fmt.Errorf("the session's grant ended at %s", c.Grant.Until.Format(time.RFC3339))
 	}
 	s := &Session{
-		cfg: c, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
+		cfg: c, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen.Screen{},
 		open: map[wire.Do]int{}, audited: map[wire.Do]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
@@ -211,13 +212,13 @@ func (s *Session) Done() <-chan struct{} { return s.done }
 func (s *Session) finish() {
 	s.mu.Lock()
 	reason, began := s.reason, s.began == nil
-	screens := make([]*screen, 0, len(s.screens))
+	screens := make([]*screen.Screen, 0, len(s.screens))
 	for _, sc := range s.screens {
 		screens = append(screens, sc)
 	}
 	s.mu.Unlock()
 	for _, sc := range screens {
-		sc.finish(wire.Ended{Status: -1, Reason: reason})
+		sc.Finish(wire.Ended{Status: -1, Reason: reason})
 	}
 	cut := time.AfterFunc(graceTime, func() {
 		s.mu.Lock()
