@@ -76,7 +76,11 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 			case <-pctx.Done():
 			}
 		}()
-		sc.Finish(program(pctx, sc))
+		end := program(pctx, sc)
+		if s.ctx.Err() != nil { // how the target took it is not why
+			end = wire.Ended{Status: -1, Reason: s.Reason()}
+		}
+		sc.Finish(end)
 		time.AfterFunc(s.cfg.times.resume, func() { s.forget(sc.Name()) })
 	}()
 	return sc.Serve(st, 0)
