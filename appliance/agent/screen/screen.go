@@ -311,6 +311,9 @@ func (sc *Screen) received(h *holder, kind wire.Kind, content []byte) error {
 	}
 	switch kind {
 	case wire.Input:
+		if len(content) == 0 {
+			return nil
+		}
 		sc.cfg.Touch()
 		return sc.input(append([]byte(nil), content...))
 	case wire.EOF:
