@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"gatehouse/appliance/agent/reach"
+	"gatehouse/appliance/agent/screen"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/session/wire"
 )
@@ -46,7 +48,7 @@ func (s *Session) exec(ctx context.Context, st wire.Stream, o wire.Open) error {
 		err = c.frame(wire.Exit, b)
 	}
 	if err == nil {
-		settleWrite(st)
+		screen.Settle(st)
 		<-ctx.Done() // the technician's end has read it, or had the time to
 	}
 	return err
@@ -115,20 +117,20 @@ func (c *command) read(ctx context.Context) error {
 }
 
 func (c *command) run(ctx context.Context, text string) wire.Ended {
-	a := asker{confirm: c.confirm, banner: func(text string) { _ = c.frame(wire.Stderr, []byte(text)) }}
-	ch, client, release, err := c.s.link.session(ctx, a)
+	a := reach.Asker{Confirm: c.confirm, Banner: func(text string) { _ = c.frame(wire.Stderr, []byte(text)) }}
+	ch, client, release, err := c.s.link.Session(ctx, a)
 	if err != nil {
 		return failed(err)
 	}
 	defer release()
 	defer ch.Close()
-	defer c.s.hangUp(ctx, ch, client)()
+	defer c.s.link.HangUp(ctx, ch, client)()
 	stdin, err := ch.StdinPipe()
 	if err != nil {
 		return failed(err)
 	}
 	ch.Stdout, ch.Stderr = output{c, wire.Output}, output{c, wire.Stderr}
-	if err := c.s.within(client, func() error { return ch.Start(text) }); err != nil {
+	if err := c.s.link.Within(client, func() error { return ch.Start(text) }); err != nil {
 		return failed(wire.Refuse(wire.Failed, "the target does not run the command: %v", err))
 	}
 	if err := c.frame(wire.Output, nil); err != nil { // it has begun

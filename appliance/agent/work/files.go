@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 
+	"gatehouse/appliance/agent/reach"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session/wire"
@@ -19,7 +20,7 @@ func (s *Session) files(ctx context.Context, st wire.Stream, o wire.Open) error 
 		return s.refuse(st, o, err)
 	}
 	defer closed()
-	client, release, err := s.link.lease(ctx, asker{})
+	client, release, err := s.link.Lease(ctx, reach.Asker{})
 	if err != nil {
 		return s.refuse(st, o, err)
 	}

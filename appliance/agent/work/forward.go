@@ -19,7 +19,7 @@ func (s *Session) forward(ctx context.Context, st wire.Stream, o wire.Open) erro
 		return s.refuse(st, o, err)
 	}
 	defer closed()
-	conn, err := s.dial(ctx)
+	conn, err := s.link.Dial(ctx)
 	if err != nil {
 		return s.refuse(st, o, err)
 	}
@@ -73,4 +73,12 @@ func reset(st wire.Stream, reason string) {
 		r.Reset(reason)
 	}
 	st.Close()
+}
+
+// closeWrite says on a connection that no more comes from here.
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.New("this connection has no half")
 }

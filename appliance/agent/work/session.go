@@ -18,6 +18,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/agent/maintenance"
+	"gatehouse/appliance/agent/reach"
+	"gatehouse/appliance/agent/screen"
 	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll/attend"
@@ -41,14 +43,11 @@ const (
 
 // times are how long is waited for what.
 type times struct {
-	handshake time.Duration // each part of SSH's in which no person is waited for
-	answer    time.Duration // the target's, to a request on a connection that is up
-	alive     time.Duration // between two looks whether it is
-	confirm   time.Duration // a person's answer to a question
-	resume    time.Duration // who lost a terminal comes back
+	reach.Times
+	resume time.Duration // who lost a terminal comes back
 }
 
-var usual = times{handshake: 20 * time.Second, answer: 20 * time.Second, alive: 30 * time.Second, confirm: 2 * time.Minute, resume: 2 * time.Minute}
+func usual() times { return times{reach.Usual(), 2 * time.Minute} }
 
 // Config is one session, and what it is given of the world.
 type Config struct {
@@ -74,6 +73,8 @@ type Config struct {
 	Idle   time.Duration // without input; 0: never ends for it
 	Now    func() time.Time
 	Log    *slog.Logger
+
+	times times // zero: the usual ones
 }
 
 // Session is one session at the agent.
@@ -81,10 +82,9 @@ type Session struct {
 	cfg   Config
 	ctx   context.Context
 	stop  context.CancelCauseFunc
-	link  *link
+	link  *reach.Link
 	work  sync.WaitGroup // streams and screens
-	times times
-	gone  chan struct{} // nothing is open any more
+	gone  chan struct{}  // nothing is open any more
 	done  chan struct{}
 	begin sync.Once
 	began error
@@ -94,7 +94,7 @@ type Session struct {
 	reason   string
 	input    time.Time
 	streams  map[wire.Stream]struct{}
-	screens  map[string]*screen
+	screens  map[string]*screen.Screen
 	open     map[wire.Do]int
 	audited  map[wire.Do]bool
 	refused  int
@@ -114,21 +114,22 @@ func New(c Config) (*Session, error) {
 	if c.Grant.Target.Kind == session.Box && (c.Box.Status == nil || c.Box.Log == nil || c.Box.Resolve == nil || c.Box.Connect == nil) {
 		return nil, errors.New("a session with the box itself has no box to show")
 	}
-	if c.Resolve == nil {
-		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
+	if c.times == (times{}) {
+		c.times = usual()
 	}
 	now := c.Now()
 	if now.After(c.Grant.Until) {
 		return nil, fmt.Errorf("the session's grant ended at %s", c.Grant.Until.Format(time.RFC3339))
 	}
 	s := &Session{
-		cfg: c, times: usual, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen{},
+		cfg: c, gone: make(chan struct{}), done: make(chan struct{}), input: now, streams: map[wire.Stream]struct{}{}, screens: map[string]*screen.Screen{},
 		open: map[wire.Do]int{}, audited: map[wire.Do]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
-	s.link = newLink(s)
+	s.link = reach.New(reach.Config{
+		Target: c.Grant.Target, Material: c.Material, Dial: c.Dial, Resolve: c.Resolve, Own: c.Own, Times: c.times.Times,
+		Accepted: s.accepted, Failed: s.signInFailed,
+	})
 	s.work.Add(1)
 	go s.watch()
 	go func() {
@@ -211,15 +212,14 @@ func (s *Session) Done() <-chan struct{} { return s.done }
 func (s *Session) finish() {
 	s.mu.Lock()
 	reason, began := s.reason, s.began == nil
-	screens := make([]*screen, 0, len(s.screens))
+	screens := make([]*screen.Screen, 0, len(s.screens))
 	for _, sc := range s.screens {
 		screens = append(screens, sc)
 	}
 	s.mu.Unlock()
 	for _, sc := range screens {
-		sc.finish(wire.Ended{Status: -1, Reason: reason})
+		sc.Finish(wire.Ended{Status: -1, Reason: reason})
 	}
-	s.link.close()
 	cut := time.AfterFunc(graceTime, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -227,6 +227,7 @@ func (s *Session) finish() {
 			st.Close()
 		}
 	})
+	s.link.Close()
 	s.work.Wait()
 	cut.Stop()
 	close(s.gone)
@@ -309,7 +310,7 @@ func (s *Session) join() error {
 	s.begin.Do(func() {
 		t := s.cfg.Grant.Target
 		err := s.audit(s.ctx, control.Event{Action: "start session", Outcome: "ok", Detail: map[string]string{
-			"target": describe(t), "functions": s.cfg.Grant.Functions.String(), "recording": string(s.cfg.Grant.Recording),
+			"target": reach.Describe(t), "functions": s.cfg.Grant.Functions.String(), "recording": string(s.cfg.Grant.Recording),
 			"until": s.cfg.Grant.Until.UTC().Format(time.RFC3339),
 		}})
 		s.mu.Lock()
@@ -328,11 +329,17 @@ func (s *Session) join() error {
 	return err
 }
 
-func describe(t session.Target) string {
-	if t.Kind == session.Box {
-		return "the box itself"
+// accepted has a key that was taken for the target's in the log and at the hub.
+func (s *Session) accepted(ctx context.Context, k ssh.PublicKey) error {
+	err := s.audit(ctx, control.Event{Action: "take key of target", Outcome: "ok", Detail: map[string]string{"algorithm": k.Type(), "fingerprint": ssh.FingerprintSHA256(k)}})
+	if err != nil {
+		return err
 	}
-	return fmt.Sprintf("%s %s", t.Kind, net.JoinHostPort(t.Host, fmt.Sprint(t.Port)))
+	if err := s.cfg.Tell(attend.FromSite{HostKey: &attend.HostKey{Session: s.cfg.Grant.ID, Key: k.Marshal()}}); err != nil {
+		// It counts in this session; in the next it is asked for anew.
+		s.cfg.Log.Warn("the hub was not told of a target's key", "session", s.cfg.Grant.ID, "err", err)
+	}
+	return nil
 }
 
 // misuse counts what a technician's end was refused. An end that goes on after

@@ -10,6 +10,9 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/agent/maintenance"
+	"gatehouse/appliance/agent/reach"
+	"gatehouse/appliance/agent/screen"
+	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -21,28 +24,28 @@ func (s *Session) terminal(ctx context.Context, st wire.Stream, o wire.Open) err
 	if len(o.Term) > 64 || strings.Trim(o.Term, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+._") != "" {
 		return s.refuse(st, o, wire.Refuse(wire.Invalid, "%.20q is not the name of a kind of terminal", o.Term))
 	}
-	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen) wire.Ended { return s.shell(ctx, sc, o.Term) })
+	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen.Screen) wire.Ended { return s.shell(ctx, sc, o.Term) })
 }
 
 // screen serves a stream at a new screen on which program runs, or at the one
 // that it resumes.
-func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, program func(context.Context, *screen) wire.Ended) error {
+func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, program func(context.Context, *screen.Screen) wire.Ended) error {
 	if o.Resume != "" {
 		s.mu.Lock()
 		sc := s.screens[o.Resume]
 		s.mu.Unlock()
-		if sc == nil || sc.do != o.Do {
-			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", s.times.resume))
+		if sc == nil {
+			return s.refuse(st, o, wire.Refuse(wire.NotFound, "this terminal has ended: who loses it has %s to come back", s.cfg.times.resume))
 		}
 		if o.Width != 0 || o.Height != 0 {
-			sc.resize(o.Width, o.Height)
+			sc.Resize(o.Width, o.Height)
 		}
-		return sc.serve(st, o.Seen)
+		return sc.Serve(st, o.Seen)
 	}
 	if o.Width == 0 && o.Height == 0 {
 		o.Width, o.Height = 80, 24
 	}
-	if o.Width < 1 || o.Height < 1 || o.Width > maxColumns || o.Height > maxColumns {
+	if o.Width < 1 || o.Height < 1 || o.Width > screen.MaxColumns || o.Height > screen.MaxColumns {
 		return s.refuse(st, o, wire.Refuse(wire.Invalid, "a terminal of %d by %d characters", o.Width, o.Height))
 	}
 	recorder, recorded, err := s.record(o.Width, o.Height, string(o.Do))
@@ -54,20 +57,11 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 		recorded()
 		return s.refuse(st, o, err)
 	}
-	sc := newScreen(s, o, recorder)
-	s.mu.Lock()
-	if len(s.screens) >= maxScreens {
-		s.mu.Unlock()
+	sc, err := s.newScreen(o, recorder)
+	if err != nil {
 		closed()
 		recorded()
-		return s.refuse(st, o, wire.Refuse(wire.Failed, "this session has %d terminals, the most there can be", maxScreens))
-	}
-	s.screens[sc.name] = sc
-	over, reason := s.over, s.reason
-	s.work.Add(1) // before the stream that is served has let go of its own
-	s.mu.Unlock()
-	if over {
-		sc.finish(wire.Ended{Status: -1, Reason: reason})
+		return s.refuse(st, o, err)
 	}
 	go func() {
 		defer s.work.Done()
@@ -77,42 +71,77 @@ func (s *Session) screen(ctx context.Context, st wire.Stream, o wire.Open, progr
 		defer cancel()
 		go func() {
 			select {
-			case <-sc.done:
+			case <-sc.Done():
 				cancel()
 			case <-pctx.Done():
 			}
 		}()
-		sc.finish(program(pctx, sc))
-		time.AfterFunc(s.times.resume, func() { s.forget(sc) })
+		end := program(pctx, sc)
+		if s.ctx.Err() != nil { // how the target took it is not why
+			end = wire.Ended{Status: -1, Reason: s.Reason()}
+		}
+		sc.Finish(end)
+		time.AfterFunc(s.cfg.times.resume, func() { s.forget(sc.Name()) })
 	}()
-	return sc.serve(st, 0)
+	return sc.Serve(st, 0)
+}
+
+// newScreen makes one that the session knows, and counts the program that is to
+// run on it.
+func (s *Session) newScreen(o wire.Open, r *spool.Recorder) (*screen.Screen, error) {
+	var sc *screen.Screen
+	c := screen.Config{
+		Width: o.Width, Height: o.Height, Touch: s.touch, Gone: func() { s.forget(sc.Name()) },
+		Resume: s.cfg.times.resume, Confirm: s.cfg.times.Confirm,
+	}
+	if r != nil {
+		c.Record = func(b []byte) error {
+			if err := r.Output(b); err != nil && s.forced() {
+				return err
+			}
+			return nil
+		}
+		c.Resized = func(width, height int) { _ = r.Resize(width, height) } // a failure ends or is told once, by the recorder
+	}
+	sc = screen.New(c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return nil, wire.Refuse(wire.Failed, "the session has ended: %s", s.reason)
+	}
+	if len(s.screens) >= maxScreens {
+		return nil, wire.Refuse(wire.Failed, "this session has %d terminals, the most there can be", maxScreens)
+	}
+	s.screens[sc.Name()] = sc
+	s.work.Add(1) // while the stream that is served has not let go of its own
+	return sc, nil
 }
 
 // forget lets go of a screen: its end was seen, it was left, or nobody has come
 // for its end in time.
-func (s *Session) forget(sc *screen) {
+func (s *Session) forget(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.screens, sc.name)
+	delete(s.screens, name)
 }
 
 // shell is the target's, on a screen.
-func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended {
-	a := asker{confirm: sc.confirm, prompt: sc.prompt, banner: func(text string) { _, _ = sc.Write([]byte(text)) }}
-	ch, client, release, err := s.link.session(ctx, a)
+func (s *Session) shell(ctx context.Context, sc *screen.Screen, term string) wire.Ended {
+	a := reach.Asker{Confirm: sc.Confirm, Prompt: sc.Prompt, Banner: func(text string) { _, _ = sc.Write([]byte(text)) }}
+	ch, client, release, err := s.link.Session(ctx, a)
 	if err != nil {
 		return failed(err)
 	}
 	defer release()
 	defer ch.Close()
-	defer s.hangUp(ctx, ch, client)()
+	defer s.link.HangUp(ctx, ch, client)()
 	stdin, err := ch.StdinPipe()
 	if err != nil {
 		return failed(err)
 	}
 	ch.Stdout, ch.Stderr = sc, sc
-	width, height := sc.sized(nil)
-	err = s.within(client, func() error {
+	width, height := sc.Sized(nil)
+	err = s.link.Within(client, func() error {
 		if err := ch.RequestPty(term, height, width, ssh.TerminalModes{ssh.ECHO: 1, ssh.TTY_OP_ISPEED: 38400, ssh.TTY_OP_OSPEED: 38400}); err != nil {
 			return fmt.Errorf("the target gives no terminal: %w", err)
 		}
@@ -125,12 +154,12 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 		return failed(err)
 	}
 	change := func(width, height int) { _ = ch.WindowChange(height, width) } // a dead channel is noticed by its reader
-	if w, h := sc.sized(change); w != width || h != height {
+	if w, h := sc.Sized(change); w != width || h != height {
 		change(w, h)
 	}
 	go func() {
 		for {
-			b, err := sc.keys(ctx)
+			b, err := sc.Keys(ctx)
 			if err == nil {
 				_, err = stdin.Write(b)
 			}
@@ -141,24 +170,6 @@ func (s *Session) shell(ctx context.Context, sc *screen, term string) wire.Ended
 		}
 	}()
 	return exited(ch.Wait())
-}
-
-// hangUp closes a channel when ctx ends, and the connection of a target that
-// does not let go of it. The returned func is for the channel's good end.
-func (s *Session) hangUp(ctx context.Context, ch *ssh.Session, client *connection) func() {
-	over := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		ch.Close()
-		select {
-		case <-over:
-		case <-time.After(s.times.answer):
-			client.Close()
-		}
-	})
-	return func() {
-		close(over)
-		stop()
-	}
 }
 
 // exited says in words how a command ended.
@@ -189,8 +200,8 @@ func failed(err error) wire.Ended {
 
 // console is the box's own.
 func (s *Session) console(ctx context.Context, st wire.Stream, o wire.Open) error {
-	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen) wire.Ended {
-		if err := maintenance.Run(ctx, s.cfg.Box, sc.keys, sc); err != nil {
+	return s.screen(ctx, st, o, func(ctx context.Context, sc *screen.Screen) wire.Ended {
+		if err := maintenance.Run(ctx, s.cfg.Box, sc.Keys, sc); err != nil {
 			return failed(err)
 		}
 		return wire.Ended{}

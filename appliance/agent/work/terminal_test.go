@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/agent/reach"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -69,7 +70,7 @@ func TestSES4_LoginThatFails(t *testing.T) {
 	s := startTarget(t, echo)
 	b := begin(t, s.address, s.hosts, func(c *Config) { c.Material.User = "ada" })
 	e := b.open(wire.Open{Do: wire.Terminal})
-	for range maxTries {
+	for range 3 {
 		e.until("password: ")
 		e.typed("wrong\r")
 	}
@@ -173,7 +174,7 @@ func TestSES5_HostKeyIsAskedOnceAndKept(t *testing.T) {
 
 	// Files have nobody to ask.
 	b.Session.cfg.Files = nil
-	if _, _, err := b.link.lease(t.Context(), asker{}); err == nil || !strings.Contains(err.Error(), print) {
+	if _, _, err := b.link.Lease(t.Context(), reach.Asker{}); err == nil || !strings.Contains(err.Error(), print) {
 		t.Errorf("without a question: %v", err)
 	}
 	no := b.open(wire.Open{Do: wire.Terminal})
@@ -224,7 +225,8 @@ func TestSES5_ChangedHostKeyIsRefused(t *testing.T) {
 
 // A target that changes its key in the middle of a session is no longer it.
 func TestSES5_KeyChangesDuringTheSession(t *testing.T) {
-	s := startTarget(t, echo)
+	var conn atomic.Pointer[ssh.ServerConn]
+	s := startTarget(t, echo, func(s *target) { s.connected = func(c *ssh.ServerConn) { conn.Store(c) } })
 	var address atomic.Value
 	address.Store(s.address)
 	b := begin(t, s.address, s.with, dialsTo(&address), func(c *Config) { c.Material.HostKeys = nil })
@@ -234,9 +236,7 @@ func TestSES5_KeyChangesDuringTheSession(t *testing.T) {
 	e.until("ready")
 	e.typed("exit")
 	e.end()
-	b.link.mu.Lock()
-	b.link.shared.Close()
-	b.link.mu.Unlock()
+	conn.Load().Close()
 	other := startTarget(t, echo)
 	address.Store(other.address)
 	e = b.open(wire.Open{Do: wire.Terminal})
@@ -330,17 +330,17 @@ func TestSES4_TerminalGoesOnAlone(t *testing.T) {
 	var next *end
 	for range 100 { // the last of it is on its way
 		next = b.open(wire.Open{Do: wire.Terminal, Resume: e.reply.Terminal, Seen: 5})
-		if next.reply.At == 5+1_000_000+7-ringSize {
+		if next.reply.At == 5+1_000_000+7-(256<<10) {
 			break
 		}
 		next.Close()
 		<-next.served
 		time.Sleep(20 * time.Millisecond)
 	}
-	if next.reply.At != 5+1_000_000+7-ringSize {
+	if next.reply.At != 5+1_000_000+7-(256<<10) {
 		t.Fatalf("from %d on", next.reply.At)
 	}
-	if got := next.until("the end"); len(got) != ringSize || got[0] != "0123456789"[(next.reply.At-5)%10] {
+	if got := next.until("the end"); len(got) != (256<<10) || got[0] != "0123456789"[(next.reply.At-5)%10] {
 		t.Errorf("%d bytes, from %q on", len(got), got[:20])
 	}
 }
@@ -544,7 +544,7 @@ func TestSES5_HugeBanner(t *testing.T) {
 	})
 	b := begin(t, s.address, s.with)
 	e := b.open(wire.Open{Do: wire.Terminal})
-	if out := e.until("ready"); len(out) > 4*maxBanner || strings.Contains(out, "\x1b") {
+	if out := e.until("ready"); len(out) > 64<<10 || strings.Contains(out, "\x1b") {
 		t.Errorf("%d bytes of banner", len(out))
 	}
 }
@@ -611,7 +611,7 @@ func TestSES4_OneConnectionWhereAllowed(t *testing.T) {
 func TestSES4_ChannelsAreBounded(t *testing.T) {
 	s := startTarget(t, echo)
 	b := begin(t, s.address, s.with)
-	for range maxChannels {
+	for range reach.MaxChannels {
 		b.open(wire.Open{Do: wire.Exec, Command: "x"}).until("ready")
 	}
 	e := b.open(wire.Open{Do: wire.Exec, Command: "x"})
@@ -717,6 +717,14 @@ func TestSES10_TrafficOfAConnectionIsUse(t *testing.T) {
 	b.over()
 }
 
+// waits changes how long is waited.
+func waits(change func(*times)) func(*Config) {
+	return func(c *Config) {
+		c.times = usual()
+		change(&c.times)
+	}
+}
+
 // A target that is slow on purpose has its time, whatever it trickles; a person
 // who is asked is not in it.
 func TestSES5_SlowHandshake(t *testing.T) {
@@ -728,15 +736,15 @@ func TestSES5_SlowHandshake(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
-	b := begin(t, address, func(c *Config) { c.Material.User, c.Material.Password = "ada", password })
-	b.times.handshake = 300 * time.Millisecond
+	b := begin(t, address, waits(func(w *times) { w.Handshake = 300 * time.Millisecond }), func(c *Config) {
+		c.Material.User, c.Material.Password = "ada", password
+	})
 	e := b.open(wire.Open{Do: wire.Exec, Command: "id"})
 	if ended, _, _ := e.end(); ended.Code != wire.Unreachable || !strings.Contains(ended.Reason, "300ms") {
 		t.Errorf("ended %+v", ended)
 	}
 	s := startTarget(t, echo)
-	b = begin(t, s.address, s.hosts)
-	b.times.handshake = time.Second
+	b = begin(t, s.address, s.hosts, waits(func(w *times) { w.Handshake = time.Second }))
 	e = b.open(wire.Open{Do: wire.Terminal})
 	e.until("login as: ")
 	e.typed("ada\r")
@@ -772,8 +780,7 @@ func TestSES5_TargetThatStopsAnswering(t *testing.T) {
 			_, _ = c.Write(b[:n])
 		}
 	})
-	b := begin(t, proxy, s.with)
-	b.times.answer, b.times.alive = 300*time.Millisecond, 200*time.Millisecond
+	b := begin(t, proxy, s.with, waits(func(w *times) { w.Answer, w.Alive = 300*time.Millisecond, 200*time.Millisecond }))
 	e := b.open(wire.Open{Do: wire.Terminal})
 	e.until("ready")
 	close(deaf)
@@ -785,8 +792,8 @@ func TestSES5_TargetThatStopsAnswering(t *testing.T) {
 // Questions and terminals do not wait for ever.
 func TestSES10_NobodyAnswers(t *testing.T) {
 	s := startTarget(t, echo)
-	b := begin(t, s.address, s.with, func(c *Config) { c.Material.HostKeys = nil })
-	b.times.confirm, b.times.resume = 200*time.Millisecond, 200*time.Millisecond
+	short := waits(func(w *times) { w.Confirm, w.resume = 200*time.Millisecond, 200*time.Millisecond })
+	b := begin(t, s.address, s.with, short, func(c *Config) { c.Material.HostKeys = nil })
 	for _, do := range []wire.Do{wire.Terminal, wire.Exec} {
 		e := b.open(wire.Open{Do: do, Command: "id"})
 		e.question()
@@ -794,15 +801,13 @@ func TestSES10_NobodyAnswers(t *testing.T) {
 			t.Errorf("%s ended %+v", do, ended)
 		}
 	}
-	p := begin(t, s.address, s.hosts)
-	p.times.confirm, p.times.resume = 200*time.Millisecond, 200*time.Millisecond
+	p := begin(t, s.address, s.hosts, short)
 	e := p.open(wire.Open{Do: wire.Terminal})
 	e.until("login as: ")
 	if ended, _, _ := e.end(); ended.Code != wire.Credential {
 		t.Errorf("ended %+v", ended)
 	}
-	a := begin(t, s.address, s.with)
-	a.times.resume = 200 * time.Millisecond
+	a := begin(t, s.address, s.with, short)
 	e = a.open(wire.Open{Do: wire.Terminal})
 	e.until("ready")
 	e.Close()

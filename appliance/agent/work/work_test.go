@@ -442,10 +442,8 @@ func TestSES4_ManyOfOpenSSH(t *testing.T) {
 		e.until(fmt.Sprintf("%d000", i+1))
 	}
 	b.open(wire.Open{Do: wire.Files})
-	b.link.mu.Lock()
-	channels, all := b.link.channels, len(b.link.all)
-	b.link.mu.Unlock()
-	if channels != maxShared || all < 2 {
-		t.Errorf("%d channels on the shared one of %d connections", channels, all)
+	if b.mu.Lock(); len(b.dialed) != 1+4+1 { // eight share one, four and the files have their own
+		t.Errorf("%d connections", len(b.dialed))
 	}
+	b.mu.Unlock()
 }

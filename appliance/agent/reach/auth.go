@@ -1,4 +1,4 @@
-package work
+package reach
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"gatehouse/appliance/control"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -18,15 +17,12 @@ const (
 	maxQuestions = 8        // that a target may ask at once
 )
 
-// errLeft is a person who does not want to sign in any more.
-var errLeft = errors.New("the sign-in was broken off")
-
 // auth is one sign-in at the target: with what is kept for it, or with what
 // the person types, who may be asked for a second factor besides.
 type auth struct {
-	link          *link
+	link          *Link
 	ctx           context.Context
-	ask           asker
+	ask           Asker
 	extend, pause func()
 	user          string
 	password      string
@@ -41,7 +37,7 @@ type auth struct {
 
 // prepare says with what to try, before the target hears of it.
 func (a *auth) prepare() ([]ssh.AuthMethod, error) {
-	m, t := a.link.s.cfg.Material, describe(a.link.s.cfg.Grant.Target)
+	m, t := a.link.cfg.Material, Describe(a.link.cfg.Target)
 	a.link.mu.Lock()
 	a.user, a.password = a.link.user, a.link.password
 	a.link.mu.Unlock()
@@ -64,11 +60,11 @@ func (a *auth) prepare() ([]ssh.AuthMethod, error) {
 	}
 	a.kept = a.password != ""
 	none := len(methods) == 0 && !a.kept
-	if a.ask.prompt == nil && (none || a.user == "") {
+	if a.ask.Prompt == nil && (none || a.user == "") {
 		return nil, wire.Refuse(wire.Credential, "no credential is kept for %s: open a terminal and type it, or have one kept with the target", t)
 	}
 	if a.user == "" {
-		user, err := a.ask.prompt(a.ctx, "login as: ", false)
+		user, err := a.ask.Prompt(a.ctx, "login as: ", false)
 		if err != nil {
 			return nil, wire.Refuse(wire.Credential, "%v", err)
 		}
@@ -84,19 +80,19 @@ func (a *auth) prepare() ([]ssh.AuthMethod, error) {
 }
 
 func (a *auth) typePassword() (string, error) {
-	text, err := a.wait(fmt.Sprintf("%s@%s's password: ", a.user, a.link.s.cfg.Grant.Target.Name), true)
+	text, err := a.wait(fmt.Sprintf("%s@%s's password: ", a.user, a.link.cfg.Target.Name), true)
 	a.typed, a.tried = text, true
 	return text, err
 }
 
 // wait asks the person; the target's time stands still meanwhile.
 func (a *auth) wait(text string, hidden bool) (string, error) {
-	if a.ask.prompt == nil {
+	if a.ask.Prompt == nil {
 		return "", errors.New("the target asks more than what is kept for it answers")
 	}
 	a.pause()
 	defer a.extend()
-	answer, err := a.ask.prompt(a.ctx, text, hidden)
+	answer, err := a.ask.Prompt(a.ctx, text, hidden)
 	if err != nil {
 		a.broken = err
 	}
@@ -114,7 +110,7 @@ func (a *auth) questions(name, instruction string, questions []string, echos []b
 		a.answered = true
 		return []string{a.password}, nil
 	}
-	if a.kept && a.ask.prompt == nil && len(questions) > 0 {
+	if a.kept && a.ask.Prompt == nil && len(questions) > 0 {
 		return nil, errors.New("the target asks more than what is kept for it answers")
 	}
 	for _, text := range []string{name, instruction} {
@@ -136,7 +132,7 @@ func (a *auth) questions(name, instruction string, questions []string, echos []b
 // banner shows what a target says before the sign-in, up to a limit and line
 // by line, so that it cannot pose as one of our own questions further up.
 func (a *auth) banner(text string) error {
-	if a.ask.banner == nil || text == "" || a.banners >= maxBanner {
+	if a.ask.Banner == nil || text == "" || a.banners >= maxBanner {
 		return nil
 	}
 	text = text[:min(len(text), maxBanner-a.banners)]
@@ -145,7 +141,7 @@ func (a *auth) banner(text string) error {
 	for line := range strings.Lines(text) {
 		out.WriteString(wire.Printable(strings.TrimRight(line, "\r\n"), maxBanner) + "\r\n")
 	}
-	a.ask.banner(out.String())
+	a.ask.Banner(out.String())
 	return nil
 }
 
@@ -165,24 +161,20 @@ func (a *auth) remember() {
 // judge says in words why there is no connection. The target's words are in it,
 // as far as they can be shown.
 func (a *auth) judge(err error, late bool) error {
-	s := a.link.s
-	t, text := describe(s.cfg.Grant.Target), wire.Printable(err.Error(), 300)
+	cfg := a.link.cfg
+	t, text := Describe(cfg.Target), wire.Printable(err.Error(), 300)
 	switch {
 	case a.broken != nil:
 		return wire.Refuse(wire.Credential, "%v", a.broken)
 	case late:
-		return wire.Refuse(wire.Unreachable, "%s is connected and does not finish SSH's handshake within %s", t, s.times.handshake)
+		return wire.Refuse(wire.Unreachable, "%s is connected and does not finish SSH's handshake within %s", t, cfg.Times.Handshake)
 	case a.verified && (a.tried || strings.Contains(text, "unable to authenticate")):
 		refused := wire.Refuse(wire.Credential, "%s does not let %s in: %s", t, wire.Printable(a.user, 64), text)
-		s.signInFailed(a.user, refused)
+		cfg.Failed(a.user, refused)
 		a.link.mu.Lock()
 		a.link.user, a.link.password = "", "" // typed anew the next time
 		a.link.mu.Unlock()
 		return refused
 	}
 	return wire.Refuse(wire.Unreachable, "%s does not speak SSH with us: %s", t, text)
-}
-
-func eventAccepted(k ssh.PublicKey, print string) control.Event {
-	return control.Event{Action: "take key of target", Outcome: "ok", Detail: map[string]string{"algorithm": k.Type(), "fingerprint": print}}
 }

@@ -1,4 +1,8 @@
-package work
+// Package screen is a terminal in a session: what a program shows, kept for a while, and the one stream at a time that holds it.
+//
+// The program goes on when the stream is lost, and waits while the stream is
+// slow. docs/sessions.md has the frames.
+package screen
 
 import (
 	"context"
@@ -12,28 +16,41 @@ import (
 	"time"
 
 	"gatehouse/appliance/agent/lineedit"
-	"gatehouse/appliance/agent/spool"
 	"gatehouse/appliance/session/wire"
 )
 
 const (
-	ringSize   = 256 << 10 // bytes of output that are kept for who comes back
-	maxTyped   = 16        // frames of input that wait for the target
-	maxColumns = 1000
+	ringSize  = 256 << 10              // bytes of output that are kept for who comes back
+	maxTyped  = 16                     // frames of input that wait for the target
+	graceTime = 500 * time.Millisecond // for a stream that has lost the screen to hear so
+	// MaxColumns is the most columns, and rows.
+	MaxColumns = 1000
 )
 
-// screen is a terminal: what a program shows, kept for a while, and the one
-// stream at a time that holds it. The program goes on when the stream is lost,
-// and waits while the stream is slow.
-type screen struct {
-	s        *Session
-	name     string // under which it can be resumed
-	do       wire.Do
-	recorder *spool.Recorder // nil: not recorded
-	typed    chan []byte     // nil: no more comes
-	answers  chan bool
-	done     chan struct{} // the program has ended, or was ended
-	rest     []byte        // of input, that a prompt has not used; the program's alone
+// ErrLeft ends a question that its person broke off, or did not answer in time.
+var ErrLeft = errors.New("the sign-in was broken off")
+
+// Config is one screen.
+type Config struct {
+	Width, Height int
+	// Record is given what the program shows, before anybody sees it; nil: it is
+	// not recorded. On an error it is not shown.
+	Record  func([]byte) error
+	Resized func(width, height int) // for the recording; nil: none
+	Touch   func()                  // the person did something
+	Gone    func()                  // nobody will come back to the screen
+	Resume  time.Duration           // who lost it comes back
+	Confirm time.Duration           // a line that is asked for is typed
+}
+
+// Screen is a terminal.
+type Screen struct {
+	cfg     Config
+	name    string
+	typed   chan []byte // nil: no more comes
+	answers chan bool
+	done    chan struct{} // the program has ended, or was ended
+	rest    []byte        // of input, that a prompt has not used; the program's alone
 
 	mu            sync.Mutex
 	changed       sync.Cond
@@ -56,19 +73,26 @@ type holder struct {
 	asked int    // the last question that it was asked
 }
 
-func newScreen(s *Session, o wire.Open, r *spool.Recorder) *screen {
-	sc := &screen{
-		s: s, name: rand.Text(), do: o.Do, recorder: r, typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}),
-		ring: make([]byte, 0, 4<<10), width: o.Width, height: o.Height,
+// New makes a screen that nobody holds yet.
+func New(c Config) *Screen {
+	sc := &Screen{
+		cfg: c, name: rand.Text(), typed: make(chan []byte, maxTyped), answers: make(chan bool, 1), done: make(chan struct{}),
+		ring: make([]byte, 0, 4<<10), width: c.Width, height: c.Height,
 	}
 	sc.changed.L = &sc.mu
 	return sc
 }
 
+// Name is what it can be resumed under; it cannot be guessed.
+func (sc *Screen) Name() string { return sc.name }
+
+// Done is closed when the screen has ended.
+func (sc *Screen) Done() <-chan struct{} { return sc.done }
+
 // Write is what the program shows.
-func (sc *screen) Write(b []byte) (int, error) {
-	if sc.recorder != nil {
-		if err := sc.recorder.Output(b); err != nil && sc.s.forced() {
+func (sc *Screen) Write(b []byte) (int, error) {
+	if sc.cfg.Record != nil {
+		if err := sc.cfg.Record(b); err != nil {
 			return 0, err
 		}
 	}
@@ -77,7 +101,7 @@ func (sc *screen) Write(b []byte) (int, error) {
 
 // show puts output where the holder gets it, once there is room: what it has
 // not been sent is not overwritten. With no holder the oldest goes.
-func (sc *screen) show(b []byte) (int, error) {
+func (sc *Screen) show(b []byte) (int, error) {
 	n := 0
 	for n < len(b) {
 		sc.mu.Lock()
@@ -102,7 +126,7 @@ func (sc *screen) show(b []byte) (int, error) {
 
 // put adds to the ring, whose byte i is that of the output at i modulo its
 // size. It grows to its size with the output.
-func (sc *screen) put(b []byte) {
+func (sc *Screen) put(b []byte) {
 	for len(b) > 0 {
 		if len(sc.ring) < ringSize {
 			n := min(len(b), ringSize-len(sc.ring))
@@ -118,14 +142,14 @@ func (sc *screen) put(b []byte) {
 }
 
 // take copies output from pos on.
-func (sc *screen) take(buf []byte, pos uint64) int {
+func (sc *Screen) take(buf []byte, pos uint64) int {
 	at := int(pos % ringSize)
 	return copy(buf[:min(len(buf), int(sc.total-pos))], sc.ring[at:])
 }
 
 // attach makes a stream the holder, from a place in the output on; who held it
 // before has lost it. It returns the place, which is later if that is gone.
-func (sc *screen) attach(st wire.Stream, seen uint64) (*holder, uint64) {
+func (sc *Screen) attach(st wire.Stream, seen uint64) (*holder, uint64) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	old := sc.holder
@@ -145,7 +169,7 @@ func (sc *screen) attach(st wire.Stream, seen uint64) (*holder, uint64) {
 
 // detach is the end of a holder's stream. The screen waits for another, unless
 // the person has left it.
-func (sc *screen) detach(h *holder) {
+func (sc *Screen) detach(h *holder) {
 	sc.mu.Lock()
 	if sc.holder != h {
 		sc.mu.Unlock()
@@ -154,20 +178,20 @@ func (sc *screen) detach(h *holder) {
 	sc.holder = nil
 	left := sc.left
 	if sc.ended == nil && !left {
-		sc.abandon = time.AfterFunc(sc.s.times.resume, func() {
-			sc.finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.s.times.resume)})
+		sc.abandon = time.AfterFunc(sc.cfg.Resume, func() {
+			sc.Finish(wire.Ended{Status: -1, Reason: fmt.Sprintf("nobody came back to the terminal for %s", sc.cfg.Resume)})
 		})
 	}
 	sc.changed.Broadcast()
 	sc.mu.Unlock()
 	if left {
-		sc.finish(wire.Ended{Status: -1, Reason: "it was left"})
-		sc.s.forget(sc)
+		sc.Finish(wire.Ended{Status: -1, Reason: "it was left"})
+		sc.cfg.Gone()
 	}
 }
 
-// finish ends the screen; the first reason counts.
-func (sc *screen) finish(e wire.Ended) {
+// Finish ends the screen; the first reason counts.
+func (sc *Screen) Finish(e wire.Ended) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	if sc.ended != nil {
@@ -179,11 +203,11 @@ func (sc *screen) finish(e wire.Ended) {
 	sc.changed.Broadcast()
 }
 
-// serve is the life of one stream at the screen.
-func (sc *screen) serve(st wire.Stream, seen uint64) error {
+// Serve is the life of one stream at the screen.
+func (sc *Screen) Serve(st wire.Stream, seen uint64) error {
 	h, at := sc.attach(st, seen)
 	defer sc.detach(h)
-	if err := wire.WriteReply(st, wire.Reply{Terminal: sc.name, At: at, Recorded: sc.recorder != nil}); err != nil {
+	if err := wire.WriteReply(st, wire.Reply{Terminal: sc.name, At: at, Recorded: sc.cfg.Record != nil}); err != nil {
 		return err
 	}
 	written := make(chan error, 1)
@@ -192,7 +216,7 @@ func (sc *screen) serve(st wire.Stream, seen uint64) error {
 		if err != nil {
 			st.Close()
 		} else {
-			settleWrite(st)
+			Settle(st)
 		}
 		written <- err
 	}()
@@ -204,8 +228,8 @@ func (sc *screen) serve(st wire.Stream, seen uint64) error {
 	return errors.Join(err, <-written)
 }
 
-// settleWrite ends the stream after its last frame; its reader has a while to notice.
-func settleWrite(st wire.Stream) {
+// Settle ends a stream after its last frame; its reader has a while to notice.
+func Settle(st wire.Stream) {
 	if st.CloseWrite() != nil {
 		st.Close()
 		return
@@ -214,7 +238,7 @@ func settleWrite(st wire.Stream) {
 }
 
 // write sends the holder what is new, to the end of the screen or of its hold.
-func (sc *screen) write(h *holder) error {
+func (sc *Screen) write(h *holder) error {
 	buf := make([]byte, wire.MaxFrame)
 	for {
 		kind, n, last := sc.next(h, buf)
@@ -223,7 +247,7 @@ func (sc *screen) write(h *holder) error {
 		}
 		if last != nil {
 			if last.seen {
-				sc.s.forget(sc)
+				sc.cfg.Gone()
 			}
 			return nil
 		}
@@ -234,7 +258,7 @@ func (sc *screen) write(h *holder) error {
 type last struct{ seen bool } // it is the end of the screen, and not of the hold
 
 // next waits for what is to be sent: a question, output, and at last the end.
-func (sc *screen) next(h *holder, buf []byte) (wire.Kind, int, *last) {
+func (sc *Screen) next(h *holder, buf []byte) (wire.Kind, int, *last) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	for {
@@ -265,7 +289,7 @@ func endedFrame(buf []byte, e wire.Ended) int {
 }
 
 // read takes what the holder sends.
-func (sc *screen) read(h *holder) error {
+func (sc *Screen) read(h *holder) error {
 	buf := make([]byte, wire.MaxFrame)
 	for {
 		kind, content, err := wire.ReadFrame(h.st, buf)
@@ -278,7 +302,7 @@ func (sc *screen) read(h *holder) error {
 	}
 }
 
-func (sc *screen) received(h *holder, kind wire.Kind, content []byte) error {
+func (sc *Screen) received(h *holder, kind wire.Kind, content []byte) error {
 	sc.mu.Lock()
 	mine := sc.holder == h
 	sc.mu.Unlock()
@@ -287,7 +311,10 @@ func (sc *screen) received(h *holder, kind wire.Kind, content []byte) error {
 	}
 	switch kind {
 	case wire.Input:
-		sc.s.touch()
+		if len(content) == 0 {
+			return nil
+		}
+		sc.cfg.Touch()
 		return sc.input(append([]byte(nil), content...))
 	case wire.EOF:
 		sc.mu.Lock()
@@ -302,9 +329,9 @@ func (sc *screen) received(h *holder, kind wire.Kind, content []byte) error {
 		if len(content) != 4 {
 			return fmt.Errorf("the size of a terminal in %d bytes", len(content))
 		}
-		sc.resize(int(binary.BigEndian.Uint16(content)), int(binary.BigEndian.Uint16(content[2:])))
+		sc.Resize(int(binary.BigEndian.Uint16(content)), int(binary.BigEndian.Uint16(content[2:])))
 	case wire.Confirm:
-		sc.s.touch()
+		sc.cfg.Touch()
 		sc.mu.Lock()
 		open := sc.question != nil
 		sc.mu.Unlock()
@@ -320,7 +347,7 @@ func (sc *screen) received(h *holder, kind wire.Kind, content []byte) error {
 	return nil
 }
 
-func (sc *screen) input(b []byte) error {
+func (sc *Screen) input(b []byte) error {
 	select {
 	case sc.typed <- b:
 	case <-sc.done:
@@ -328,30 +355,30 @@ func (sc *screen) input(b []byte) error {
 	return nil
 }
 
-func (sc *screen) resize(width, height int) {
-	width, height = min(max(width, 1), maxColumns), min(max(height, 1), maxColumns)
+func (sc *Screen) Resize(width, height int) {
+	width, height = min(max(width, 1), MaxColumns), min(max(height, 1), MaxColumns)
 	sc.mu.Lock()
 	sc.width, sc.height = width, height
 	f := sc.onSize
 	sc.mu.Unlock()
-	if sc.recorder != nil {
-		_ = sc.recorder.Resize(width, height) // a failure ends or is told once, by the recorder
+	if sc.cfg.Resized != nil {
+		sc.cfg.Resized(width, height)
 	}
 	if f != nil {
 		f(width, height)
 	}
 }
 
-// sized has f called with every size from now on, and returns the one now.
-func (sc *screen) sized(f func(width, height int)) (width, height int) {
+// Sized has f called with every size from now on, and returns the one now.
+func (sc *Screen) Sized(f func(width, height int)) (width, height int) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	sc.onSize = f
 	return sc.width, sc.height
 }
 
-// next input for the program; io.EOF when no more comes.
-func (sc *screen) keys(ctx context.Context) ([]byte, error) {
+// Keys is the next input for the program; io.EOF when no more comes.
+func (sc *Screen) Keys(ctx context.Context) ([]byte, error) {
 	if b := sc.rest; len(b) > 0 {
 		sc.rest = nil
 		return b, nil
@@ -369,8 +396,8 @@ func (sc *screen) keys(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// confirm asks whoever holds the screen.
-func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
+// Confirm asks whoever holds the screen.
+func (sc *Screen) Confirm(ctx context.Context, q wire.Question) (bool, error) {
 	b, err := json.Marshal(q)
 	if err != nil {
 		return false, err
@@ -393,36 +420,36 @@ func (sc *screen) confirm(ctx context.Context, q wire.Question) (bool, error) {
 	case yes := <-sc.answers:
 		return yes, nil
 	case <-sc.done:
-		return false, errLeft
+		return false, ErrLeft
 	case <-ctx.Done():
 		return false, errors.New("nobody answered in time")
 	}
 }
 
-// prompt asks for a line on the screen itself. Neither it nor its echo is
+// Prompt asks for a line on the screen itself. Neither it nor its echo is
 // recorded: people type a password where a name is asked for.
-func (sc *screen) prompt(ctx context.Context, text string, hidden bool) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, sc.s.times.confirm)
+func (sc *Screen) Prompt(ctx context.Context, text string, hidden bool) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, sc.cfg.Confirm)
 	defer cancel()
 	e := lineedit.Editor{Prompt: text, Hidden: hidden}
 	if _, err := sc.show(e.Show()); err != nil {
-		return "", errLeft
+		return "", ErrLeft
 	}
 	for {
-		b, err := sc.keys(ctx)
+		b, err := sc.Keys(ctx)
 		if err != nil {
-			return "", errLeft
+			return "", ErrLeft
 		}
 		n, echo, what, line := e.Type(b)
 		sc.rest = append([]byte(nil), b[n:]...)
 		if _, err := sc.show(echo); err != nil {
-			return "", errLeft
+			return "", ErrLeft
 		}
 		switch what {
 		case lineedit.Line:
 			return line, nil
 		case lineedit.Interrupt, lineedit.End:
-			return "", errLeft
+			return "", ErrLeft
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package work
+package reach
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -13,53 +14,61 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/session/wire"
 )
 
 const (
-	maxShared   = 8  // channels on one connection: OpenSSH allows 10
-	maxChannels = 24 // terminals and commands at once: of each up to 2 MiB of output wait here
+	maxShared  = 8           // channels on one connection: OpenSSH allows 10
+	forgetTime = time.Second // to hear what became of a request on a connection that has ended
+	// MaxChannels is the most terminals and commands at once: of each up to 2 MiB of output wait here.
+	MaxChannels = 24
 )
 
-// asker is the person at a stream, as far as the stream can ask. Both may be nil.
-type asker struct {
-	confirm func(context.Context, wire.Question) (bool, error)
-	prompt  func(ctx context.Context, text string, hidden bool) (string, error)
-	banner  func(text string)
+// Asker is the person at a stream, as far as the stream can ask: what it cannot is nil.
+type Asker struct {
+	Confirm func(context.Context, wire.Question) (bool, error)
+	Prompt  func(ctx context.Context, text string, hidden bool) (string, error)
+	Banner  func(text string)
 }
 
-// link is the SSH of a session: one connection that terminal, commands and
+// Link is the way to one target. Its SSH is that of a session: one connection that terminal, commands and
 // files share, made when it is needed and again when it is lost.
-type link struct {
-	s *Session
+type Link struct {
+	cfg     Config
+	serving sync.WaitGroup // of connections
 	// turn is held while a connection is made: who comes then waits for it,
 	// and finds its key accepted and its password typed.
 	turn chan struct{}
 
 	mu       sync.Mutex
-	shared   *connection
+	shared   *Connection
 	channels int
 	sessions int // channels that are terminals and commands, on all connections
-	all      map[*connection]struct{}
+	all      map[*Connection]struct{}
 	closed   bool
 	pinned   [][]byte // the keys of the target that are right, in SSH's wire form
 	user     string   // as the person typed them; never written anywhere
 	password string
 }
 
-// connection is one to the target.
-type connection struct {
+// Connection is one to the target.
+type Connection struct {
 	*ssh.Client
 	gone chan struct{} // closed when it has ended
 }
 
-func newLink(s *Session) *link {
-	return &link{s: s, turn: make(chan struct{}, 1), all: map[*connection]struct{}{}, pinned: s.cfg.Material.HostKeys}
+// New makes a Link. Nothing is connected yet.
+func New(c Config) *Link {
+	if c.Resolve == nil {
+		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	return &Link{cfg: c, turn: make(chan struct{}, 1), all: map[*Connection]struct{}{}, pinned: c.Material.HostKeys}
 }
 
-// lease gives a connection to the target; release it.
-func (l *link) lease(ctx context.Context, a asker) (*connection, func(), error) {
+// Lease gives a connection to the target; release it.
+func (l *Link) Lease(ctx context.Context, a Asker) (*Connection, func(), error) {
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()
@@ -85,7 +94,7 @@ func (l *link) lease(ctx context.Context, a asker) (*connection, func(), error) 
 
 // own gives a connection that nothing else uses: the target allows no more on
 // the shared one.
-func (l *link) own(ctx context.Context, a asker) (*connection, func(), error) {
+func (l *Link) own(ctx context.Context, a Asker) (*Connection, func(), error) {
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()
@@ -99,19 +108,19 @@ func (l *link) own(ctx context.Context, a asker) (*connection, func(), error) {
 	return l.keep(c, true)
 }
 
-func (l *link) keep(client *ssh.Client, alone bool) (*connection, func(), error) {
-	c := &connection{client, make(chan struct{})}
+func (l *Link) keep(client *ssh.Client, alone bool) (*Connection, func(), error) {
+	c := &Connection{client, make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		c.Close()
-		return nil, nil, context.Cause(l.s.ctx)
+		return nil, nil, errors.New("the session has ended")
 	}
 	l.all[c] = struct{}{}
 	if !alone {
 		l.shared, l.channels = c, 1
 	}
-	l.s.work.Add(1)
+	l.serving.Add(1)
 	go l.attend(c)
 	if alone {
 		return c, func() { c.Close() }, nil
@@ -119,7 +128,7 @@ func (l *link) keep(client *ssh.Client, alone bool) (*connection, func(), error)
 	return c, func() { l.release(c) }, nil
 }
 
-func (l *link) release(c *connection) {
+func (l *Link) release(c *Connection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.shared == c {
@@ -128,13 +137,13 @@ func (l *link) release(c *connection) {
 }
 
 // attend asks whether the target is still there, until it is not.
-func (l *link) attend(c *connection) {
-	defer l.s.work.Done()
+func (l *Link) attend(c *Connection) {
+	defer l.serving.Done()
 	go func() {
 		_ = c.Wait() // why it ended is told by what used it
 		close(c.gone)
 	}()
-	tick := time.NewTicker(l.s.times.alive)
+	tick := time.NewTicker(l.cfg.Times.Alive)
 	defer tick.Stop()
 	for {
 		select {
@@ -148,7 +157,7 @@ func (l *link) attend(c *connection) {
 			return
 		case <-tick.C:
 			// Any answer will do. A target that is gone is closed when it should have come.
-			_ = l.s.within(c, func() error { // a failure ends the connection, which is seen above
+			_ = l.Within(c, func() error { // a failure ends the connection, which is seen above
 				_, _, err := c.SendRequest("keepalive@openssh.com", true, nil)
 				return err
 			})
@@ -156,14 +165,14 @@ func (l *link) attend(c *connection) {
 	}
 }
 
-// within closes the connection if the target does not answer in time: nothing
+// Within closes the connection if the target does not answer in time: nothing
 // else ends the wait for it. And not even that does always: x/crypto/ssh forgets
 // a channel that is opened in the moment in which its connection ends, and who
 // opens it waits for ever. So it is left behind then.
-func (s *Session) within(c *connection, f func() error) error {
+func (l *Link) Within(c *Connection, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
-	late := time.NewTimer(s.times.answer)
+	late := time.NewTimer(l.cfg.Times.Answer)
 	defer late.Stop()
 	select {
 	case err := <-done:
@@ -176,31 +185,52 @@ func (s *Session) within(c *connection, f func() error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(graceTime):
+	case <-time.After(forgetTime):
 		return errors.New("the connection to the target was lost")
 	}
 }
 
-func (l *link) close() {
+// Close ends all connections and forgets what was typed. Nothing is connected
+// any more after it.
+func (l *Link) Close() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.closed = true
 	for c := range l.all {
 		c.Close()
 	}
 	l.user, l.password = "", ""
+	l.mu.Unlock()
+	l.serving.Wait()
 }
 
-// session opens a channel for a terminal or a command.
-func (l *link) session(ctx context.Context, a asker) (*ssh.Session, *connection, func(), error) {
+// HangUp closes a channel when ctx ends, and the connection of a target that
+// does not let go of it. The returned func is for the channel's good end.
+func (l *Link) HangUp(ctx context.Context, ch *ssh.Session, c *Connection) func() {
+	over := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		ch.Close()
+		select {
+		case <-over:
+		case <-time.After(l.cfg.Times.Answer):
+			c.Close()
+		}
+	})
+	return func() {
+		close(over)
+		stop()
+	}
+}
+
+// Session opens a channel for a terminal or a command.
+func (l *Link) Session(ctx context.Context, a Asker) (*ssh.Session, *Connection, func(), error) {
 	l.mu.Lock()
-	full := l.sessions >= maxChannels
+	full := l.sessions >= MaxChannels
 	if !full {
 		l.sessions++
 	}
 	l.mu.Unlock()
 	if full {
-		return nil, nil, nil, wire.Refuse(wire.Failed, "this session has %d terminals and commands, the most there can be", maxChannels)
+		return nil, nil, nil, wire.Refuse(wire.Failed, "this session has %d terminals and commands, the most there can be", MaxChannels)
 	}
 	done := func() {
 		l.mu.Lock()
@@ -217,11 +247,11 @@ func (l *link) session(ctx context.Context, a asker) (*ssh.Session, *connection,
 
 // channel opens one on the shared connection, on a new one if that is dead, or
 // on one of its own if the target allows no more.
-func (l *link) channel(ctx context.Context, a asker) (*ssh.Session, *connection, func(), error) {
-	c, release, err := l.lease(ctx, a)
+func (l *Link) channel(ctx context.Context, a Asker) (*ssh.Session, *Connection, func(), error) {
+	c, release, err := l.Lease(ctx, a)
 	for again := false; err == nil; again = true {
 		opened := make(chan *ssh.Session, 1)
-		err = l.s.within(c, func() error {
+		err = l.Within(c, func() error {
 			ch, err := c.NewSession()
 			opened <- ch
 			return err
@@ -233,7 +263,7 @@ func (l *link) channel(ctx context.Context, a asker) (*ssh.Session, *connection,
 		var refused *ssh.OpenChannelError
 		switch {
 		case again:
-			return nil, nil, nil, wire.Refuse(wire.Unreachable, "%s is connected and opens nothing: %v", describe(l.s.cfg.Grant.Target), err)
+			return nil, nil, nil, wire.Refuse(wire.Unreachable, "%s is connected and opens nothing: %v", Describe(l.cfg.Target), err)
 		case errors.As(err, &refused):
 			c, release, err = l.own(ctx, a)
 		default:
@@ -244,7 +274,7 @@ func (l *link) channel(ctx context.Context, a asker) (*ssh.Session, *connection,
 				l.shared = nil
 			}
 			l.mu.Unlock()
-			c, release, err = l.lease(ctx, a)
+			c, release, err = l.Lease(ctx, a)
 		}
 	}
 	return nil, nil, nil, err
@@ -253,7 +283,7 @@ func (l *link) channel(ctx context.Context, a asker) (*ssh.Session, *connection,
 // connect makes one connection. A key that nobody has seen yet is looked at on
 // a connection of its own, shown, and pinned when the person takes it: the
 // target waits for no one's decision, and only then learns who wants to sign in.
-func (l *link) connect(ctx context.Context, a asker) (*ssh.Client, error) {
+func (l *Link) connect(ctx context.Context, a Asker) (*ssh.Client, error) {
 	l.mu.Lock()
 	known := len(l.pinned) > 0
 	l.mu.Unlock()
@@ -270,7 +300,7 @@ func (l *link) connect(ctx context.Context, a asker) (*ssh.Client, error) {
 }
 
 // look asks the target for its key, and goes away.
-func (l *link) look(ctx context.Context) (ssh.PublicKey, error) {
+func (l *Link) look(ctx context.Context) (ssh.PublicKey, error) {
 	var seen ssh.PublicKey
 	cfg := &ssh.ClientConfig{HostKeyCallback: func(_ string, _ net.Addr, k ssh.PublicKey) error {
 		seen = k
@@ -287,7 +317,7 @@ func (l *link) look(ctx context.Context) (ssh.PublicKey, error) {
 	return seen, nil
 }
 
-func (l *link) signIn(ctx context.Context, a asker) (*ssh.Client, error) {
+func (l *Link) signIn(ctx context.Context, a Asker) (*ssh.Client, error) {
 	auth := &auth{link: l, ctx: ctx, ask: a}
 	methods, err := auth.prepare()
 	if err != nil {
@@ -300,12 +330,12 @@ func (l *link) signIn(ctx context.Context, a asker) (*ssh.Client, error) {
 			return nil
 		}
 		changed = wire.Refuse(wire.HostKey, "%s shows another key than the one that is known: it shows %s %s, known is %s. Either it was set up anew, or something stands in between; who manages the targets can have the known key forgotten",
-			describe(l.s.cfg.Grant.Target), k.Type(), ssh.FingerprintSHA256(k), l.fingerprints())
+			Describe(l.cfg.Target), k.Type(), ssh.FingerprintSHA256(k), l.fingerprints())
 		return changed
 	}}
 	c, err := l.handshake(ctx, auth, cfg)
 	if changed != nil {
-		l.s.signInFailed(auth.user, changed)
+		l.cfg.Failed(auth.user, changed)
 		return nil, changed
 	}
 	if err == nil {
@@ -314,16 +344,16 @@ func (l *link) signIn(ctx context.Context, a asker) (*ssh.Client, error) {
 	return c, err
 }
 
-func (l *link) handshake(ctx context.Context, auth *auth, cfg *ssh.ClientConfig) (*ssh.Client, error) {
-	conn, err := l.s.dial(ctx)
+func (l *Link) handshake(ctx context.Context, auth *auth, cfg *ssh.ClientConfig) (*ssh.Client, error) {
+	conn, err := l.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	guard := newGuard(conn, l.s.times.handshake)
+	guard := newGuard(conn, l.cfg.Times.Handshake)
 	auth.extend, auth.pause = guard.extend, guard.pause
 	cfg.ClientVersion, cfg.HostKeyAlgorithms = "SSH-2.0-Gatehouse", l.algorithms()
-	c, channels, requests, err := ssh.NewClientConn(conn, l.s.cfg.Grant.Target.Host, cfg)
+	c, channels, requests, err := ssh.NewClientConn(conn, l.cfg.Target.Host, cfg)
 	late := guard.stop()
 	if err == nil {
 		return ssh.NewClient(c, channels, requests), nil
@@ -336,14 +366,14 @@ func (l *link) handshake(ctx context.Context, auth *auth, cfg *ssh.ClientConfig)
 }
 
 // right says whether a key is pinned.
-func (l *link) right(k ssh.PublicKey) bool {
+func (l *Link) right(k ssh.PublicKey) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := k.Marshal()
 	return slices.ContainsFunc(l.pinned, func(p []byte) bool { return bytes.Equal(p, b) })
 }
 
-func (l *link) fingerprints() string {
+func (l *Link) fingerprints() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []string
@@ -361,7 +391,7 @@ func (l *link) fingerprints() string {
 // algorithms asks for the kinds of key that are pinned first: a target has
 // several, and shows the one that is asked for. Certificates of hosts are not
 // asked for: nobody here knows who signs them.
-func (l *link) algorithms() []string {
+func (l *Link) algorithms() []string {
 	all := []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -384,38 +414,26 @@ func (l *link) algorithms() []string {
 }
 
 // accept asks the person whether a key is the target's, and tells the hub.
-func (l *link) accept(ctx context.Context, a asker, k ssh.PublicKey) error {
-	t, print := l.s.cfg.Grant.Target, ssh.FingerprintSHA256(k)
-	if a.confirm == nil {
-		return wire.Refuse(wire.HostKey, "the key of %s is not known yet (%s %s): open a terminal to see it and take it", describe(t), k.Type(), print)
+func (l *Link) accept(ctx context.Context, a Asker, k ssh.PublicKey) error {
+	t, print := l.cfg.Target, ssh.FingerprintSHA256(k)
+	if a.Confirm == nil {
+		return wire.Refuse(wire.HostKey, "the key of %s is not known yet (%s %s): open a terminal to see it and take it", Describe(t), k.Type(), print)
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.s.times.confirm)
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Times.Confirm)
 	defer cancel()
-	yes, err := a.confirm(ctx, wire.Question{Target: fmt.Sprintf("%s (%s)", t.Name, describe(t)), Algorithm: k.Type(), Fingerprint: print})
+	yes, err := a.Confirm(ctx, wire.Question{Target: fmt.Sprintf("%s (%s)", t.Name, Describe(t)), Algorithm: k.Type(), Fingerprint: print})
 	if err != nil {
-		return wire.Refuse(wire.HostKey, "whether the key of %s is the right one was not answered: %v", describe(t), err)
+		return wire.Refuse(wire.HostKey, "whether the key of %s is the right one was not answered: %v", Describe(t), err)
 	}
 	if !yes {
-		return wire.Refuse(wire.HostKey, "the key of %s was not taken", describe(t))
+		return wire.Refuse(wire.HostKey, "the key of %s was not taken", Describe(t))
 	}
-	if err := l.s.accepted(ctx, k, print); err != nil {
+	if err := l.cfg.Accepted(ctx, k); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	l.pinned = append(slices.Clone(l.pinned), k.Marshal())
 	l.mu.Unlock()
-	return nil
-}
-
-// accepted has the taken key in the log and at the hub.
-func (s *Session) accepted(ctx context.Context, k ssh.PublicKey, print string) error {
-	if err := s.audit(ctx, eventAccepted(k, print)); err != nil {
-		return err
-	}
-	if err := s.cfg.Tell(attend.FromSite{HostKey: &attend.HostKey{Session: s.cfg.Grant.ID, Key: k.Marshal()}}); err != nil {
-		// It counts in this session; in the next it is asked for anew.
-		s.cfg.Log.Warn("the hub was not told of a target's key", "session", s.cfg.Grant.ID, "err", err)
-	}
 	return nil
 }
 
