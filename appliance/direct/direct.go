@@ -54,8 +54,10 @@ const (
 	firstPause  = 2 * time.Second        // after a round that found nothing, or a way that died; doubled each time
 	longPause   = 5 * time.Minute
 	provenAfter = 30 * time.Second       // a way that lived so long was a good one: the next pause is the first again
-	guardEvery  = 250 * time.Millisecond // how often the lists are asked about the way in use
-	lastWords   = 400 * time.Millisecond // from then until it is closed
+	guardEvery  = 100 * time.Millisecond // how often the lists are asked about the way in use
+	// lastWord is what a way has left once they do not admit it, or its session
+	// is over: there may be no other way to tell the other end why.
+	lastWord = 400 * time.Millisecond
 )
 
 // Search is one end's, for one session.

@@ -293,6 +293,45 @@ func TestSES3_ListsEndADirectWay(t *testing.T) {
 	}
 }
 
+// Who ends a session says why, and the direct way may be the only one left.
+func TestSES3_LastWordGetsThrough(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(barred *atomic.Bool, cancel func()){
+		"the lists":   func(barred *atomic.Bool, _ func()) { barred.Store(true) },
+		"the session": func(_ *atomic.Bool, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnds(t)
+			var barred atomic.Bool
+			e.agent.Admitted = func(a netip.Addr) bool { return a.IsLoopback() && !barred.Load() }
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { seek(t.Context(), e.technician, e.streams[0]) })
+			wg.Go(func() {
+				if _, err := wire.ReadOpen(e.streams[1]); err == nil {
+					seek(ctx, e.agent, e.streams[1])
+				}
+			})
+			t.Cleanup(func() { cancel(); e.streams[0].Close(); wg.Wait() })
+			a, b := next(t, e.ways[0]), next(t, e.ways[1])
+			end(&barred, cancel)
+			time.Sleep(lastWord / 2)
+			if _, err := b.Write([]byte("the end")); err != nil {
+				t.Fatal(err)
+			}
+			a.SetReadDeadline(time.Now().Add(10 * time.Second))
+			got := make([]byte, 7)
+			if _, err := io.ReadFull(a, got); err != nil {
+				t.Errorf("the last word: %v", err)
+			}
+			if _, err := b.Read(got); err == nil { // and then it is over
+				t.Error("the agent's end reads on")
+			}
+		})
+	}
+}
+
 func TestSES3_AgentPacesRounds(t *testing.T) {
 	t.Parallel()
 	e := newEnds(t)
@@ -316,7 +355,9 @@ func TestSES3_AgentPacesRounds(t *testing.T) {
 		t.Helper()
 		s, other := streamPair(t)
 		done = make(chan error, 1)
-		go func() { done <- agent.Run(t.Context(), other) }()
+		var run sync.WaitGroup
+		run.Go(func() { done <- agent.Run(t.Context(), other) })
+		t.Cleanup(run.Wait)
 		if _, err := wire.ReadReply(s); err != nil {
 			t.Fatal(err)
 		}

@@ -206,20 +206,24 @@ func (e *Search) guard(ctx context.Context, w *way) error {
 	defer w.Close()
 	t := time.NewTicker(guardEvery)
 	defer t.Stop()
+	var unlisted time.Time
 	for {
 		select {
 		case <-ctx.Done():
+			select { // the session ends, and it is for the carrier to say why
+			case <-w.closed:
+			case <-time.After(lastWord):
+			}
 			return ctx.Err()
 		case <-w.closed:
 			return errGivenUp
 		case <-t.C:
-			if !e.Admitted(w.other) {
-				// The hub ends the session for the same reason: what it says is to come through.
-				select {
-				case <-ctx.Done():
-				case <-w.closed:
-				case <-time.After(lastWords):
-				}
+			switch {
+			case e.Admitted(w.other):
+				unlisted = time.Time{}
+			case unlisted.IsZero():
+				unlisted = time.Now()
+			case time.Since(unlisted) >= lastWord:
 				return errUnlisted
 			}
 		}
