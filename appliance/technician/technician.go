@@ -186,8 +186,11 @@ func (s *Session) onPath(best carrier.Kind, any bool) {
 	}
 }
 
-// keep asks for a further meeting whenever no way is left.
+// keep asks for a further meeting whenever no way is left. It looks besides
+// being told: of a way that was lost before it was told of, nothing is told.
 func (s *Session) keep(ctx context.Context) {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -195,6 +198,7 @@ func (s *Session) keep(ctx context.Context) {
 		case <-s.carrier.Done():
 			return
 		case <-s.lost:
+		case <-look.C:
 		}
 		for wait := firstWait; len(s.carrier.Paths()) == 0; wait = min(2*wait, mostWait) {
 			err := s.again(ctx)

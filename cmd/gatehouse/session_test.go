@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/hex"
@@ -310,6 +311,41 @@ func TestUSE2_LoginKeepsASessionAndNoSecret(t *testing.T) {
 	}
 	if now, _ := readKept(); len(now.Sessions) != 0 {
 		t.Errorf("kept: %+v", now)
+	}
+}
+
+// At a terminal it asks, the password without showing it and the code last.
+func TestUSE2_LoginAsksAPerson(t *testing.T) {
+	newHubBox(t, nas, never)
+	for name, c := range map[string]struct {
+		lines, hidden string
+		want          exitCode
+		asks          string
+	}{
+		"nothing typed":  {"", hubPassword, exitUsage, "E-mail address: "},
+		"no password":    {"ada@example.org\n", "", exitUsage, "E-mail address: Password: "},
+		"wrong password": {"ada@example.org\n", "violet", exitDenied, "E-mail address: Password: "},
+		"no code":        {"ada@example.org\n", hubPassword, exitUsage, "E-mail address: Password: Code of the second factor, or a recovery code: "},
+		"all of it":      {"ada@example.org\n" + hubCode + "\n", hubPassword, exitOK, "E-mail address: Password: Code of the second factor, or a recovery code: "},
+	} {
+		b, s, err := askBox(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		a := &asker{lines: bufio.NewReader(strings.NewReader(c.lines)), out: &out, secret: func() (string, error) { return c.hidden, nil }}
+		err = s.login(t.Context(), b, signIn{}, a)
+		if c.want == exitOK && err != nil || c.want != exitOK && codeOf(err) != c.want || out.String() != c.asks {
+			t.Errorf("%s: %v, asks %q, want %d and %q", name, err, &out, c.want, c.asks)
+		}
+		if k, err := readKept(); err != nil || len(k.Sessions) == 1 != (c.want == exitOK) {
+			t.Errorf("%s: kept %+v, %v", name, k, err)
+		}
+		if k, _ := readKept(); c.want == exitOK && len(k.Sessions) == 1 {
+			if err := k.put(keptSession{SPKI: k.Sessions[0].SPKI}); err != nil { // for the next of them
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

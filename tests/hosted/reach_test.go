@@ -280,6 +280,7 @@ func (b *behind) openSSH() {
 	if out, code := b.whole("", "rsync", "-a", "-e", "ssh -F "+file, from+"/", "root@nas.gatehouse:"+to+"/"); code != 0 {
 		b.Fatalf("rsync: %d\n%s", code, out)
 	}
+	b.rsyncWithoutAGateway(file)
 	// ssh has ended its ProxyCommand, and that has ended the session: what it
 	// leaves would be open at the target until the agent gives up waiting.
 	b.eventually("the end of the sessions of ssh and rsync", func() bool { return !strings.Contains(b.good("sessions", "list"), "nas") })
@@ -287,6 +288,51 @@ func (b *behind) openSSH() {
 		if text, err := os.ReadFile(filepath.Join(to, name)); err != nil || sha256.Sum256(text) != sum {
 			b.Errorf("%s came as another: %v", name, err)
 		}
+	}
+}
+
+// rsyncWithoutAGateway copies while the gateway is killed twice: neither ssh nor
+// rsync notices.
+func (b *behind) rsyncWithoutAGateway(config string) {
+	b.Helper()
+	from, to := filepath.Join(b.home, "large"), filepath.Join(b.home, "large copy")
+	text := bytes.Repeat([]byte("0123456789abcdef"), 1<<20) // 16 MiB
+	if err := os.WriteFile(from, text, 0o644); err != nil {
+		b.Fatal(err)
+	}
+	// A way without the gateway would make it none of its business.
+	ways, err := os.ReadFile(config)
+	if err == nil {
+		config += "_relay"
+		err = os.WriteFile(config, bytes.Replace(ways, []byte(" --stdio"), []byte(" --stdio --no-direct"), 1), 0o600)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.Context(), 2*patience)
+	defer cancel()
+	cmd := b.before(ctx, "rsync", "--whole-file", "--inplace", "--protect-args", "--bwlimit=4m", "-e", "ssh -F "+config, from, "root@nas.gatehouse:"+to)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	b.machine.Do(b.T, cmd.Start)
+	arrived := func() int64 {
+		if i, err := os.Stat(to); err == nil {
+			return i.Size()
+		}
+		return 0
+	}
+	for _, at := range []int64{2 << 20, 8 << 20} {
+		b.eventually("a part of the copy", func() bool { return arrived() >= at })
+		if arrived() == int64(len(text)) {
+			b.Error("the copy was there before the gateway was killed: this test could not fail")
+		}
+		b.killRole("gateway")
+	}
+	if err := cmd.Wait(); err != nil {
+		b.Errorf("rsync: %v\n%s\n%s", err, &out, b.output())
+	}
+	if got, err := os.ReadFile(to); err != nil || sha256.Sum256(got) != sha256.Sum256(text) {
+		b.Errorf("it came as another: %d bytes of %d, %v", len(got), len(text), err)
 	}
 }
 
