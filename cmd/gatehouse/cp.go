@@ -338,6 +338,9 @@ func (r *copyRun) report(err error) error {
 			fmt.Fprintf(diag, "left out: %s: %s\n", files.Shown(p.Path), printable(p.Err.Error()))
 		}
 	}
+	if errors.Is(err, copier.ErrLost) || errors.Is(err, context.Canceled) {
+		fmt.Fprintln(diag, "What came so far is kept: the same with --resume goes on from there.")
+	}
 	if err != nil {
 		return copyFailure(err)
 	}

@@ -333,10 +333,59 @@ func TestSES4_CopyEndsWithItsSession(t *testing.T) {
 	t.Chdir(t.TempDir())
 	filestest.Random(t, "big", 32<<20)
 	code, _, diag := h.run(nil, "cp", "big", "nas-s-d:")
-	if code == exitOK || !strings.Contains(diag, "ended by the owner") || len(h.site.Asked()) != 1 {
+	if code == exitOK || !strings.Contains(diag, "ended by the owner") || strings.Contains(diag, "--resume") || len(h.site.Asked()) != 1 {
 		t.Errorf("%d %s, %d sessions were asked for", code, diag, len(h.site.Asked()))
 	}
 	if _, err := os.Stat(filepath.Join(there, "big")); err == nil {
 		t.Error("half a file took its place")
 	}
+}
+
+// TestSES4_CopyThatIsInterrupted keeps what came, and says so.
+func TestSES4_CopyThatIsInterrupted(t *testing.T) {
+	there := t.TempDir()
+	t.Chdir(t.TempDir())
+	site := filestest.NewSite(t, fileRights, filestest.Target(t, there))
+	ctx, cancel := context.WithCancel(t.Context())
+	filestest.Random(t, filepath.Join(there, "big"), 8<<20)
+	var stderr bytes.Buffer
+	var flowed atomic.Int64
+	c := copyCommand(func(*cobra.Command, string, []string) (opener, func(), error) {
+		return &interrupted{site, func(n int) {
+			if flowed.Add(int64(n)) > 4<<20 {
+				cancel()
+			}
+		}}, func() {}, nil
+	})
+	c.SilenceUsage, c.SilenceErrors = true, true
+	c.SetArgs([]string{"server:big", "."})
+	c.SetOut(io.Discard)
+	c.SetErr(&stderr)
+	if err := c.ExecuteContext(ctx); err == nil || !strings.Contains(stderr.String(), "--resume") {
+		t.Errorf("%v, %s", err, stderr.String())
+	}
+	if i, err := os.Stat(".big.gatehouse-part"); err != nil || i.Size() < 3<<20 {
+		t.Errorf("kept: %v, %v", i, err)
+	}
+	if _, diag, code := copied(t, site, "--resume", "server:big", "."); code != exitOK {
+		t.Errorf("going on: %d %s", code, diag)
+	}
+	a, _ := os.ReadFile("big")
+	b, _ := os.ReadFile(filepath.Join(there, "big"))
+	if len(a) == 0 || !bytes.Equal(a, b) {
+		t.Error("another file came")
+	}
+}
+
+type interrupted struct {
+	opener
+	count func(n int)
+}
+
+func (i *interrupted) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Reply, error) {
+	st, p, err := i.opener.Open(ctx, o)
+	if err != nil {
+		return nil, p, err
+	}
+	return metered{st, i.count}, p, nil
 }

@@ -177,7 +177,7 @@ func TestSES4_SourceThatChangedStartsAnew(t *testing.T) {
 				b.inTheMiddle(change)
 			} else {
 				b.site.Cuts = []int64{cut}
-				b.Pause = func(context.Context, int) error { change(); return nil }
+				b.Pause = func(context.Context, int) error { b.site.Wait(); change(); return nil }
 			}
 			var err error
 			if up {

@@ -49,6 +49,7 @@ type File interface {
 const (
 	patience     = 2 * time.Minute // for one answer of a target; then it is taken for dead
 	syncPatience = 15 * time.Minute
+	greeting     = 30 * time.Second
 	slots        = 8        // operations at once on one connection
 	maxListing   = 16 << 20 // bytes of SFTP for one folder
 	inFlight     = files.Chunk / 32768
@@ -161,7 +162,9 @@ func (a *Access) connection(ctx context.Context) (*remote, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() }) // the target may never greet
+	late := time.AfterFunc(greeting, func() { c.Close() })
 	r, err := newRemote(c)
+	late.Stop()
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -246,41 +249,60 @@ func (r *remote) dead() bool {
 	}
 }
 
+// ErrLost is wrapped by errors that are not of a file: the connection to the
+// target is gone, or is not SFTP any more. The next use makes another.
+var ErrLost = errors.New("the connection to the target was lost")
+
+// judge tells what the target answered from what became of the connection. A
+// write to a channel that is closed fails with io.EOF, too.
+func (r *remote) judge(err error) error {
+	var status *sftp.StatusError
+	switch {
+	case err == nil, errors.As(err, &status), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	r.wire.Close()
+	return fmt.Errorf("%w: %w", ErrLost, err)
+}
+
 func (r *remote) watch(limit time.Duration) func() bool {
 	return time.AfterFunc(limit, func() { r.wire.Close() }).Stop
 }
 
 func (r *remote) Stat(path string) (fs.FileInfo, error) {
 	defer r.watch(patience)()
-	return r.c.Stat(path)
+	x, err := r.c.Stat(path)
+	return x, r.judge(err)
 }
 
 func (r *remote) Lstat(path string) (fs.FileInfo, error) {
 	defer r.watch(patience)()
-	return r.c.Lstat(path)
+	x, err := r.c.Lstat(path)
+	return x, r.judge(err)
 }
 
 func (r *remote) RealPath(path string) (string, error) {
 	defer r.watch(patience)()
-	return r.c.RealPath(path)
+	x, err := r.c.RealPath(path)
+	return x, r.judge(err)
 }
 
 func (r *remote) Mkdir(path string, mode fs.FileMode) error {
 	defer r.watch(patience)()
 	if err := r.c.Mkdir(path); err != nil {
-		return err
+		return r.judge(err)
 	}
-	return r.c.Chmod(path, mode)
+	return r.judge(r.c.Chmod(path, mode))
 }
 
 func (r *remote) Remove(path string) error {
 	defer r.watch(patience)()
-	return r.c.Remove(path)
+	return r.judge(r.c.Remove(path))
 }
 
 func (r *remote) Rename(from, to string) error {
 	defer r.watch(patience)()
-	return r.c.Rename(from, to)
+	return r.judge(r.c.Rename(from, to))
 }
 
 // Replace is atomic with OpenSSH's extension. Without it there is a moment in
@@ -289,14 +311,14 @@ func (r *remote) Rename(from, to string) error {
 func (r *remote) Replace(from, to string) error {
 	defer r.watch(patience)()
 	if _, can := r.c.HasExtension("posix-rename@openssh.com"); can {
-		return r.c.PosixRename(from, to)
+		return r.judge(r.c.PosixRename(from, to))
 	}
 	if _, err := r.c.Lstat(to); err == nil {
 		if err := r.c.Remove(to); err != nil {
-			return err
+			return r.judge(err)
 		}
 	}
-	return r.c.Rename(from, to)
+	return r.judge(r.c.Rename(from, to))
 }
 
 func (r *remote) Free(path string) (uint64, bool) {
@@ -315,7 +337,7 @@ func (r *remote) Open(path string) (File, error) {
 	defer r.watch(patience)()
 	f, err := r.c.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, r.judge(err)
 	}
 	return content{f, r}, nil
 }
@@ -330,11 +352,11 @@ func (r *remote) Create(path string, resume bool) (File, error) {
 	}
 	f, err := r.c.OpenFile(path, flags)
 	if err != nil {
-		return nil, err
+		return nil, r.judge(err)
 	}
 	if err := f.Chmod(0o600); err != nil {
 		f.Close()
-		return nil, err
+		return nil, r.judge(err)
 	}
 	return content{f, r}, nil
 }
@@ -353,7 +375,7 @@ func (r *remote) List(ctx context.Context, path string) ([]fs.FileInfo, bool, er
 	if err != nil && errors.Is(context.Cause(ctx), errTooMany) {
 		return entries[:min(len(entries), files.MaxEntries)], true, nil
 	}
-	return entries, false, err
+	return entries, false, r.judge(err)
 }
 
 var errTooMany = errors.New("the folder holds too much")
@@ -372,8 +394,15 @@ func (f content) ReadAt(b []byte, at int64) (read int, err error) {
 		n, err := f.File.ReadAt(b[read:], at+int64(read))
 		stop()
 		read += max(n, 0)
-		if err != nil && (n <= 0 || !errors.Is(err, io.EOF)) {
-			return read, err
+		switch {
+		case err == nil, n > 0 && errors.Is(err, io.EOF):
+		case !errors.Is(err, io.EOF):
+			return read, f.r.judge(err)
+		default: // the end of the file, or of the connection: who can be asked more is there
+			if _, asked := f.Stat(); asked != nil {
+				return read, asked
+			}
+			return read, io.EOF
 		}
 	}
 	return read, nil
@@ -381,7 +410,8 @@ func (f content) ReadAt(b []byte, at int64) (read int, err error) {
 
 func (f content) WriteAt(b []byte, at int64) (int, error) {
 	defer f.r.watch(patience)()
-	return f.File.WriteAt(b, at)
+	n, err := f.File.WriteAt(b, at)
+	return n, f.r.judge(err)
 }
 
 func (f content) Sync() error {
@@ -389,32 +419,37 @@ func (f content) Sync() error {
 		return nil
 	}
 	defer f.r.watch(syncPatience)()
-	return f.File.Sync()
+	return f.r.judge(f.File.Sync())
 }
 
 func (f content) Stat() (fs.FileInfo, error) {
 	defer f.r.watch(patience)()
-	return f.File.Stat()
+	i, err := f.File.Stat()
+	return i, f.r.judge(err)
 }
 
 func (f content) Truncate(size int64) error {
 	defer f.r.watch(patience)()
-	return f.File.Truncate(size)
+	return f.r.judge(f.File.Truncate(size))
 }
 
 func (f content) Chmod(mode fs.FileMode) error {
 	defer f.r.watch(patience)()
-	return f.File.Chmod(mode)
+	return f.r.judge(f.File.Chmod(mode))
 }
 
 func (f content) Chown(uid, gid int) error {
 	defer f.r.watch(patience)()
-	return f.File.Chown(uid, gid)
+	return f.r.judge(f.File.Chown(uid, gid))
 }
 
 func (f content) Close() error {
 	defer f.r.watch(patience)()
-	return f.File.Close()
+	err := f.File.Close()
+	if err == os.ErrClosed {
+		return err // twice: the connection has no part in it
+	}
+	return f.r.judge(err)
 }
 
 // names reads along with the packets of SFTP (draft-ietf-secsh-filexfer-02, 3):
@@ -478,11 +513,6 @@ func (n *names) count(bytes, entries uint64) {
 	if n.stop != nil && (n.entries > files.MaxEntries+2 || n.bytes > maxListing) {
 		n.stop()
 	}
-}
-
-// Lost says whether an error is that the connection to the target is gone.
-func Lost(err error) bool {
-	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, os.ErrClosed)
 }
 
 // Owner is whose a file is at the target, if it says so.

@@ -214,7 +214,7 @@ func trouble(doing, path string, err error) error {
 		return wire.Refuse(wire.NotFound, "%s %s: the target has no such file or folder.", doing, path)
 	case errors.Is(err, fs.ErrPermission):
 		return wire.Refuse(wire.Failed, "%s %s: the target does not let this account do that.", doing, path)
-	case remote.Lost(err):
+	case errors.Is(err, remote.ErrLost):
 		return wire.Refuse(wire.Unreachable, "%s %s: the connection to the target was lost.", doing, path)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return wire.Refuse(wire.Unreachable, "%s %s: the session ended.", doing, path)
