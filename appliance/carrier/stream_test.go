@@ -385,18 +385,19 @@ func TestSES2_WindowsAreBoundedTogether(t *testing.T) {
 	if all[0].window != lastWindow || all[1].window < 4<<20 || all[3].window < 1<<20 {
 		t.Errorf("the first windows are %d, %d, %d, %d", all[0].window, all[1].window, all[2].window, all[3].window)
 	}
-	waits := all[50]
-	before := waits.window
-	waits.renewed, waits.grew = now.Add(-rtt/2), now.Add(-rtt)
-	if waits.size(now); waits.window != before {
-		t.Error("a window grows though the other end did not wait for it")
-	}
 	for range 20 {
 		all[0].renewed = now.Add(-5 * rtt)
 		all[0].size(now)
 	}
 	if all[0].window != leastWindow {
 		t.Errorf("the window of a slow reader is %d", all[0].window)
+	}
+	for _, stopped := range []bool{false, true} {
+		all[0].stopped, all[0].renewed, all[0].grew = stopped, now.Add(-rtt/2), now.Add(-rtt)
+		all[0].size(now)
+		if grew := all[0].window > leastWindow; grew != stopped {
+			t.Errorf("the other end had to stop: %v, the window has grown: %v", stopped, grew)
+		}
 	}
 	for _, st := range all {
 		s.remove(st)
