@@ -124,7 +124,14 @@ func pump(b *testing.B, w io.Writer, closeWrite func() error, r io.Reader) {
 	before := processorTime()
 	wg.Go(func() { n, _ = io.CopyBuffer(writeOnly{io.Discard}, r, make([]byte, piece)) })
 	buf := make([]byte, piece)
-	for range b.N {
+	left := int64(b.N) * piece
+	if from, ok := w.(io.ReaderFrom); ok {
+		if _, err := from.ReadFrom(io.LimitReader(endless{}, left)); err != nil {
+			b.Fatal(err)
+		}
+		left = 0
+	}
+	for ; left > 0; left -= piece {
 		if _, err := w.Write(buf); err != nil {
 			b.Fatal(err)
 		}
@@ -165,14 +172,13 @@ func BenchmarkThroughput(b *testing.B) {
 		b.Run(name+"/carrier", func(b *testing.B) {
 			here, there := pair(b)
 			_, s, r := carried(b, here, there)
-			pump(b, s, s.CloseWrite, readOnly{r})
+			pump(b, writeOnly{s}, s.CloseWrite, readOnly{r})
 			b.ReportMetric(float64(r.window)/1024, "KiB-window")
 		})
-		b.Run(name+"/carrier-writerto", func(b *testing.B) {
+		b.Run(name+"/carrier-copied", func(b *testing.B) { // as io.Copy does it
 			here, there := pair(b)
 			_, s, r := carried(b, here, there)
 			pump(b, s, s.CloseWrite, r)
-			b.ReportMetric(float64(r.window)/1024, "KiB-window")
 		})
 	}
 }

@@ -88,6 +88,8 @@ const (
 	// firstWindow is what a stream may have on its way before its reader has shown that it reads.
 	firstWindow = 64 << 10
 	lastWindow  = 16 << 20
+	// leastWindow has room for two frames: a sender waits until a whole one fits.
+	leastWindow = 32 << 10
 	maxPaths    = 8
 	// maxQueued is what a stream holds that was written and not sent.
 	maxQueued = 128 << 10

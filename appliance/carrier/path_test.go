@@ -457,3 +457,23 @@ func greets(g greeting) []byte {
 	}
 	return g.append(appendFrame(nil, frame{what: hello, length: helloSize}))
 }
+
+func TestPathsAreBounded(t *testing.T) {
+	e := newEnds(t, Config{})
+	for range maxPaths {
+		here, there := tcpPair(t)
+		e.attach(t, here, there, Relay)
+	}
+	here, there := tcpPair(t)
+	defer there.Close()
+	if err := e.technician.Attach(t.Context(), here, TCP); err == nil || !strings.Contains(err.Error(), "8 already") {
+		t.Errorf("a ninth: %v", err)
+	}
+	if _, err := here.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("it is left open: %v", err)
+	}
+	a, b := e.stream(t)
+	var wg sync.WaitGroup
+	traffic(t, &wg, a, b, 1<<20)
+	wg.Wait()
+}

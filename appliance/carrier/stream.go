@@ -192,7 +192,7 @@ func (st *Stream) size(now time.Time) {
 			s.grown += more
 		}
 		st.grew, st.stopped = now, false
-	case elapsed > 4*rtt && st.window > firstWindow:
+	case elapsed > 4*rtt && st.window > leastWindow:
 		st.window /= 2
 		s.grown -= st.window
 	}

@@ -356,3 +356,53 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	buf := make([]byte, 1<<16)
 	t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
 }
+
+// Windows grow together by no more than is allowed, none takes all of it, and
+// they give it back.
+func TestSES2_WindowsAreBoundedTogether(t *testing.T) {
+	s := New(Agent, Config{})
+	defer s.Close("")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, rtt := time.Now(), s.roundTrip()
+	var all []*Stream
+	for i := range uint32(100) {
+		st := s.newStream(1 + 2*i)
+		s.theirs++
+		all = append(all, st)
+		for range 20 {
+			st.stopped, st.renewed, st.grew = true, now.Add(-rtt/2), now.Add(-rtt)
+			st.size(now)
+		}
+		sum := 0
+		for _, st := range all {
+			sum += st.window - firstWindow
+		}
+		if sum != s.grown || sum > s.cfg.Memory {
+			t.Fatalf("%d windows have grown by %d, counted %d, allowed %d", len(all), sum, s.grown, s.cfg.Memory)
+		}
+	}
+	if all[0].window != lastWindow || all[1].window < 4<<20 || all[3].window < 1<<20 {
+		t.Errorf("the first windows are %d, %d, %d, %d", all[0].window, all[1].window, all[2].window, all[3].window)
+	}
+	for range 20 {
+		all[0].renewed = now.Add(-5 * rtt)
+		all[0].size(now)
+	}
+	if all[0].window != leastWindow {
+		t.Errorf("the window of a slow reader is %d", all[0].window)
+	}
+	for _, stopped := range []bool{false, true} {
+		all[0].stopped, all[0].renewed, all[0].grew = stopped, now.Add(-rtt/2), now.Add(-rtt)
+		all[0].size(now)
+		if grew := all[0].window > leastWindow; grew != stopped {
+			t.Errorf("the other end had to stop: %v, the window has grown: %v", stopped, grew)
+		}
+	}
+	for _, st := range all {
+		s.remove(st)
+	}
+	if s.grown != 0 {
+		t.Errorf("%d is still counted", s.grown)
+	}
+}

@@ -79,7 +79,7 @@ var errCut = errors.New("the connection was cut: the other end did not say that 
 // maxHeld is what is held back before it is written all the same.
 const maxHeld = 128 << 10
 
-var holds = sync.Pool{New: func() any { return new([]byte) }}
+var heldBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func (w *whole) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
@@ -107,7 +107,7 @@ func (w *whole) Cork() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.held == nil {
-		w.held = holds.Get().(*[]byte)
+		w.held = heldBuffers.Get().(*[]byte)
 	}
 }
 
@@ -119,7 +119,7 @@ func (w *whole) Uncork() error {
 		return nil
 	}
 	err := w.release()
-	holds.Put(w.held)
+	heldBuffers.Put(w.held)
 	w.held = nil
 	return err
 }
