@@ -58,6 +58,26 @@ func TestSetSysctls(t *testing.T) {
 	}
 }
 
+func TestWindows(t *testing.T) {
+	for memory, want := range map[uint64]string{0: "1048576", 256 << 20: "8388608", 512 << 20: "16777216", 64 << 30: "16777216"} {
+		for _, s := range Windows(memory) {
+			if f := strings.Fields(s.Value); len(f) != 3 || f[2] != want {
+				t.Errorf("%d bytes of memory: %s is %q, want %s at most", memory, s.Key, s.Value, want)
+			}
+		}
+	}
+	x := newTree(t, map[string]string{"proc/meminfo": "MemTotal: 262144 kB\n"})
+	for _, s := range append(append(append(Sysctls(), LinkSysctls("all")...), LinkSysctls("default")...), Windows(0)...) {
+		x.write(sysctlPath(s.Key), "\n")
+	}
+	if err := x.SetSysctls(); err != nil {
+		t.Fatal(err)
+	}
+	if got := x.read("proc/sys/net/ipv4/tcp_wmem"); !strings.HasPrefix(got, "4096 16384 8388608") {
+		t.Errorf("tcp_wmem is %q", got)
+	}
+}
+
 // A setting that can be written once and is right already is no error.
 func TestSysctlWrittenOnce(t *testing.T) {
 	x := newTree(t, map[string]string{"proc/sys/kernel/once": "1\n", "proc/sys/net/range": "32768\t60999\n"})

@@ -44,16 +44,15 @@ func (p *pair) run(ctx context.Context, life, idle time.Duration) (uint64, error
 	var wg sync.WaitGroup
 	var n [2]int64
 	var errs [2]error
-	for i := range p.ends {
-		wg.Go(func() {
-			n[i], errs[i] = p.flow(p.ends[1-i], p.ends[i])
-			if errs[i] != nil {
-				p.cut()
-				return
-			}
-			errs[i] = p.ends[1-i].CloseWrite()
-		})
+	one := func(i int) {
+		if n[i], errs[i] = p.flow(p.ends[1-i], p.ends[i]); errs[i] != nil {
+			p.cut()
+			return
+		}
+		errs[i] = p.ends[1-i].CloseWrite()
 	}
+	wg.Go(func() { one(0) })
+	one(1) // a goroutine less for each session
 	wg.Wait()
 	p.cut()
 	if cause := context.Cause(ctx); cause != nil {

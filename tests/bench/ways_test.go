@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -359,6 +360,7 @@ func (w *world) program(log *lines, name string, args ...string) *exec.Cmd {
 	w.b.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also when the benchmark is killed
 	w.box.Do(w.b, cmd.Start)
 	w.b.Cleanup(func() { end(cmd) })
 	return cmd
