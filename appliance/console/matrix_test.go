@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/broker"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/control"
@@ -22,7 +23,7 @@ import (
 // wholeTable is the table of every state, without a running box.
 func wholeTable(t *testing.T) map[string]shell.Route {
 	t.Helper()
-	s := &console{hub: hub.New(hub.Own(enroll.Keys{}), nil, time.Now, nil), steady: time.Now, claimer: setup.NewClaimer(setup.Config{})}
+	s := &console{hub: hub.New(hub.Own(enroll.Keys{}), nil, time.Now, nil), broker: new(broker.Broker), steady: time.Now, claimer: setup.NewClaimer(setup.Config{})}
 	rows := make(map[string]shell.Route)
 	for _, state := range []control.State{control.StateReady, control.StateLocked} {
 		for _, r := range s.table(state) {

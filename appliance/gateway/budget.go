@@ -21,15 +21,17 @@ const (
 	sourceBurst    = 256
 	sourcePatience = 2 * time.Second
 	// maxPaced bounds the memory: sources that opened a connection lately.
-	maxPaced = 16384
+	maxPaced   = 16384
+	sweepApart = 100 * time.Millisecond
 )
 
 // budget is a bucket of tokens for each source.
 type budget struct {
 	now func() time.Time
 
-	mu  sync.Mutex
-	all map[netip.Prefix]bucket
+	mu    sync.Mutex
+	all   map[netip.Prefix]bucket
+	swept time.Time
 }
 
 type bucket struct {
@@ -81,6 +83,11 @@ func (s bucket) until(now time.Time) bucket {
 
 // sweep forgets sources that are as new ones, and says whether there was any.
 func (b *budget) sweep(now time.Time) bool {
+	// Looking at all of them for each connection of a flood would be its best effect.
+	if passed := now.Sub(b.swept); passed >= 0 && passed < sweepApart {
+		return false
+	}
+	b.swept = now
 	before := len(b.all)
 	for source, s := range b.all {
 		if s.until(now).tokens >= sourceBurst {

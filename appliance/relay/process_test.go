@@ -1,3 +1,6 @@
+// Under the race detector times and memory say nothing.
+//go:build !race
+
 package relay
 
 import (
