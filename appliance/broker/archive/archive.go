@@ -163,8 +163,9 @@ func (a *Archive) open(id session.ID) (*recording.Reader, io.Closer, error) {
 }
 
 // Export writes a recording as asciicast v2; begun is called before the first
-// byte, once it is certain that there is one that opens. One that is damaged is
-// written as far as it is right, and ends with a mark that says so.
+// byte, once it is certain that there is one that opens. One that is damaged, or
+// cannot be read further, is written as far as it is right, and ends with a mark
+// that says so: who stores the answer would take it for whole.
 func (a *Archive) Export(id session.ID, w io.Writer, begun func() error) error {
 	rd, closer, err := a.open(id)
 	if err != nil {
@@ -175,10 +176,17 @@ func (a *Archive) Export(id session.ID, w io.Writer, begun func() error) error {
 		return err
 	}
 	err = rd.Export(w)
-	if errors.Is(err, recording.ErrTampered) {
-		_, err = fmt.Fprintf(w, "[%f, \"m\", \"From here on the recording was changed after it was written, and is not shown.\"]\n", rd.Length().Seconds())
+	if err == nil {
+		return nil
 	}
-	return err
+	why := "From here on the recording cannot be read."
+	if errors.Is(err, recording.ErrTampered) {
+		why = "From here on the recording was changed after it was written, and is not shown."
+	}
+	if _, werr := fmt.Fprintf(w, "[%f, \"m\", %q]\n", rd.Length().Seconds(), why); werr != nil {
+		return errors.Join(err, werr)
+	}
+	return nil
 }
 
 // Remove removes one.
