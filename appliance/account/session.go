@@ -176,6 +176,32 @@ func (a *Accounts) Sessions(ctx context.Context, p Person) (list []Session, err 
 	return list, err
 }
 
+// SignedIn is the ids of all sessions that are signed in now.
+func (a *Accounts) SignedIn(ctx context.Context) (map[int64]bool, error) {
+	ids := make(map[int64]bool)
+	err := a.db.View(ctx, func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, "SELECT "+sessionColumns+" FROM session")
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			s, _, err := scanSession(rows)
+			if err != nil {
+				return err
+			}
+			if s.Stage == StageFull && !over(s, a.steady()) {
+				ids[s.ID] = true
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing who is signed in: %w", err)
+	}
+	return ids, nil
+}
+
 // CountTry counts a wrong code in a session that waits for its second step,
 // and ends it after five: then the password is asked again.
 func (a *Accounts) CountTry(ctx context.Context, s Session) (left int, err error) {

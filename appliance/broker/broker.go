@@ -54,7 +54,10 @@ type Config struct {
 	Audit   func(context.Context, control.Event) error
 	Meeting func(context.Context) (control.Meeting, error) // the gateway's key
 	Free    func() (uint64, error)                         // bytes on the disk of Folder
-	Log     *slog.Logger
+	// SignedIn is which sign-ins there are. Who signs out, is signed out or has
+	// been away for too long leaves no session behind.
+	SignedIn func(context.Context) (map[int64]bool, error)
+	Log      *slog.Logger
 }
 
 // Broker is the hub's part. Its methods may run at the same time.

@@ -39,6 +39,7 @@ type desk struct {
 	now    time.Time
 	events []control.Event
 	deaf   bool // the audit log cannot be written
+	gone   bool // the owner has signed out
 	free   uint64
 }
 
@@ -72,6 +73,11 @@ func (d *desk) open() {
 			return control.Meeting{Gateway: bytes.Repeat([]byte{9}, 32)}, nil
 		},
 		Free: func() (uint64, error) { return d.free, nil },
+		SignedIn: func(context.Context) (map[int64]bool, error) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return map[int64]bool{owner.SignIn: !d.gone}, nil
+		},
 	})
 	if err != nil {
 		d.Fatal(err)
@@ -97,7 +103,7 @@ func (d *desk) said() string {
 }
 
 func person(id int64, role right.Role) Who {
-	return Who{Person: account.Person{ID: id, Email: string(role) + "@example.com", Role: role}, From: "192.0.2.7",
+	return Who{Person: account.Person{ID: id, Email: string(role) + "@example.com", Role: role}, SignIn: 70 + id, From: "192.0.2.7",
 		Source: netip.MustParseAddr("192.0.2.7"), Host: "box.example.com", Local: netip.MustParseAddrPort("192.0.2.1:443")}
 }
 
@@ -306,7 +312,17 @@ func TestSES7_WhatEndsASession(t *testing.T) {
 		"an administrator": {func(id session.ID) { d.must(d.End(t.Context(), other, id)) }, "ended by administrator@example.com"},
 		"the lists":        {func(session.ID) { d.Recheck(t.Context(), func(netip.Addr) bool { return false }) }, "no allowlist"},
 		"nobody came":      {func(session.ID) { d.pass(arrive + time.Minute); d.sweep(t.Context()) }, "nobody came"},
-		"its time":         {func(session.ID) { d.pass(life); d.sweep(t.Context()) }, "its time was over"},
+		"signed out": {func(session.ID) {
+			d.sweep(t.Context()) // while signed in it goes on
+			d.mu.Lock()
+			d.gone = true
+			d.mu.Unlock()
+			d.sweep(t.Context())
+			d.mu.Lock()
+			d.gone = false
+			d.mu.Unlock()
+		}, "not signed in any more"},
+		"its time": {func(session.ID) { d.pass(life); d.sweep(t.Context()) }, "its time was over"},
 		"a change of targets": {func(session.ID) {
 			q := nas(session.RecordingOff)
 			q.ID, q.Host = machine.ID, "192.0.2.11"

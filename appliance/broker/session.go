@@ -25,6 +25,7 @@ type live struct {
 	grant    session.Grant
 	signed   []byte
 	person   int64
+	signIn   int64
 	from     string
 	source   netip.Addr
 	targetID int64
@@ -45,14 +46,14 @@ const meetingsPerMinute = 60
 // them the agent still has it says when it comes.
 func (b *Broker) load(ctx context.Context) error {
 	return b.cfg.DB.View(ctx, func(tx *sql.Tx) error {
-		rows, err := tx.QueryContext(ctx, "SELECT person, source, target_id, grant_, recorded FROM remote_session WHERE ended = 0")
+		rows, err := tx.QueryContext(ctx, "SELECT person, source, sign_in, target_id, grant_, recorded FROM remote_session WHERE ended = 0")
 		if err != nil {
 			return fmt.Errorf("reading the sessions that are not over: %w", err)
 		}
 		defer rows.Close()
 		for rows.Next() {
 			l := &live{state: api.Waiting, answers: make(map[uint64]chan attend.Signalled)}
-			if err := rows.Scan(&l.person, &l.from, &l.targetID, &l.signed, &l.recorded); err != nil {
+			if err := rows.Scan(&l.person, &l.from, &l.signIn, &l.targetID, &l.signed, &l.recorded); err != nil {
 				return err
 			}
 			// One that is over by now is ended by the sweep.
@@ -102,7 +103,7 @@ func (b *Broker) Ask(ctx context.Context, who asker.Who, q api.Ask) (api.Granted
 	if err := b.audit(ctx, who, "open session", t.Name, detail); err != nil {
 		return api.Granted{}, err
 	}
-	l := &live{grant: g, signed: signed, person: who.Person.ID, from: who.Source.String(), source: who.Source, targetID: t.ID, site: n.hello.site, state: api.Waiting, answers: make(map[uint64]chan attend.Signalled)}
+	l := &live{grant: g, signed: signed, person: who.Person.ID, signIn: who.SignIn, from: who.Source.String(), source: who.Source, targetID: t.ID, site: n.hello.site, state: api.Waiting, answers: make(map[uint64]chan attend.Signalled)}
 	if err := b.keep(ctx, l); err != nil {
 		return api.Granted{}, err
 	}
@@ -228,8 +229,8 @@ func (b *Broker) keep(ctx context.Context, l *live) error {
 		return asker.Refuse("%d sessions are open, %d of them yours, which is the most. End one that is not used.", all, mine)
 	}
 	err := b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO remote_session (id, person, technician, source, target_id, grant_, started, until) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			l.grant.ID[:], l.person, l.grant.Technician, l.from, l.targetID, l.signed, l.grant.From.Unix(), l.grant.Until.Unix())
+		_, err := tx.ExecContext(ctx, "INSERT INTO remote_session (id, person, technician, source, sign_in, target_id, grant_, started, until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			l.grant.ID[:], l.person, l.grant.Technician, l.from, l.signIn, l.targetID, l.signed, l.grant.From.Unix(), l.grant.Until.Unix())
 		if err != nil {
 			return err
 		}
@@ -382,9 +383,21 @@ func (b *Broker) Recheck(ctx context.Context, admitted func(netip.Addr) bool) {
 
 // sweep ends what is over.
 func (b *Broker) sweep(ctx context.Context) {
+	b.mu.Lock()
+	none := len(b.live) == 0
+	b.mu.Unlock()
+	if none {
+		return
+	}
+	signedIn, err := b.cfg.SignedIn(ctx)
+	if err != nil {
+		b.cfg.Log.Error("who is signed in cannot be read", "err", err)
+	}
 	now := b.cfg.Wall()
 	b.endIf(ctx, func(l *live) string {
 		switch {
+		case err == nil && !signedIn[l.signIn]:
+			return "the technician is not signed in any more"
 		case !now.Before(l.grant.Until):
 			return "its time was over"
 		case l.state == api.Waiting && now.Sub(l.grant.From) > arrive:

@@ -306,7 +306,7 @@ func (s *console) openHub(ctx context.Context) error {
 func (s *console) openBroker(ctx context.Context) (err error) {
 	folder := filepath.Join(s.env.State, "recordings")
 	s.broker, err = broker.Open(ctx, broker.Config{
-		DB: s.db, Box: s.box.Name, Folder: folder, Wall: time.Now, Audit: s.audit, Log: s.log,
+		DB: s.db, Box: s.box.Name, Folder: folder, Wall: time.Now, Audit: s.audit, Log: s.log, SignedIn: s.box.Accounts.SignedIn,
 		Meeting: func(ctx context.Context) (control.Meeting, error) {
 			return control.OpMeeting.Call(ctx, s.control, control.None{})
 		},

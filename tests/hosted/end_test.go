@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/account/onetime"
 	"gatehouse/appliance/session/api"
 )
 
@@ -134,6 +135,7 @@ func TestSES7_DeadAtBothEnds(t *testing.T) {
 			}
 		})
 	}
+	t.Run("signing out", b.signedOut)
 	t.Run("the allowlists", b.cutByLists)
 	b.ownLog()
 }
@@ -158,6 +160,32 @@ func (b *behind) live() string {
 	}
 	b.Fatal("no session is live")
 	return ""
+}
+
+// signedOut: nothing is left of who signs out, by whichever program.
+func (b *behind) signedOut(t *testing.T) {
+	mark := "until-its-input-ends-6000"
+	s := b.begin("exec", "nas", "--host-key", b.host, "--", "echo begun; exec sh -c 'read x' "+mark)
+	b.eventually("the command", func() bool { return b.alive(mark) > 0 })
+	start := time.Now()
+	b.good("logout", boxAddress)
+	select {
+	case at := <-s.ended:
+		b.figure(t, "the technician's end", start, at)
+	case <-time.After(patience):
+		t.Fatalf("the tool goes on\n%s", b.output())
+	}
+	b.eventually("the end at the target", func() bool { return b.alive(mark) == 0 })
+	if !strings.Contains(s.diag.String(), "not signed in any more") {
+		t.Errorf("the tool says %q", s.diag.String())
+	}
+	b.again()
+}
+
+// again signs ann in once more, with the next code.
+func (b *behind) again() {
+	b.Helper()
+	b.good("login", boxAddress, "--email", "ann@example.com", "--password", b.file("password", password), "--code", b.file("code", onetime.Code(b.secret, onetime.Step(time.Now())+1)))
 }
 
 // cutByLists: a direct way too, since its ends are told.

@@ -15,6 +15,7 @@ import (
 // Who is a person at work, and where from.
 type Who struct {
 	Person account.Person
+	SignIn int64      // of the person, by which this is asked
 	From   string     // for the audit log
 	Source netip.Addr // exact
 	Host   string     // host:port by which the person reaches the gateway

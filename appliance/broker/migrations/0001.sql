@@ -10,6 +10,7 @@ CREATE TABLE remote_session (
 	person     INTEGER NOT NULL,
 	technician TEXT NOT NULL,
 	source     TEXT NOT NULL,
+	sign_in    INTEGER NOT NULL,      -- by which it was asked for, and with which it ends
 	target_id  INTEGER NOT NULL,
 	grant_     BLOB NOT NULL,         -- signed
 	started    INTEGER NOT NULL,

@@ -70,7 +70,7 @@ func NewDesk(t testing.TB, routes func(*Desk) []shell.Route) *Desk {
 			return nil
 		},
 	}
-	d.Real, err = broker.Open(t.Context(), broker.Config{DB: d.db, Box: Name, Folder: t.TempDir(), Wall: time.Now, Audit: d.Box.Audit, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	d.Real, err = broker.Open(t.Context(), broker.Config{DB: d.db, Box: Name, Folder: t.TempDir(), Wall: time.Now, Audit: d.Box.Audit, SignedIn: d.Box.Accounts.SignedIn, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	must(t, err)
 	router, err := shell.NewRouter(d.Box, control.StateReady, append(shell.Assets(), routes(d)...))
 	must(t, err)

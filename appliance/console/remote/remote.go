@@ -18,7 +18,7 @@ import (
 
 // Who is the visitor as the broker knows people.
 func Who(v *shell.Visit) broker.Who {
-	return broker.Who{Person: v.Person(), From: v.From(), Source: v.Address(), Host: v.R.Host, Local: v.Arrived()}
+	return broker.Who{Person: v.Person(), SignIn: v.Session.ID, From: v.From(), Source: v.Address(), Host: v.R.Host, Local: v.Arrived()}
 }
 
 // Routes are this package's rows of the table.

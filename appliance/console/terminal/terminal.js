@@ -6,7 +6,7 @@ const root = document.getElementById("terminal");
 const glass = root.querySelector(".glass");
 const part = (name) => root.querySelector(`[data-part=${name}]`);
 const act = (name) => root.querySelector(`[data-act=${name}]`);
-const { Session, Refused } = await import(root.dataset.link);
+const { Session, Refused, atWork } = await import(root.dataset.link);
 const { Terminal, FitAddon } = await import(root.dataset.xterm);
 
 const patience = 110; // seconds of trying to come back; the agent has 120
@@ -105,6 +105,7 @@ const sentence = (s) => {
 
 const encoder = new TextEncoder();
 function type(bytes) {
+	if (!over && stream) atWork();
 	if (!over && stream && !stream.frame("i", bytes)) part("state").textContent = "That is more than the connection takes at once; it was not sent.";
 }
 term.onData((s) => type(encoder.encode(s)));
