@@ -44,6 +44,7 @@ check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short u
 	@sh .ci/need $(CHECK_NEEDS)
 	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags alone ./appliance/relay
 	$(GO) tool staticcheck ./...
 	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 5m $(UNIT)
 
@@ -51,13 +52,14 @@ test: ## every test, on the real thing
 	@sh .ci/need $(TEST_NEEDS)
 	$(MAKE) check
 	$(GO) test -count=1 -timeout 10m $(UNIT)
+	$(GO) test -count=1 -timeout 10m -tags alone ./appliance/relay
 	$(MAKE) image
 	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/hosted/... ./tests/web/... ./tests/boot/...
 
 soak: ## the counts in hundreds that `make test` samples
 	@sh .ci/need $(TEST_NEEDS)
 	$(MAKE) image
-	GATEHOUSE_SOAK=1 $(GO) test -count=1 -timeout 12h -p 1 ./...
+	GATEHOUSE_SOAK=1 $(GO) test -count=1 -timeout 12h -p 1 -tags alone ./...
 
 bench: ## the figures of docs/performance.md
 	@sh .ci/need $(TEST_NEEDS) haproxy=haproxy /usr/sbin/sshd=openssh-server ssh=openssh-client

@@ -1,5 +1,6 @@
-// Under the race detector times and memory say nothing.
-//go:build !race
+// What says something of times and memory runs alone, and without the race
+// detector: make test does so.
+//go:build alone
 
 package relay
 
