@@ -326,7 +326,7 @@ var (
 				if err != nil {
 					return err
 				}
-				go func() { _ = errors.Join(agent(one), one.CloseWrite()) }() // ends with the session
+				go func() { _ = errors.Join(agent(one), one.CloseWrite(), one.Close()) }() // ends with the session
 			}
 		},
 		technician: func(w *world, c net.Conn) (io.ReadWriteCloser, error) {
