@@ -98,7 +98,7 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 	return work.New(work.Config{
 		Direct: ways,
 		Grant:  g, Material: one.Material, Tell: one.Tell, Spool: s.spool, Leave: leaveFree, Now: time.Now, Log: s.log,
-		Dial: (&net.Dialer{}).DialContext, Own: ownAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
+		Dial: (&net.Dialer{}).DialContext, Own: direct.LinkAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: s.audit, Files: serve.Over(serve.Config{
 			Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: s.audit, Tell: one.Tell,
 		}),
@@ -141,21 +141,6 @@ func (s *server) ways(one attending.Session) (func(context.Context, wire.Stream,
 		return nil, err
 	}
 	return func(ctx context.Context, st wire.Stream, _ wire.Open) error { return search.Run(ctx, st) }, nil
-}
-
-// ownAddresses are this machine's, which are no target in its site.
-func ownAddresses() []netip.Addr {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	var own []netip.Addr
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			own = append(own, p.Addr().Unmap())
-		}
-	}
-	return own
 }
 
 // endCertificate holds the device key, by which ends pin this one. Nothing

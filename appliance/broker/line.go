@@ -39,6 +39,8 @@ const (
 	lineQueue = 64
 )
 
+var errNoAgent = asker.Refuse("The agent of this box is not connected. It comes by itself within half a minute; the log says what keeps it.")
+
 var errLineFull = errors.New("the site does not take what it is told")
 
 // send queues a message. A line that is full has ended, for all that it knows.
@@ -63,7 +65,17 @@ func (b *Broker) line() (*line, error) {
 	for _, n := range b.lines {
 		return n, nil
 	}
-	return nil, asker.Refuse("The agent of this box is not connected. It comes by itself within half a minute; the log says what keeps it.")
+	return nil, errNoAgent
+}
+
+// lineOf is that of the site that serves a session.
+func (b *Broker) lineOf(l *live) (*line, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := b.lines[l.site]; n != nil {
+		return n, nil
+	}
+	return nil, errNoAgent
 }
 
 func (b *Broker) closeLines() {

@@ -266,7 +266,7 @@ func (b *Broker) Meet(_ context.Context, who asker.Who, id session.ID) (api.Meet
 	if err != nil {
 		return api.Meeting{}, err
 	}
-	n, err := b.line()
+	n, err := b.lineOf(l)
 	if err != nil {
 		return api.Meeting{}, err
 	}
@@ -462,7 +462,7 @@ func (b *Broker) Signal(ctx context.Context, who asker.Who, q api.SignalAsk) (ap
 	if err != nil {
 		return api.Signalled{}, err
 	}
-	n, err := b.line()
+	n, err := b.lineOf(l)
 	switch {
 	case err != nil:
 		return api.Signalled{}, err

@@ -71,7 +71,7 @@ func LinkAddresses() []netip.Addr {
 	var all []netip.Addr
 	for _, a := range list {
 		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			all = append(all, p.Addr())
+			all = append(all, p.Addr().Unmap())
 		}
 	}
 	return all

@@ -34,9 +34,9 @@ const meetingScopes = allowlist.Console | allowlist.Sites
 // guests judges by the lists of now. The box itself needs none: nobody else can
 // open a connection from its addresses.
 func guests(lists *admission.Watch) func(netip.Addr) bool {
-	own := ownAddresses()
+	own := sync.OnceValue(ownAddresses) // asked for whom no list admits alone
 	return func(a netip.Addr) bool {
-		return lists.Scopes(a)&meetingScopes != 0 || slices.Contains(own, a.Unmap().WithZone(""))
+		return lists.Scopes(a)&meetingScopes != 0 || slices.Contains(own(), a.Unmap().WithZone(""))
 	}
 }
 

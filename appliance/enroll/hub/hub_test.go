@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/enroll"
+	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/enroll/report"
 )
 
@@ -54,6 +55,7 @@ func newWorld(t *testing.T, store Store) *world {
 	w.hub = New(store, nil, w.clock.now, slog.New(slog.DiscardHandler))
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+enroll.PathEnrol, w.hub.HandleEnrol)
+	mux.HandleFunc("POST "+attend.Path, w.hub.HandleAttend)
 	mux.HandleFunc("POST "+enroll.PathReport, w.hub.HandleReport)
 	w.srv = httptest.NewTLSServer(mux)
 	t.Cleanup(w.srv.Close)
