@@ -21,6 +21,8 @@ func TestSES1_WhoGetsNoLine(t *testing.T) {
 		served <- site
 		return c.Close()
 	}
+	// One connection for all: what is signed is for one.
+	w.client.Transport.(*http.Transport).MaxConnsPerHost = 1
 	ask := func(upgrade string, headers ...string) (int, string) {
 		t.Helper()
 		req, err := http.NewRequest("POST", w.srv.URL+attend.Path, http.NoBody)
