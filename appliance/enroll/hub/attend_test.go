@@ -77,7 +77,7 @@ func TestSES1_WhoGetsNoLine(t *testing.T) {
 			t.Errorf("%s: %d %s", c.name, code, text)
 		}
 	}
-	if code, text := ask("websocket", sign(w.keys, attend.Path, w.channel())); code != 400 {
+	if code, text := ask("gatehouse-attend/2", sign(w.keys, attend.Path, w.channel())); code != 400 {
 		t.Errorf("another protocol: %d %s", code, text)
 	}
 	select {
