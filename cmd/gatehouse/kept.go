@@ -45,17 +45,22 @@ func readKept() (*kept, error) {
 		return nil, err
 	}
 	k := &kept{path: path}
-	b, err := os.ReadFile(k.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return k, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, k)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the sessions in %s: %w", k.path, err)
+	if err := readConfig(path, k); err != nil {
+		return nil, fmt.Errorf("reading the sessions in %s: %w", path, err)
 	}
 	return k, nil
+}
+
+// readConfig reads a file of the tool's own folder; one that is not there changes nothing.
+func readConfig(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
 }
 
 // configFile is a file of the tool's own folder.

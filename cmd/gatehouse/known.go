@@ -2,11 +2,7 @@ package main
 
 import (
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"time"
 )
@@ -39,15 +35,8 @@ func readKnown() (*known, error) {
 		return nil, err
 	}
 	k := &known{path: path}
-	b, err := os.ReadFile(k.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return k, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, k)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the known boxes in %s: %w", k.path, err)
+	if err := readConfig(path, k); err != nil {
+		return nil, fmt.Errorf("reading the known boxes in %s: %w", path, err)
 	}
 	return k, nil
 }
