@@ -49,6 +49,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerCertificates(s)
 	m.registerExposure(s)
 	m.registerMeeting(s)
+	m.registerKeys(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})
