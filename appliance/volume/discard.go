@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -247,5 +248,5 @@ func (e *eraser) compare(end uint64) error {
 
 // blank knows zeroes and erased flash: there a discard changes nothing.
 func blank(b []byte) bool {
-	return strings.Trim(string(b), "\x00") == "" || strings.Trim(string(b), "\xFF") == ""
+	return len(b) == 0 || (b[0] == 0 || b[0] == 0xFF) && bytes.Count(b, b[:1]) == len(b)
 }
