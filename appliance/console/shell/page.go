@@ -62,6 +62,7 @@ var nav = []struct {
 	{"/allowlists", "Allowlists", "gate", right.Configure},
 	{"/network", "Network", "net", right.Configure},
 	{"/certificates", "Certificates", "seal", right.Configure},
+	{"/keys", "Keys", "key", right.ManageKeys},
 	{"/audit", "Audit", "audit", right.ReadAudit},
 	{"/system", "System", "system", right.ReadLogs},
 	{"/account", "Account", "account", right.OwnAccount},
@@ -152,6 +153,13 @@ var notes = map[string]string{
 	"renewing":    "A new certificate is being got.",
 	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
 	"token":       "The token was revoked.",
+
+	"recovery":        "The recovery key is confirmed. One of before is worthless now.",
+	"rotated":         "The key was made anew.",
+	"passphrase":      "The passphrase is asked for from the next start on.",
+	"passphrase-gone": "No passphrase is asked for any more.",
+	"tpm":             "The keys are sealed to the TPM.",
+	"enrolled":        "The keys are in the firmware. Restart now: Secure Boot is on from then.",
 
 	"target":            "The target was stored.",
 	"target-removed":    "The target was removed.",
