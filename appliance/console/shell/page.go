@@ -203,7 +203,7 @@ var functions = template.FuncMap{
 	"otpauth":   func(s string) template.URL { return template.URL(s) },
 	"utc":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 	"iso":       func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"sentence":  sentence,
+	"sentence":  Sentence,
 	// The page of a kind of change that waits to be kept.
 	"changepage": func(about string) string {
 		if about == control.AboutNetwork {
