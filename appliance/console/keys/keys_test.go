@@ -33,7 +33,9 @@ func (g *guard) Keys(context.Context) (control.Keys, error) {
 func desk(t *testing.T, g *guard) (*consoletest.Desk, *keys.Pages) {
 	t.Helper()
 	pages := keys.New(keys.Ports{Keys: g.Keys, Steady: func() time.Time { return g.now },
-		MakeRecovery: func(context.Context, control.By) (control.RecoveryKey, error) { return control.RecoveryKey{Text: "A-B"}, nil }})
+		MakeRecovery: func(context.Context, control.By) (control.RecoveryKey, error) {
+			return control.RecoveryKey{Text: "A-B"}, nil
+		}})
 	return consoletest.NewDesk(t, func(*consoletest.Desk) []shell.Route { return pages.Routes() }), pages
 }
 

@@ -154,7 +154,7 @@ var notes = map[string]string{
 	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
 	"token":       "The token was revoked.",
 
-	"recovery":        "The recovery key is confirmed. One of before is worthless now.",
+	"recovery":        "The recovery key is confirmed. An older one is worthless now.",
 	"rotated":         "The key was made anew.",
 	"passphrase":      "The passphrase is asked for from the next start on.",
 	"passphrase-gone": "No passphrase is asked for any more.",
