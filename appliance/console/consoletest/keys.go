@@ -117,8 +117,7 @@ func (b *Box) handleKeys(s *control.Server) {
 	control.Handle(s, control.OpRecoveryConfirm, func(ctx context.Context, _ control.Role, q control.RecoveryConfirm) (control.None, error) {
 		return control.None{}, b.change(ctx, q.By, "recovery key confirmed", "", func(k *keys) error {
 			typed, err := RecoveryKind.Normal(q.Text)
-			whole := strings.ReplaceAll(k.waiting, "-", "")
-			if err != nil || whole == "" || len(typed) < keytext.Group || !strings.HasSuffix(whole, typed) {
+			if err != nil || len(typed) != keytext.Group || !strings.HasSuffix(k.waiting, "-"+typed) {
 				return refused(control.CodeInvalid, "that is not the last group of the new recovery key")
 			}
 			k.waiting, k.now.Recovery = "", "confirmed"
@@ -149,6 +148,7 @@ func (b *Box) handleKeys(s *control.Server) {
 			k.secret = string(q.Passphrase)
 			if k.secret == "" {
 				k.now.Slots = slices.DeleteFunc(slices.Clone(k.now.Slots), func(s control.KeySlot) bool { return s.Kind == "passphrase" })
+				k.now.Generation++
 				return nil
 			}
 			k.setSlot(control.KeySlot{Kind: "passphrase", Made: time.Now()})

@@ -5,6 +5,7 @@ import (
 	"html/template"
 	"net/url"
 	"strings"
+	"time"
 
 	"gatehouse/appliance/console/shell"
 	"gatehouse/appliance/control"
@@ -22,6 +23,7 @@ type recoveryData struct {
 	State   string
 	Path    string // of this page
 	Groups  []string
+	Made    time.Time
 	File    template.URL // the same as a file
 }
 
@@ -59,12 +61,12 @@ func (p *Pages) makeRecovery(v *shell.Visit) error {
 	if err != nil {
 		return v.ShowAgain(p.recovery, d, err)
 	}
-	d.State, d.Groups = unconfirmed, strings.Split(key.Text, "-")
+	d.State, d.Groups, d.Made = unconfirmed, strings.Split(key.Text, "-"), v.Box.Wall()
 	d.File = fileOf(fmt.Sprintf("Recovery key of %s\r\nmade %s\r\n\r\n%s\r\n\r\n"+
 		"It opens the data of this box when its TPM, its firmware or its mainboard no longer does:\r\n"+
 		"at the screen and keyboard of the box, or with the command gatehouse unlock.\r\n"+
 		"Whoever has it and the disk can read everything. No page of the box ever asks for it.\r\n",
-		v.Box.Name, v.Box.Wall().UTC().Format("2006-01-02 15:04 UTC"), key.Text))
+		v.Box.Name, d.Made.UTC().Format("2006-01-02 15:04 UTC"), key.Text))
 	return v.Show(p.recovery, d)
 }
 
