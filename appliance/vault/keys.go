@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/secret"
 )
 
 var errWiped = errors.New("the keys were wiped from memory")
@@ -27,8 +29,9 @@ const (
 // out of core dumps; and without any access but while a key is used, so that a
 // stray read elsewhere in the process faults instead of reading them.
 //
-// Limit: what is derived passes through the Go heap and the stack of the
-// standard library's HMAC and AES for the time of the use.
+// What is derived passes through the Go heap and the stack of the standard
+// library's HMAC and AES; package secret erases it there, in programs that were
+// built for that.
 type arena struct {
 	mu     sync.Mutex
 	page   []byte
@@ -93,12 +96,18 @@ func (a *arena) wipe() {
 
 // derive is HKDF-SHA-256 with the install id as salt. internal keeps what the
 // vault uses for itself apart from what a role may ever be given by name.
-func derive(dataKey []byte, installID [16]byte, purpose string, size int) ([]byte, error) {
-	k, err := hkdf.Key(sha256.New, dataKey, installID[:], "gatehouse/1/"+purpose, size)
+func derive(dataKey []byte, installID [16]byte, purpose string, size int) (key []byte, err error) {
+	key = make([]byte, size)
+	secret.Do(func() {
+		var k []byte
+		k, err = hkdf.Key(sha256.New, dataKey, installID[:], "gatehouse/1/"+purpose, size)
+		copy(key, k)
+		clear(k)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("deriving a key: %w", err)
 	}
-	return k, nil
+	return key, nil
 }
 
 // What the vault derives for itself. No purpose of a role begins like these.
@@ -111,20 +120,33 @@ const (
 )
 
 // wrap encrypts a key under another, bound to what it is and to the install.
-func wrap(key, plain []byte, what string, installID [16]byte) ([]byte, error) {
-	aead, err := newAEAD(key)
-	if err != nil {
-		return nil, err
-	}
-	return aead.Seal(nil, nil, plain, append([]byte(what+"\x00"), installID[:]...)), nil
+func wrap(key, plain []byte, what string, installID [16]byte) (sealed []byte, err error) {
+	sealed = make([]byte, 0, len(plain)+wrapOverhead)
+	secret.Do(func() {
+		var aead cipher.AEAD
+		if aead, err = newAEAD(key); err == nil {
+			sealed = aead.Seal(sealed, nil, plain, wrapData(what, installID))
+		}
+	})
+	return sealed, err
 }
 
-func unwrap(key, sealed []byte, what string, installID [16]byte) ([]byte, error) {
-	aead, err := newAEAD(key)
-	if err != nil {
-		return nil, err
-	}
-	return aead.Open(nil, nil, sealed, append([]byte(what+"\x00"), installID[:]...))
+func unwrap(key, sealed []byte, what string, installID [16]byte) (plain []byte, err error) {
+	plain = make([]byte, 0, max(0, len(sealed)-wrapOverhead))
+	secret.Do(func() {
+		var aead cipher.AEAD
+		if aead, err = newAEAD(key); err == nil {
+			plain, err = aead.Open(plain, nil, sealed, wrapData(what, installID))
+		}
+	})
+	return plain, err
+}
+
+// wrapOverhead is what AES-GCM adds: nonce and tag.
+const wrapOverhead = 12 + 16
+
+func wrapData(what string, installID [16]byte) []byte {
+	return append([]byte(what+"\x00"), installID[:]...)
 }
 
 func newAEAD(key []byte) (cipher.AEAD, error) {
@@ -152,6 +174,7 @@ func softKey(dataKey []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
 	d.Add(d.Mod(d, order), big.NewInt(1))
 	raw := d.FillBytes(make([]byte, 32))
 	defer clear(raw)
+	defer clear(d.Bits())
 	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw)
 	if err != nil {
 		return nil, fmt.Errorf("making the checkpoint key: %w", err)
