@@ -204,6 +204,8 @@ func (s Start) system() control.Rung {
 	switch {
 	case !s.SecureBoot.Enabled:
 		return rung(name, control.RungUnchecked, "%s. But nobody had to tell the truth: with Secure Boot off any program could have measured the same.", seen)
+	case s.Locked != "":
+		return rung(name, control.RungUnchecked, "%s, under Secure Boot. But the TPM did not give the key, so that nobody compared them but this system itself.", seen)
 	case !s.Release.Sealed:
 		return rung(name, control.RungUnchecked, "%s, under Secure Boot. But the key does not ask for it: make the slot of the TPM anew.", seen)
 	}

@@ -95,7 +95,7 @@ func TestKEY3_LadderSaysWhatWasChecked(t *testing.T) {
 		{"an extension beside it", "UCBBA", good, func(s *Start) {
 			s.Release.Path, s.Registers[13], s.Locked = "", [pcr.Size]byte{1}, "No approval is for the system that was started."
 		}},
-		{"locked by a change of keys in the firmware", "UCCBA", good, func(s *Start) { s.Locked = "PCR 7 was 00… and is 01…: the keys of Secure Boot are others." }},
+		{"locked by a change of keys in the firmware", "UCUBA", good, func(s *Start) { s.Locked = "PCR 7 was 00… and is 01…: the keys of Secure Boot are others." }},
 		{"the data volume is broken", "UCCCB", good, func(s *Start) { s.Data = "The data volume does not open: its file system is broken." }},
 		{"older data were put back", "UCCCB", good, func(s *Start) { s.Behind = "The audit log ends before entry 17, which the TPM remembers." }},
 		{"nothing is known", "AUAAA", func(testing.TB) Start { return Start{} }, func(*Start) {}},
