@@ -98,8 +98,10 @@ func foreseen(t *testing.T) [pcr.Size]byte {
 // The UKI started by the firmware itself, as by an entry of the boot menu: the
 // third of the ways that are approved. The other two are those of
 // TestACC1_ImageIsClaimedAndComesBack and TestBOX5_SignedImageStarts. The machine
-// is in set-up mode, so its PCR 7 is the one that prediction begins with.
-func TestKEY10_StartedByTheFirmwareItself(t *testing.T) {
+// is in set-up mode; its owner has the box enrol the keys of its image, and from
+// the next start on the firmware starts nothing else, the data open by the slot
+// that was made for it, and the grade is A.
+func TestBOX5_BoxEnrolsTheKeysOfItsImage(t *testing.T) {
 	whole, err := os.ReadFile(built(t, image.UKI))
 	if err != nil {
 		t.Fatal(err)
@@ -116,10 +118,30 @@ func TestKEY10_StartedByTheFirmwareItself(t *testing.T) {
 	if err := f.Truncate(1 << 30); err != nil {
 		t.Fatal(err)
 	}
-	guest := start(t, qemu.Machine{Disk: path, State: t.TempDir(), Memory: 256, SecureBoot: &qemu.SecureBoot{}})
+	guest := start(t, reachable(qemu.Machine{Disk: path, State: t.TempDir(), Memory: 256, SecureBoot: &qemu.SecureBoot{}}))
 	if got, want := measured(t, guest, uki.Direct), unowned(t).Replay()[7]; got != want {
 		t.Errorf("PCR 7 of a machine without keys is %x, the log leads to %x", got, want)
 	}
-	state(t, guest, "unclaimed")
+	box := state(t, guest, "unclaimed", "url", "code")
+	claim(t, guest.Addr(443), box["code"])
+	state(t, guest, "ready", "url")
+	p := visit(t, guest.Addr(443), nil)
+	p.signIn()
+	p.factor()
+	if status, at, body := p.send("/keys/secure-boot"); at != "/system/restart" {
+		t.Fatalf("enrolling led to %d %s:\n%s", status, at, body)
+	}
+
+	choose(t, guest, "3")
+	say(t, guest, `Restart now\? Type yes`)
+	choose(t, guest, "yes")
+	boots.firmware.Add(1)
+	say(t, guest, "UEFI Secure Boot is enabled")
+	if got, want := measured(t, guest, uki.Direct), foreseen(t); got != want {
+		t.Errorf("PCR 7 with the keys that the box enrolled was foreseen as %x, and is %x", want, got)
+	}
+	again := state(t, guest, "ready", "url")
+	same(t, "with Secure Boot on", again, box)
+	block(t, guest, "(grade A)")
 	off(t, guest)
 }

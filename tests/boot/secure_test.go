@@ -39,8 +39,10 @@ func TestBOX5_SignedImageStarts(t *testing.T) {
 	box := state(t, guest, "unclaimed", "url", "code")
 	p := visit(t, guest.Addr(443), nil)
 	p.expect("unclaimed", box)
-	p.own(box["code"])
+	claim(t, guest.Addr(443), box["code"])
 	state(t, guest, "ready", "url")
+	p.signIn()
+	p.factor()
 	_, _, body := p.open("/api/v1/details")
 	var seen struct {
 		Trust struct {
