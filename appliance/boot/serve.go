@@ -58,8 +58,11 @@ In a container the passphrase that seals the keys comes in GATEHOUSE_KEY.
 		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
 		return 2
 	}
-	// The passphrase came in the environment, which a process of the same uid
-	// could read in /proc; and keys are in this memory.
+	if err := shed(cfg.KeyVariable); err != nil {
+		fmt.Fprintln(os.Stderr, "gatehoused serve:", err)
+		return 1
+	}
+	// There are keys in this memory, which a process of the same uid could read.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "gatehoused serve: keeping other processes out of its memory:", err)
 		return 1
@@ -178,9 +181,9 @@ func hostedVault(ctx context.Context, cfg config.Config, form config.Form, log *
 	if err != nil {
 		return nil, "", err
 	}
-	passphrase := []byte(os.Getenv(cfg.KeyVariable))
-	if err := os.Unsetenv(cfg.KeyVariable); err != nil {
-		return nil, "", fmt.Errorf("taking the passphrase out of the environment: %w", err)
+	passphrase, err := handedPassphrase()
+	if err != nil {
+		return nil, "", err
 	}
 	c := vault.Config{
 		Meta: meta, Passphrase: passphrase, Variable: cfg.KeyVariable, Form: vault.Host, Log: log,

@@ -13,15 +13,13 @@ package enroll
 import (
 	"crypto/hkdf"
 	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/sha512"
-	"crypto/subtle"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
+
+	"gatehouse/appliance/keytext"
 )
 
 // Sizes, in bytes.
@@ -34,12 +32,8 @@ const (
 	exporterSize = 32
 )
 
-const (
-	alphabet   = "0123456789ABCDEFGHJKMNPQRSTVWXYZ" // Crockford's, without I L O U
-	dataChars  = 52                                 // 32 bytes in 5-bit steps, 4 bits zero at the end
-	checkChars = 4                                  // 20 bits: a typing error passes once in a million
-	group      = 7
-)
+// keyText is how an API key is written.
+var keyText = keytext.Kind{Name: "API key", Label: "gatehouse/site/1 check "}
 
 // APIKey is the secret that a site makes and a person carries to the hub.
 type APIKey [keySize]byte
@@ -56,78 +50,13 @@ func NewAPIKey(random io.Reader) (APIKey, error) {
 // ParseAPIKey reads what Text wrote and a person typed or pasted: case, spaces
 // and hyphens do not matter, I and L are 1, O is 0.
 func ParseAPIKey(s string) (APIKey, error) {
-	var (
-		k    APIKey
-		bits [dataChars + checkChars]byte
-		n    int
-	)
-	for _, r := range strings.ToUpper(s) {
-		switch r {
-		case '-', ' ', '\t', '\r', '\n':
-			continue
-		case 'I', 'L':
-			r = '1'
-		case 'O':
-			r = '0'
-		}
-		v := strings.IndexRune(alphabet, r)
-		if v < 0 {
-			return k, errors.New("the API key has a character that no key has: copy it anew")
-		}
-		if n == len(bits) {
-			return k, fmt.Errorf("the API key is too long: it has %d characters without hyphens", len(bits))
-		}
-		bits[n] = byte(v)
-		n++
-	}
-	if n != len(bits) {
-		return k, fmt.Errorf("the API key is too short: it has %d characters without hyphens, not %d", len(bits), n)
-	}
-	acc, have, out := uint32(0), 0, 0
-	for _, v := range bits[:dataChars] {
-		acc, have = acc<<5|uint32(v), have+5
-		if have >= 8 {
-			have -= 8
-			k[out] = byte(acc >> have)
-			out++
-		}
-	}
-	if want := k.check(); acc&0xF != 0 || subtle.ConstantTimeCompare(want[:], bits[dataChars:]) != 1 {
-		return APIKey{}, errors.New("the API key has a typing error: its check characters do not fit")
-	}
-	return k, nil
+	k, err := keyText.Parse(s)
+	return APIKey(k), err
 }
 
 // Text is the key for people: 8 groups of 7 characters. It is not called
 // String, so that no log line prints a key by accident.
-func (k APIKey) Text() string {
-	var b strings.Builder
-	put := func(v byte) {
-		if b.Len()%(group+1) == group {
-			b.WriteByte('-')
-		}
-		b.WriteByte(alphabet[v])
-	}
-	acc, have := uint32(0), 0
-	for _, v := range k {
-		acc, have = acc<<8|uint32(v), have+8
-		for have >= 5 {
-			have -= 5
-			put(byte(acc>>have) & 31)
-		}
-	}
-	put(byte(acc<<(5-have)) & 31) // the last bit of 256 and four zero bits
-	for _, v := range k.check() {
-		put(v)
-	}
-	return b.String()
-}
-
-func (k APIKey) check() [checkChars]byte {
-	h := sha256.Sum256(append([]byte("gatehouse/site/1 check "), k[:]...))
-	v := uint32(h[0])<<12 | uint32(h[1])<<4 | uint32(h[2])>>4
-	return [checkChars]byte{byte(v >> 15), byte(v>>10) & 31, byte(v>>5) & 31, byte(v) & 31}
-}
+func (k APIKey) Text() string { return keyText.Format(k) }
 
 // String hides the key from logs and errors.
 func (k APIKey) String() string { return "API key (hidden)" }

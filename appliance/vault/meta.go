@@ -68,7 +68,7 @@ func readPages(dev Device) (*pages, error) {
 
 // isBlank knows zeroes and erased flash.
 func isBlank(b []byte) bool {
-	return len(bytes.Trim(b, "\x00")) == 0 || len(bytes.Trim(b, "\xFF")) == 0
+	return len(b) == 0 || (b[0] == 0 || b[0] == 0xFF) && bytes.Count(b, b[:1]) == len(b)
 }
 
 func writeCopy(dev Device, i int, raw []byte) error {

@@ -356,3 +356,22 @@ func FuzzParsePages(f *testing.F) {
 		}
 	})
 }
+
+// What is not whole zeroes or whole ones was written by somebody, and a box is
+// not begun anew over it.
+func TestOnlyUntouchedFlashIsBlank(t *testing.T) {
+	for name, c := range map[string]struct {
+		b    []byte
+		want bool
+	}{
+		"zeroes":            {make([]byte, 64), true},
+		"ones":              {bytes.Repeat([]byte{0xFF}, 64), true},
+		"no text at all":    {bytes.Repeat([]byte{0xAA}, 64), false},
+		"zeroes, then ones": {append(make([]byte, 32), bytes.Repeat([]byte{0xFF}, 32)...), false},
+		"one byte":          {append(make([]byte, 63), 1), false},
+	} {
+		if got := isBlank(c.b); got != c.want {
+			t.Errorf("%s: blank %v, want %v", name, got, c.want)
+		}
+	}
+}

@@ -9,14 +9,15 @@ import (
 	"gatehouse/appliance/volume/gpt"
 )
 
-// blockCalls are the two things that only a block device answers; tests give
-// a file.
+// blockCalls are the things that only a block device answers; tests give a
+// file.
 type blockCalls struct {
 	geometry     func(*os.File) (gpt.Geometry, error)
 	addPartition func(disk *os.File, number int, first, size uint64) error
+	erase        func(part *os.File, m means, from, length uint64) error
 }
 
-func kernelBlock() blockCalls { return blockCalls{geometry, addPartition} }
+func kernelBlock() blockCalls { return blockCalls{geometry, addPartition, blockErase} }
 
 func geometry(f *os.File) (gpt.Geometry, error) {
 	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)

@@ -1,9 +1,9 @@
 package pcr
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -18,6 +18,7 @@ type Digest [Size]byte
 const (
 	commandNV        = 0x00000149 // TPM_CC_PolicyNV
 	commandAuthorize = 0x0000016A // TPM_CC_PolicyAuthorize
+	commandCommand   = 0x0000016C // TPM_CC_PolicyCommandCode
 	atMost           = 0x0009     // TPM_EO_UNSIGNED_LE
 )
 
@@ -55,6 +56,13 @@ func (d Digest) Counter(nvName []byte, n uint64) Digest {
 	return sha256.Sum256(append(append(b, sum[:]...), nvName...))
 }
 
+// Command adds that the object is used by the command of this code alone
+// (TPM2_PolicyCommandCode).
+func (d Digest) Command(code uint32) Digest {
+	b := binary.BigEndian.AppendUint32(d[:], commandCommand)
+	return sha256.Sum256(binary.BigEndian.AppendUint32(b, code))
+}
+
 // Approval is a key's word that registers may hold certain values: the policy
 // that says so, signed together with a reference.
 type Approval struct {
@@ -64,6 +72,8 @@ type Approval struct {
 
 // Approve signs the values of registers under a reference. It needs no TPM: a
 // release does it when it is built, once for each way in which it may be started.
+// Without a source of randomness the signature follows RFC 6979: the same key
+// and values give the same bytes, as all of a build does.
 func Approve(key *ecdsa.PrivateKey, ref string, v Values) (Approval, error) {
 	if key.Curve != elliptic.P256() {
 		return Approval{}, errors.New("approving a system: the key is not P-256, which every TPM 2.0 can verify")
@@ -73,7 +83,7 @@ func Approve(key *ecdsa.PrivateKey, ref string, v Values) (Approval, error) {
 	}
 	p := Digest{}.PCR(v)
 	sum := Approval{Policy: p}.Hash(ref)
-	sig, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
+	sig, err := key.Sign(nil, sum[:], crypto.SHA256)
 	if err != nil {
 		return Approval{}, fmt.Errorf("approving a system: %w", err)
 	}

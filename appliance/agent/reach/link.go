@@ -205,10 +205,17 @@ func (l *Link) Close() {
 
 // HangUp closes a channel when ctx ends, and the connection of a target that
 // does not let go of it. The returned func is for the channel's good end.
+//
+// What has no terminal would not notice that its channel is closed before it
+// reads or writes, so it is sent the signal that a terminal's end is (RFC 4254,
+// 6.9). OpenSSH passes it on from 7.9 on; others, and programs, may ignore it.
 func (l *Link) HangUp(ctx context.Context, ch *ssh.Session, c *Connection) func() {
 	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		ch.Close()
+		go func() { // ends with the connection at the latest
+			_ = ch.Signal(ssh.SIGHUP)
+			ch.Close()
+		}()
 		select {
 		case <-over:
 		case <-time.After(l.cfg.Times.Answer):
