@@ -37,6 +37,7 @@ type box struct {
 	tpm     *tpm.TPM
 	built   time.Time
 
+	measured measured // how firmware started this system
 	watchdog *host.Watchdog
 	filtered error // why links must stay down
 	disk     volume.Disk
@@ -80,6 +81,7 @@ var steps = []step{
 	{"kernel settings", (*box).settings},
 	{"filter", (*box).filter},
 	{"disk", (*box).findDisk},
+	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
 	{"data volume", (*box).openData},
 	{"links", (*box).raiseLinks},

@@ -78,6 +78,17 @@ func TestKEY8_RecoveryKeyIsShownOnce(t *testing.T) {
 	if p := br.Open("/"); strings.Contains(p.Body, "recovery key of the box") || strings.Contains(p.Body, "new recovery key") {
 		t.Error("Status still asks")
 	}
+	// Another one: the first counts until it is confirmed.
+	next := lastGroup(t, br.Send("/keys/recovery"))
+	if p := br.Send("/keys/recovery/confirm", "typed", last); p.Status != 422 || !strings.Contains(p.Body, `name="typed"`) || !strings.Contains(p.Body, "The one of before counts until then") {
+		t.Errorf("the group of the key before: %d", p.Status)
+	}
+	if p := br.Open("/keys"); !strings.Contains(p.Body, "takes its place once it is confirmed") {
+		t.Error("the page does not say that a new one waits")
+	}
+	if p := br.Send("/keys/recovery/confirm", "typed", next); p.Path != "/keys" || strings.Contains(p.Body, "once it is confirmed") {
+		t.Errorf("the new one's group led to %d %s", p.Status, p.Path)
+	}
 	if b.Restart(); strings.Contains(b.Log.String(), last) {
 		t.Error("the log holds the key")
 	}

@@ -125,6 +125,7 @@ type view struct {
 	Slots   []slot
 	Changed int  // registers
 	Asks    bool // for a passphrase at the start
+	Waits   bool // a new recovery key
 }
 
 func viewOf(k control.Keys) view {
@@ -139,7 +140,7 @@ func viewOf(k control.Keys) view {
 			w.Changed++
 		}
 	}
-	w.Asks = seen["passphrase"]
+	w.Asks, w.Waits = seen["passphrase"], waits(k)
 	return w
 }
 
