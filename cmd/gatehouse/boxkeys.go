@@ -169,7 +169,7 @@ on the page; until then a key of before stays.`,
 		},
 	}
 	c := group("recovery", "Make the recovery key of a box, and confirm it", fresh, confirm)
-	c.Long = "The recovery key opens the data of a box when its TPM, its firmware or its mainboard no\nlonger does: at the box itself, or with gatehouse unlock."
+	c.Long = "The recovery key opens the data of a box when its TPM, its firmware or its mainboard no\nlonger does: at the box itself."
 	c.Example = "  gatehouse keys recovery new"
 	return c
 }
@@ -242,7 +242,7 @@ func passphraseCommand(f *changeFlags) *cobra.Command {
 		return f.signedIn(cmd, keysAPI, func(ctx context.Context, r *change) error { return r.setPassphrase(ctx, "") })
 	}}
 	c := group("passphrase", "Have a passphrase asked for at each start of the box, or not", passphraseSet(f, "set", "Set the passphrase, or change it"), remove)
-	c.Long = "With a passphrase the box does not open its data until somebody typed it, at the box or\nwith gatehouse unlock, after each restart and each power cut. A confirmed recovery key is\nneeded first."
+	c.Long = "With a passphrase the box does not open its data until somebody typed it, in\nGATEHOUSE_KEY, at each start. A confirmed recovery key is needed first."
 	c.Example = "  gatehouse keys passphrase set --new file:passphrase"
 	return c
 }
