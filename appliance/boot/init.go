@@ -275,7 +275,10 @@ func (b *box) roles() (*roles, error) {
 		},
 	}
 	r.monitor.Network = b.network()
-	r.monitor.Keys = &keyring{vault: b.keys, locked: b.broken, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks}
+	r.monitor.Keys = &keyring{
+		vault: b.keys, locked: b.broken, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
+		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
+	}
 	if b.filtered == nil {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}

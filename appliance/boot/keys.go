@@ -3,11 +3,12 @@ package boot
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/vault"
+	"gatehouse/tpm/eventlog"
 )
 
 // keyring is what a form of the program can do with the keys: monitor.Keys.
@@ -16,6 +17,9 @@ type keyring struct {
 	locked *vault.Locked
 	boot   host.SecureBoot
 	epoch  uint64
+	start  *measured    // how firmware started this system; nil: on a host, whose affair that is
+	owner  firmwareDoor // the firmware's keys; nil: on a host
+	image  fs.FS        // the initramfs, which brings the keys to enrol
 	// unlock opens the data; nil: this form cannot, but by being started anew.
 	unlock func(ctx context.Context, kind string, secret []byte) error
 }
@@ -25,9 +29,10 @@ var errKeysClosed = errors.New("the box is locked: its keys are not open")
 // View is the ladder from power-on to the data, as far as it is known.
 func (k *keyring) View(ctx context.Context) (control.Keys, error) {
 	out := control.Keys{SecureBoot: secureBootStatus(k.boot), Recovery: "none", Epoch: k.epoch}
+	k.firmware(&out)
 	if k.vault == nil {
 		out.Trust = control.Trust{Mechanism: "none", Grade: "-", Sentence: "locked: the keys are not open"}
-		out.Rungs = []control.Rung{firmwareRung(k.boot), {Name: "keys", State: control.RungBroken, Sentence: k.why()}}
+		out.Rungs = k.rungs(out.Trust)
 		return out, nil
 	}
 	out.Trust, out.Slots, out.Recovery = k.vault.Trust(), k.vault.Slots(), k.vault.RecoveryState()
@@ -43,8 +48,7 @@ func (k *keyring) View(ctx context.Context) (control.Keys, error) {
 	if k.vault.OffersTPM() {
 		out.Offered = "This machine has a TPM 2.0 that was not there, or was off, when the keys were made. Sealing to it protects the data if the disk is stolen."
 	}
-	out.Rungs = []control.Rung{firmwareRung(k.boot), k.systemRung(), {Name: "keys", State: control.RungChecked, Sentence: out.Trust.Sentence},
-		{Name: "data", State: control.RungChecked, Sentence: "The data opened under these keys, and the header that holds them is unchanged."}}
+	out.Rungs = k.rungs(out.Trust)
 	return out, nil
 }
 
@@ -55,24 +59,23 @@ func (k *keyring) why() string {
 	return describe(k.locked)
 }
 
-func firmwareRung(b host.SecureBoot) control.Rung {
-	r := control.Rung{Name: "firmware", State: control.RungUnchecked, Sentence: secureBootStatus(b).Sentence}
-	switch {
-	case !b.Known:
-		r.State = control.RungUnavailable
-	case b.Enabled:
-		r.State = control.RungChecked
+// rungs explain the start. On a host they begin with the keys.
+func (k *keyring) rungs(trust control.Trust) []control.Rung {
+	s := eventlog.Start{}
+	if k.start != nil {
+		s = k.start.explain(eventlog.SecureBoot(k.boot), k.vault != nil && k.vault.Measured())
 	}
-	return r
-}
-
-func (k *keyring) systemRung() control.Rung {
-	r := control.Rung{Name: "system", State: control.RungUnchecked, Sentence: "Whether this system is one of our releases is not in the policy of the key: another system that is started the same way could ask for it."}
-	if k.vault.Measured() {
-		r.State = control.RungChecked
-		r.Sentence = fmt.Sprintf("The TPM gave the key because our release key approves the system that was measured, epoch %d.", k.epoch)
+	s.Trust = trust
+	if k.vault == nil {
+		s.Locked = k.why()
 	}
-	return r
+	all := eventlog.Explain(s)
+	if k.start == nil {
+		for i := range all[:3] {
+			all[i].State, all[i].Sentence = control.RungUnavailable, "This is a service on somebody's system: how that was started is its own affair."
+		}
+	}
+	return all
 }
 
 func secureBootStatus(b host.SecureBoot) control.SecureBootStatus {
@@ -83,7 +86,7 @@ func secureBootStatus(b host.SecureBoot) control.SecureBootStatus {
 	case b.Enabled:
 		s.Sentence = "Secure Boot is on: the firmware starts nothing that is not signed with a key it knows."
 	case b.SetupMode:
-		s.Sentence = "Secure Boot is off, and the firmware has no platform key: this box's own keys can be put into it in the firmware's set-up."
+		s.Sentence = "Secure Boot is off, and the firmware has no platform key: keys can be written into it."
 	default:
 		s.Sentence = "Secure Boot is off: the firmware starts whatever it finds. Switch it on in the firmware's set-up."
 	}
@@ -143,11 +146,6 @@ func (k *keyring) TakeTPM(ctx context.Context) error {
 		return err
 	}
 	return v.TakeTPM(ctx)
-}
-
-// EnrolSecureBoot is refused: the keys go into the firmware by its own set-up.
-func (k *keyring) EnrolSecureBoot(context.Context) error {
-	return errors.New("this version does not write keys into the firmware by itself: put those of the image's folder keys into it in the firmware's set-up")
 }
 
 // Unlock opens a locked box.

@@ -206,6 +206,13 @@ func (b *box) openData(ctx context.Context) error {
 		}
 		b.fresh = false
 	}
+	// The data are open, so this start is the one that was foreseen, or none
+	// was. What waits for others is dropped: the slot of a firmware without
+	// keys would open for who takes them out again. (A release of a raised
+	// epoch that is only tried has to be kept before this.)
+	if err := b.keys.Settle(ctx); err != nil {
+		b.log.Warn("slots of starts that were foreseen are still there", "err", err)
+	}
 	if ok, err := volume.Reserve(dataPath); err != nil || !ok {
 		b.problem = "the data volume is full: signing in, reading and erasing work, changes are refused"
 		b.log.Warn(b.problem, "err", err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"gatehouse/image/qemu"
+	"gatehouse/image/uki"
 	"gatehouse/tests/web"
 )
 
@@ -24,6 +25,7 @@ func TestBOX12_NoDiskIsSaid(t *testing.T) {
 // claim, and a restart from which the box comes back by itself.
 func TestACC1_ImageIsClaimedAndComesBack(t *testing.T) {
 	guest := start(t, reachable(qemu.Machine{Disk: newDisk(t), State: t.TempDir(), Memory: 256}))
+	measured(t, guest, uki.Loader)
 	box := state(t, guest, "unclaimed", "url", "code")
 	if !strings.HasPrefix(box["url"], "https://") {
 		t.Errorf("the address to open is %q", box["url"])

@@ -141,6 +141,12 @@ func (p *person) own(code string) {
 	if status, at, body := p.send("/setup", "claim-code", code, "name", owner, "email", email, "password", password); at != "/welcome/clock" {
 		p.t.Fatalf("the claim led to %d %s:\n%s", status, at, body)
 	}
+	p.factor()
+}
+
+// factor adds the second factor, which comes before everything else.
+func (p *person) factor() {
+	p.t.Helper()
 	_, _, body := p.open("/welcome/factor")
 	m := secret.FindStringSubmatch(html.UnescapeString(body))
 	if m == nil {

@@ -13,6 +13,7 @@ import (
 	"gatehouse/image"
 	"gatehouse/image/keys"
 	"gatehouse/image/qemu"
+	"gatehouse/image/uki"
 )
 
 // secure is a machine that starts what the keys of the build have signed.
@@ -32,11 +33,16 @@ func secure(t *testing.T, disk string) qemu.Machine {
 func TestBOX5_SignedImageStarts(t *testing.T) {
 	guest := start(t, reachable(secure(t, newDisk(t))))
 	say(t, guest, "UEFI Secure Boot is enabled")
+	if got, want := measured(t, guest, uki.LoaderSecure), foreseen(t); got != want {
+		t.Errorf("PCR 7 with these keys was foreseen as %x, and is %x", want, got)
+	}
 	box := state(t, guest, "unclaimed", "url", "code")
 	p := visit(t, guest.Addr(443), nil)
 	p.expect("unclaimed", box)
-	p.own(box["code"])
+	claim(t, guest.Addr(443), box["code"])
 	state(t, guest, "ready", "url")
+	p.signIn()
+	p.factor()
 	_, _, body := p.open("/api/v1/details")
 	var seen struct {
 		Trust struct {
