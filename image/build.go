@@ -83,6 +83,9 @@ func (b Build) Run(ctx context.Context) error {
 		return err
 	}
 	p.signer = signing[keys.Programs]
+	if err := p.addKeys(signing, b.Built); err != nil {
+		return err
+	}
 	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
 		if err := stage(p); err != nil {
 			return err

@@ -122,12 +122,11 @@ func (t *TPM) UnsealUnder(root Root, b Blob, p Policy, approvals []pcr.Approval)
 }
 
 func (s *scope) unsealUnder(object tpm2.NamedHandle, p Policy, approvals []pcr.Approval) ([]byte, error) {
-	session, done, err := tpm2.PolicySession(s, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(s.handle, s.public), encrypt(out))
+	session, done, err := s.policySession(encrypt(out))
 	if err != nil {
 		return nil, err
 	}
-	// A policy session lasts until it is flushed; three fill a TPM.
-	defer func() { _ = done() }()
+	defer done()
 	if p.Key != nil {
 		if err := s.authorize(session, p, approvals); err != nil {
 			return nil, err

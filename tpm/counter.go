@@ -30,6 +30,10 @@ func (c Counter) public() tpm2.TPMSNVPublic {
 func (t *TPM) DefineCounter(root Root, c Counter) error {
 	doing := "defining the counter " + c.String()
 	return t.under(root, doing, func(s *scope) error {
+		// A power cut between the two steps leaves one that never counted.
+		if _, err := s.nameOfCounter(c, false); err == nil {
+			return explain(doing, s.count(c, false))
+		}
 		_, err := tpm2.NVDefineSpace{
 			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: s.session()},
 			PublicInfo: tpm2.New2B(c.public()),
@@ -99,6 +103,10 @@ func (s *scope) nameOfCounter(c Counter, written bool) (tpm2.TPM2BName, error) {
 	want := c.public()
 	want.Attributes.Written = written
 	if string(tpm2.Marshal(*public)) != string(tpm2.Marshal(want)) {
+		want.Attributes.Written = false
+		if string(tpm2.Marshal(*public)) == string(tpm2.Marshal(want)) {
+			return tpm2.TPM2BName{}, fmt.Errorf("%s: %w", c, ErrUnwritten)
+		}
 		return tpm2.TPM2BName{}, fmt.Errorf("%w: %s was defined by somebody else", ErrForeign, c)
 	}
 	return name, nil

@@ -14,7 +14,28 @@ import (
 // auth, at most 32 bytes: another system started on the same machine, which
 // has the same TPM, cannot sign with it.
 func (t *TPM) NewKey(root Root, auth []byte) (blob Blob, err error) {
-	const doing = "making a signing key in the TPM"
+	return t.newKey("making a signing key in the TPM", root, auth, keyAttributes)
+}
+
+// keyAttributes are those of every signing key: made here, here for good, and
+// no power cut counts as a guess.
+var keyAttributes = tpm2.TPMAObject{
+	FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+	UserWithAuth: true, NoDA: true, SignEncrypt: true,
+}
+
+// keyParameters are P-256 and ECDSA with SHA-256, which every TPM 2.0 of a PC has.
+func keyParameters() tpm2.TPMUPublicParms {
+	return tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		CurveID: tpm2.TPMECCNistP256,
+		Scheme: tpm2.TPMTECCScheme{
+			Scheme:  tpm2.TPMAlgECDSA,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
+		},
+	})
+}
+
+func (t *TPM) newKey(doing string, root Root, auth []byte, attributes tpm2.TPMAObject) (blob Blob, err error) {
 	err = t.under(root, doing, func(s *scope) error {
 		resp, err := tpm2.Create{
 			ParentHandle: s.self(encrypt(in)),
@@ -22,19 +43,8 @@ func (t *TPM) NewKey(root Root, auth []byte) (blob Blob, err error) {
 				UserAuth: tpm2.TPM2BAuth{Buffer: password(auth)},
 			}},
 			InPublic: tpm2.New2B(tpm2.TPMTPublic{
-				Type:    tpm2.TPMAlgECC,
-				NameAlg: tpm2.TPMAlgSHA256,
-				ObjectAttributes: tpm2.TPMAObject{
-					FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
-					UserWithAuth: true, NoDA: true, SignEncrypt: true,
-				},
-				Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-					CurveID: tpm2.TPMECCNistP256,
-					Scheme: tpm2.TPMTECCScheme{
-						Scheme:  tpm2.TPMAlgECDSA,
-						Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
-					},
-				}),
+				Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+				ObjectAttributes: attributes, Parameters: keyParameters(),
 			}),
 		}.Execute(s)
 		if err != nil {
@@ -95,13 +105,7 @@ func (t *TPM) Sign(root Root, key Blob, auth []byte, digest [32]byte) (signature
 		if err != nil {
 			return explain(doing, err)
 		}
-		sig, err := resp.Signature.Signature.ECDSA()
-		if err != nil {
-			return fmt.Errorf("%s: %w", doing, err)
-		}
-		signature, err = asn1.Marshal(struct{ R, S *big.Int }{
-			new(big.Int).SetBytes(sig.SignatureR.Buffer), new(big.Int).SetBytes(sig.SignatureS.Buffer),
-		})
+		signature, err = asn1Signature(resp.Signature)
 		return explain(doing, err)
 	})
 	if err != nil {
@@ -111,4 +115,15 @@ func (t *TPM) Sign(root Root, key Blob, auth []byte, digest [32]byte) (signature
 		return nil, errors.New("signing in the TPM: the signature does not verify")
 	}
 	return signature, nil
+}
+
+// asn1Signature is an ECDSA signature as everybody but a TPM writes it.
+func asn1Signature(signature tpm2.TPMTSignature) ([]byte, error) {
+	sig, err := signature.Signature.ECDSA()
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(sig.SignatureR.Buffer), new(big.Int).SetBytes(sig.SignatureS.Buffer),
+	})
 }

@@ -3,19 +3,33 @@ package tpm
 import (
 	"fmt"
 
+	"gatehouse/tpm/pcr"
+
 	"github.com/google/go-tpm/tpm2"
 )
 
 // Index is one NV index. With Auth nil everybody may read it and only the
 // owner may write it; with Auth set both need Auth. Once locked, nobody can
 // write it before it is undefined, which the owner may do.
+//
+// A Public index everybody may read and only who has Auth may write, again and
+// again. Read with Auth it proves that it was defined with that Auth; read
+// without, only that it is in this TPM, whose owner may have put another there.
 type Index struct {
 	Handle uint32 // 0x01800000 to 0x01BFFFFF, the range that the TCG leaves to owners
 	Size   int
 	Auth   []byte // at most 32 bytes
+	Public bool
 }
 
+// publicPolicy lets an index be read and no more. A policy, and not the owner's
+// authorisation: with an owner password set, reading must go on working.
+func publicPolicy() pcr.Digest { return pcr.Digest{}.Command(uint32(tpm2.TPMCCNVRead)) }
+
 func (x Index) attributes() tpm2.TPMANV {
+	if x.Public {
+		return tpm2.TPMANV{AuthRead: true, AuthWrite: true, PolicyRead: true, NoDA: true, NT: tpm2.TPMNTOrdinary}
+	}
 	a := tpm2.TPMANV{AuthRead: true, NoDA: true, WriteDefine: true, NT: tpm2.TPMNTOrdinary}
 	if x.Auth == nil {
 		a.OwnerWrite = true
@@ -26,10 +40,23 @@ func (x Index) attributes() tpm2.TPMANV {
 }
 
 func (x Index) public() tpm2.TPMSNVPublic {
-	return tpm2.TPMSNVPublic{
+	p := tpm2.TPMSNVPublic{
 		NVIndex: tpm2.TPMHandle(x.Handle), NameAlg: tpm2.TPMAlgSHA256,
 		Attributes: x.attributes(), DataSize: uint16(x.Size),
 	}
+	if x.Public {
+		policy := publicPolicy()
+		p.AuthPolicy = tpm2.TPM2BDigest{Buffer: policy[:]}
+	}
+	return p
+}
+
+// writable refuses a Public index without an authorisation: everybody could write it.
+func (x Index) writable(doing string) error {
+	if x.Public && len(x.Auth) == 0 {
+		return fmt.Errorf("%s: %w: it has none", doing, ErrAuth)
+	}
+	return nil
 }
 
 func (x Index) String() string { return fmt.Sprintf("NV index 0x%08X", x.Handle) }
@@ -37,6 +64,9 @@ func (x Index) String() string { return fmt.Sprintf("NV index 0x%08X", x.Handle)
 // DefineNV makes the index; one that is there already is an error.
 func (t *TPM) DefineNV(root Root, x Index) error {
 	doing := "defining " + x.String()
+	if err := x.writable(doing); err != nil {
+		return err
+	}
 	return t.under(root, doing, func(s *scope) error {
 		_, err := tpm2.NVDefineSpace{
 			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: s.session(encrypt(in))},
@@ -70,6 +100,9 @@ func (t *TPM) UndefineNV(root Root, handle uint32) error {
 // WriteNV writes the whole index.
 func (t *TPM) WriteNV(root Root, x Index, data []byte) error {
 	doing := "writing " + x.String()
+	if err := x.writable(doing); err != nil {
+		return err
+	}
 	return t.under(root, doing, func(s *scope) error {
 		by, index, err := s.writer(x, encrypt(in))
 		if err != nil {
@@ -110,6 +143,7 @@ func (s *scope) writer(x Index, opts ...tpm2.AuthOption) (tpm2.AuthHandle, tpm2.
 }
 
 // ReadNV reads the whole index; locked says that it can no longer be written.
+// A Public one is read with Auth where x has it, and without where x has none.
 // ErrNoIndex, ErrUnwritten and ErrAuth are told apart. That an index is absent
 // is believed only from an authenticated list of what there is.
 func (t *TPM) ReadNV(root Root, x Index) (data []byte, locked bool, err error) {
@@ -126,9 +160,14 @@ func (t *TPM) ReadNV(root Root, x Index) (data []byte, locked bool, err error) {
 		if err := x.same(public); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
+		session, done, err := s.reader(x)
+		if err != nil {
+			return explain(doing, err)
+		}
+		defer done()
 		handle := tpm2.TPMHandle(x.Handle)
 		resp, err := tpm2.NVRead{
-			AuthHandle: tpm2.AuthHandle{Handle: handle, Name: name, Auth: s.session(encrypt(out), tpm2.Auth(password(x.Auth)))},
+			AuthHandle: tpm2.AuthHandle{Handle: handle, Name: name, Auth: session},
 			NVIndex:    tpm2.NamedHandle{Handle: handle, Name: name},
 			Size:       uint16(x.Size),
 		}.Execute(s)
@@ -142,6 +181,26 @@ func (t *TPM) ReadNV(root Root, x Index) (data []byte, locked bool, err error) {
 		return nil
 	})
 	return data, locked, err
+}
+
+// reader is a session that may read the index; salted like any other, so that
+// the answer is authenticated whichever it is. By policy it comes in the clear:
+// the key of the encryption would have the authorisation in it, which the
+// reader has not (Part 1, "Session-Based Encryption", sessionValue).
+func (s *scope) reader(x Index) (tpm2.Session, func(), error) {
+	if !x.Public || len(x.Auth) > 0 {
+		return s.session(encrypt(out), tpm2.Auth(password(x.Auth))), func() {}, nil
+	}
+	session, done, err := s.policySession()
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = tpm2.PolicyCommandCode{PolicySession: session.Handle(), Code: tpm2.TPMCCNVRead}.Execute(s)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return session, done, nil
 }
 
 // same refuses an index that somebody else defined in this place. The public

@@ -210,6 +210,16 @@ func (s *scope) session(opts ...tpm2.AuthOption) tpm2.Session {
 	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, append(opts, tpm2.Salted(s.handle, s.public))...)
 }
 
+// policySession is salted too. It lasts until done is called, and three of them
+// fill a TPM.
+func (s *scope) policySession(opts ...tpm2.AuthOption) (session tpm2.Session, done func(), err error) {
+	session, flush, err := tpm2.PolicySession(s, tpm2.TPMAlgSHA256, nonceSize, append(opts, tpm2.Salted(s.handle, s.public))...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return session, func() { _ = flush() }, nil
+}
+
 // self authorises use of the root key, whose password is empty.
 func (s *scope) self(opts ...tpm2.AuthOption) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: s.handle, Name: s.name, Auth: s.session(opts...)}

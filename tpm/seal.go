@@ -110,12 +110,11 @@ func (t *TPM) Unseal(root Root, b Blob, sel pcr.Selection) (secret []byte, err e
 }
 
 func (s *scope) unseal(object tpm2.NamedHandle, sel pcr.Selection) ([]byte, error) {
-	session, done, err := tpm2.PolicySession(s, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(s.handle, s.public), encrypt(out))
+	session, done, err := s.policySession(encrypt(out))
 	if err != nil {
 		return nil, err
 	}
-	// A policy session lasts until it is flushed; three fill a TPM.
-	defer func() { _ = done() }()
+	defer done()
 	_, err = tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(sel)}.Execute(s)
 	if err != nil {
 		return nil, err

@@ -114,18 +114,8 @@ func (t *TPM) ExtendPlain(index int, digest [pcr.Size]byte) error {
 func (t *TPM) Lockout(root Root) (count uint32, err error) {
 	const doing = "reading the TPM's lockout counter"
 	err = t.under(root, doing, func(s *scope) error {
-		resp, err := tpm2.GetCapability{
-			Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 1,
-		}.Execute(s, s.session(tpm2.Audit()))
-		if err != nil {
-			return explain(doing, err)
-		}
-		p, err := resp.CapabilityData.Data.TPMProperties()
-		if err != nil || len(p.TPMProperty) != 1 || p.TPMProperty[0].Property != tpm2.TPMPTLockoutCounter {
-			return fmt.Errorf("%s: the TPM does not tell it", doing)
-		}
-		count = p.TPMProperty[0].Value
-		return nil
+		count, err = s.property(tpm2.TPMPTLockoutCounter)
+		return explain(doing, err)
 	})
 	return count, err
 }

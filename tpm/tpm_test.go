@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,15 @@ import (
 )
 
 var policy = pcr.Select(7, 15)
+
+// sample is how far apart the places are that something is changed at: all of
+// them in the long tests.
+func sample(few int) int {
+	if os.Getenv("GATEHOUSE_SOAK") == "1" {
+		return 1
+	}
+	return few
+}
 
 type sealed struct {
 	root   tpm.Root
@@ -152,16 +162,27 @@ func TestKEY1_ForgedAnswersAreRefused(t *testing.T) {
 	if err := s.TPM().WriteNV(x.root, index, []byte("true")); err != nil {
 		t.Fatal(err)
 	}
+	public := tpm.Index{Handle: 0x01814704, Size: 4, Auth: []byte("authorisation"), Public: true}
+	if err := s.TPM().DefineNV(x.root, public); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.TPM().WriteNV(x.root, public, []byte("true")); err != nil {
+		t.Fatal(err)
+	}
+	anybody := public
+	anybody.Auth = nil
 	for name, c := range map[string]struct {
 		code uint32
 		run  func(*tpm.TPM) error
 	}{
-		"GetRandom":     {0x17B, func(d *tpm.TPM) error { _, err := d.Random(x.root, 32); return err }},
-		"PCR_Read":      {0x17E, func(d *tpm.TPM) error { _, err := d.PCRs(x.root, policy); return err }},
-		"NV_Read":       {0x14E, func(d *tpm.TPM) error { _, _, err := d.ReadNV(x.root, index); return err }},
-		"Unseal":        {0x15E, func(d *tpm.TPM) error { _, err := x.unseal(d); return err }},
-		"GetCapability": {0x17A, func(d *tpm.TPM) error { _, err := d.Lockout(x.root); return err }},
-		"PCR_Extend":    {0x182, func(d *tpm.TPM) error { return d.Extend(x.root, 16, [32]byte{}) }},
+		"NV_Read of what is public": {0x14E, func(d *tpm.TPM) error { _, _, err := d.ReadNV(x.root, anybody); return err }},
+		"NV_Write":                  {0x137, func(d *tpm.TPM) error { return d.WriteNV(x.root, public, []byte("true")) }},
+		"GetRandom":                 {0x17B, func(d *tpm.TPM) error { _, err := d.Random(x.root, 32); return err }},
+		"PCR_Read":                  {0x17E, func(d *tpm.TPM) error { _, err := d.PCRs(x.root, policy); return err }},
+		"NV_Read":                   {0x14E, func(d *tpm.TPM) error { _, _, err := d.ReadNV(x.root, index); return err }},
+		"Unseal":                    {0x15E, func(d *tpm.TPM) error { _, err := x.unseal(d); return err }},
+		"GetCapability":             {0x17A, func(d *tpm.TPM) error { _, err := d.Lockout(x.root); return err }},
+		"PCR_Extend":                {0x182, func(d *tpm.TPM) error { return d.Extend(x.root, 16, [32]byte{}) }},
 	} {
 		// Every byte of the answer after its head is changed once.
 		size := 0

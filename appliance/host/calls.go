@@ -26,9 +26,10 @@ type Calls struct {
 	Reboot      func(cmd int) error
 }
 
-// variables reads firmware variables; u-root's efivarfs is one.
+// variables reads and writes firmware variables; u-root's efivarfs is one.
 type variables interface {
 	Get(efivarfs.VariableDescriptor) (efivarfs.VariableAttributes, []byte, error)
+	Set(efivarfs.VariableDescriptor, efivarfs.VariableAttributes, []byte) error
 }
 
 func kernelCalls() Calls {

@@ -17,6 +17,7 @@ import (
 var (
 	efiGlobal = uuid.MustParse("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 	efiLoader = uuid.MustParse("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+	efiImage  = uuid.MustParse("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 )
 
 // SecureBoot is what the firmware says of Secure Boot.
@@ -77,6 +78,57 @@ func parseLoaderPartition(data []byte) (string, error) {
 		return "", fmt.Errorf("LoaderDevicePartUUID holds %q: not a partition id", text)
 	}
 	return id.String(), nil
+}
+
+// signed are the attributes of a variable that only who signs may change.
+const signed = efivarfs.AttributeNonVolatile | efivarfs.AttributeBootserviceAccess | efivarfs.AttributeRuntimeAccess |
+	efivarfs.AttributeTimeBasedAuthenticatedWriteAccess
+
+// keyVendor is whose variable a database of Secure Boot is.
+func keyVendor(name string) (uuid.UUID, error) {
+	switch name {
+	case "PK", "KEK":
+		return efiGlobal, nil
+	case "db", "dbx":
+		return efiImage, nil
+	}
+	return uuid.UUID{}, fmt.Errorf("%q is not a database of Secure Boot: PK, KEK, db and dbx are", name)
+}
+
+// SecureBootKeys is the content of PK, KEK, db or dbx, as UEFI's signature
+// lists; nil if there is none.
+func (h *Host) SecureBootKeys(name string) ([]byte, error) {
+	vendor, err := keyVendor(name)
+	if err != nil {
+		return nil, err
+	}
+	data, err := h.variable(name, vendor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// EnrolSecureBoot writes one database, signed as UEFI's
+// EFI_VARIABLE_AUTHENTICATION_2, into a firmware in set-up mode. Writing PK ends
+// that mode: it comes last. The write is one call of the firmware's, which has
+// done it or not.
+func (h *Host) EnrolSecureBoot(name string, change []byte) error {
+	vendor, err := keyVendor(name)
+	if err != nil {
+		return err
+	}
+	state, err := h.SecureBoot()
+	if err != nil {
+		return fmt.Errorf("enrolling %s: %w", name, err)
+	}
+	if !state.SetupMode {
+		return fmt.Errorf("enrolling %s: the firmware is not in set-up mode: clear the Secure Boot keys in its set-up screen first", name)
+	}
+	if err := h.vars.Set(efivarfs.VariableDescriptor{Name: name, GUID: vendor}, signed, change); err != nil {
+		return fmt.Errorf("enrolling %s: the firmware did not take it: clear all Secure Boot keys in its set-up screen and try again: %w", name, err)
+	}
+	return nil
 }
 
 // variable reads one firmware variable. No variables at all (no UEFI, or

@@ -218,6 +218,72 @@ func (f firmware) Get(d efivarfs.VariableDescriptor) (efivarfs.VariableAttribute
 	return 7, data, nil
 }
 
+// Set takes what is signed with a time, without looking at the signature; PK
+// ends set-up mode, as UEFI 2.10, 32.3, has it.
+func (f firmware) Set(d efivarfs.VariableDescriptor, a efivarfs.VariableAttributes, data []byte) error {
+	const setup = "SetupMode-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	if a != 0x27 || len(data) == 0 || !bytes.Equal(f[setup], []byte{1}) {
+		return os.ErrPermission
+	}
+	f[d.Name+"-"+d.GUID.String()] = data
+	if d.Name == "PK" {
+		f[setup] = []byte{0}
+	}
+	return nil
+}
+
+func TestBOX5_EnrolRefuses(t *testing.T) {
+	const guid = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	x := newTree(t, nil)
+	if err := x.EnrolSecureBoot("db", []byte("change")); err == nil {
+		t.Error("enrolled without a firmware")
+	}
+	f := firmware{"SecureBoot" + guid: {0}, "SetupMode" + guid: {0}}
+	x.vars = f
+	if err := x.EnrolSecureBoot("db", []byte("change")); err == nil || !strings.Contains(err.Error(), "enrolling db") || !strings.Contains(err.Error(), "is not in set-up mode") {
+		t.Errorf("outside set-up mode: %v", err)
+	}
+	f["SetupMode"+guid] = []byte{2}
+	if err := x.EnrolSecureBoot("db", []byte("change")); err == nil {
+		t.Error("enrolled into a firmware that does not know its mode")
+	}
+	f["SetupMode"+guid] = []byte{1}
+	if err := x.EnrolSecureBoot("KEK", nil); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "enrolling KEK") {
+		t.Errorf("refused by the firmware: %v", err)
+	}
+	for _, name := range []string{"SecureBoot", "MokList", ""} {
+		if err := x.EnrolSecureBoot(name, []byte("change")); err == nil {
+			t.Errorf("%q was written", name)
+		}
+		if _, err := x.SecureBootKeys(name); err == nil {
+			t.Errorf("%q was read", name)
+		}
+	}
+	if len(f) != 2 {
+		t.Errorf("a refusal left %d variables", len(f)-2)
+	}
+}
+
+func TestBOX5_EnrolEndsSetupMode(t *testing.T) {
+	const guid = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	x := newTree(t, nil)
+	x.vars = firmware{"SecureBoot" + guid: {0}, "SetupMode" + guid: {1}}
+	for _, name := range []string{"db", "KEK", "PK"} {
+		if keys, err := x.SecureBootKeys(name); err != nil || keys != nil {
+			t.Errorf("%s before: %q, %v", name, keys, err)
+		}
+		if err := x.EnrolSecureBoot(name, []byte("change of "+name)); err != nil {
+			t.Fatal(err)
+		}
+		if keys, err := x.SecureBootKeys(name); err != nil || string(keys) != "change of "+name {
+			t.Errorf("%s: %q, %v", name, keys, err)
+		}
+	}
+	if err := x.EnrolSecureBoot("db", []byte("another")); err == nil {
+		t.Error("enrolled after PK")
+	}
+}
+
 func TestSecureBoot(t *testing.T) {
 	const guid = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 	x := newTree(t, nil)

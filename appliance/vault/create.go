@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"gatehouse/tpm"
+	"gatehouse/tpm/pcr"
 )
 
 var errNotCommitted = errors.New("the data key is not committed yet")
@@ -30,7 +31,7 @@ func Create(ctx context.Context, c Config) (*Vault, error) {
 		return nil, err
 	}
 	var root *tpm.Root
-	if v.h.mode == modeTPM {
+	if v.h.mode.sealed() {
 		root = &v.h.tpm.root
 	}
 	if err := c.closeTPM(root); err != nil {
@@ -43,36 +44,77 @@ func Create(ctx context.Context, c Config) (*Vault, error) {
 
 func create(c *Config) (*Vault, error) {
 	h := &header{created: c.Now().Unix()}
-	data, volume, kek := make([]byte, dataKeySize), make([]byte, volumeKeySize), make([]byte, dataKeySize)
-	defer func() { clear(data); clear(volume); clear(kek) }()
-	for _, b := range [][]byte{h.installID[:], data, volume, kek} {
+	data, volume, base := make([]byte, dataKeySize), make([]byte, volumeKeySize), make([]byte, baseSize)
+	defer func() { clear(data); clear(volume); clear(base) }()
+	for _, b := range [][]byte{h.installID[:], data, volume, base} {
 		if err := c.fill(b); err != nil {
 			return nil, err
 		}
 	}
+	var own slot
 	if c.TPM != nil {
 		root, err := c.TPM.Root()
 		if err != nil {
 			return nil, lockedTPM(sealCause, err)
 		}
-		if err := c.mix(root, data, volume, kek); err != nil {
+		if err := c.mix(root, data, volume, base); err != nil {
 			return nil, err
 		}
-		if err := c.seal(h, root, kek); err != nil {
+		if err := c.untouched(root); err != nil {
+			return nil, err
+		}
+		var seed []byte
+		if own, seed, err = c.sealHere(root); err != nil {
+			return nil, err
+		}
+		defer clear(seed)
+		if err := c.prove(root, &own, seed); err != nil {
+			return nil, err
+		}
+		h.mode = modeTPM
+		if h.tpm, err = c.newTPMKeys(root, base, h.installID); err != nil {
 			return nil, err
 		}
 	} else {
-		chosen, err := c.choose(h)
-		if err != nil {
+		var err error
+		if h.mode, own, err = c.choose(); err != nil {
 			return nil, err
 		}
-		copy(kek, chosen)
-		clear(chosen)
 	}
-	if err := h.wrap(c, kek, data, volume); err != nil {
+	h.slots = []slot{own}
+	if err := h.wrap(data, volume, base); err != nil {
 		return nil, err
 	}
-	return newVault(c, h, data)
+	return newVault(c, h, data, &h.slots[0])
+}
+
+// untouched refuses a run of the machine in which somebody was before us.
+func (c *Config) untouched(root tpm.Root) error {
+	if c.Form != Box {
+		return nil
+	}
+	values, err := c.TPM.PCRs(root, pcr.Select(capRegister))
+	if err != nil {
+		return lockedTPM(sealCause, err)
+	}
+	if changed := pcr.Changes(pcr.Values{capRegister: {}}, values); len(changed) > 0 {
+		return lockedPCR(changed, nil)
+	}
+	return nil
+}
+
+// newTPMKeys makes the box's keys in a TPM.
+func (c *Config) newTPMKeys(root tpm.Root, base []byte, installID [16]byte) (*tpmKeys, error) {
+	auth, err := derive(base, installID, internalCheckpoint, 32)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(auth)
+	k := &tpmKeys{root: root}
+	if k.checkpoint, err = c.TPM.NewKey(root, auth); err != nil {
+		return nil, lockedTPM("The TPM cannot make the checkpoint key.", err)
+	}
+	return k, nil
 }
 
 // mix adds the TPM's randomness: with either source good, the keys are.
@@ -92,32 +134,30 @@ func (c *Config) mix(root tpm.Root, keys ...[]byte) error {
 	return nil
 }
 
-// wrap fills in what the data key encrypts, and what encrypts it.
-func (h *header) wrap(c *Config, kek, data, volume []byte) error {
-	wrapped, err := wrap(kek, data, wrapDataKey+" "+h.mode.String(), h.installID)
-	if err != nil {
-		return err
+// wrap fills in what the data key encrypts, and gives it to every slot.
+func (h *header) wrap(data, volume, base []byte) error {
+	for _, w := range []struct {
+		purpose, what string
+		plain, into   []byte
+	}{
+		{internalVolume, "volume key", volume, h.volume[:]},
+		{internalBase, "base secret", base, h.base[:]},
+	} {
+		kek, err := derive(data, h.installID, w.purpose, 32)
+		if err != nil {
+			return err
+		}
+		wrapped, err := wrap(kek, w.plain, w.what, h.installID)
+		clear(kek)
+		if err != nil {
+			return err
+		}
+		copy(w.into, wrapped)
 	}
-	copy(h.wrapped[:], wrapped)
-	volumeKEK, err := derive(data, h.installID, internalVolume, 32)
-	if err != nil {
-		return err
-	}
-	defer clear(volumeKEK)
-	if wrapped, err = wrap(volumeKEK, volume, "volume key", h.installID); err != nil {
-		return err
-	}
-	copy(h.volume[:], wrapped)
-	if h.mode != modeTPM {
-		return nil
-	}
-	auth, err := derive(data, h.installID, internalCheckpoint, 32)
-	if err != nil {
-		return err
-	}
-	defer clear(auth)
-	if h.tpm.checkpoint, err = c.TPM.NewKey(h.tpm.root, auth); err != nil {
-		return lockedTPM("The TPM cannot make the checkpoint key.", err)
+	for i := range h.slots {
+		if err := h.give(&h.slots[i], data); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -138,7 +178,7 @@ func (v *Vault) Commit(ctx context.Context) error {
 		}
 		v.committed = true
 	}
-	if v.h.mode != modeTPM {
+	if !v.h.mode.sealed() {
 		return nil
 	}
 	return v.withClaimedAuth(v.settle)
@@ -165,7 +205,7 @@ func Erase(ctx context.Context, c Config) error {
 		return fmt.Errorf(again, err)
 	}
 	// The latch goes last: while it stands, the box does not begin anew.
-	for _, index := range []uint32{nvClaimed, nvLatch} {
+	for _, index := range []uint32{nvClaimed, nvMemory, nvCounter, nvLatch} {
 		if err := c.TPM.UndefineNV(root, index); err != nil {
 			return fmt.Errorf(again, err)
 		}

@@ -21,19 +21,20 @@ import (
 // data key gives, tells an edited one. Every byte is covered by both.
 const (
 	headerMagic   = "GHVAULT1"
-	headerVersion = 1
+	headerVersion = 2
 	headerFixed   = len(headerMagic) + 2 + 4
-	maxHeader     = 16 << 10
+	maxHeader     = 48 << 10
 	bankSHA256    = 0x000B
 )
 
-// mode is what guards the data key. It is read from the header, never guessed.
+// mode is what opens the data key at a start. It is read from the header, never guessed.
 type mode uint8
 
 const (
-	modeTPM        mode = 1
-	modeHostID     mode = 2
-	modePassphrase mode = 3
+	modeTPM           mode = 1
+	modeHostID        mode = 2
+	modePassphrase    mode = 3
+	modeTPMPassphrase mode = 4 // both are needed
 )
 
 func (m mode) String() string {
@@ -44,13 +45,18 @@ func (m mode) String() string {
 		return "host-id"
 	case modePassphrase:
 		return "passphrase"
+	case modeTPMPassphrase:
+		return "tpm+passphrase"
 	}
 	return "none"
 }
 
+// sealed says that the TPM is needed.
+func (m mode) sealed() bool { return m == modeTPM || m == modeTPMPassphrase }
+
 const (
 	flagSettled = 1 << 0 // the TPM holds latch and claimed bit
-	flagClaimed = 1 << 1 // without a TPM: the box has an owner
+	flagClaimed = 1 << 1 // without a TPM: the box has an owner; with one: the claimed bit is made as set, because a recovery key was used
 	flagsKnown  = flagSettled | flagClaimed
 )
 
@@ -60,6 +66,8 @@ const (
 	wrappedVolume = 64 + gcmOverhead
 	maxBlob       = 2048
 	maxName       = 64
+	maxSlots      = 8
+	maxNote       = 200
 )
 
 // header is one generation of what META says.
@@ -68,23 +76,68 @@ type header struct {
 	installID  [16]byte
 	mode       mode
 	flags      uint8
-	created    int64 // Unix seconds
-	wrapped    [wrappedKey]byte
-	volume     [wrappedVolume]byte
+	created    int64               // Unix seconds
+	base       [wrappedKey]byte    // the secret that all keys of roles derive from, under the data key
+	volume     [wrappedVolume]byte // the volume key, under the data key
+
+	tpm   *tpmKeys        // modes with a TPM
+	guard *passphraseSlot // mode tpm+passphrase: what every TPM slot needs besides
+	slots []slot
+}
+
+// tpmKeys is what of a box is in its TPM, whatever slots there are.
+type tpmKeys struct {
+	root       tpm.Root
+	checkpoint tpm.Blob // signing key, authorised from the base secret
+}
+
+type kind uint8
+
+const (
+	kindTPM        kind = 1
+	kindHostID     kind = 2
+	kindPassphrase kind = 3
+	kindRecovery   kind = 4
+)
+
+func (k kind) String() string {
+	switch k {
+	case kindTPM:
+		return "tpm"
+	case kindHostID:
+		return "host-id"
+	case kindPassphrase:
+		return "passphrase"
+	case kindRecovery:
+		return "recovery"
+	}
+	return "none"
+}
+
+const slotConfirmed = 1 << 0 // recovery: somebody showed that they keep the key
+
+// slot is one way to the data key: encrypted to public, whose private half
+// comes from what the slot is made of.
+type slot struct {
+	kind   kind
+	flags  uint8
+	made   int64 // Unix seconds
+	public []byte
+	sealed []byte // the data key
 
 	tpm        *tpmSlot
 	host       *hostSlot
 	passphrase *passphraseSlot
 }
 
-// tpmSlot is what the TPM needs to give the key that wraps the data key.
+// tpmSlot is a secret sealed to the TPM under a policy.
 type tpmSlot struct {
-	root       tpm.Root
-	values     pcr.Values // at the time of sealing, to name what changed
-	sealed     tpm.Blob
-	checkpoint tpm.Blob // signing key, authorised from the data key
-	latch      uint32   // NV indices
-	claimed    uint32
+	values   pcr.Values // of registers, at the time of sealing or as foreseen, to name what changed
+	approver []byte     // uncompressed P-256 point of the release key; nil: no release is asked for
+	epoch    uint64     // of the release
+	atMost   uint64     // of the counter; 0: it is not asked
+	blob     tpm.Blob
+	note     string // what the slot waits for
 }
 
 type hostSlot struct {
@@ -97,6 +150,7 @@ type passphraseSlot struct {
 	time   uint32 // passes
 	memory uint32 // KiB
 	lanes  uint8
+	public []byte // of a guard; a slot of its own has it outside
 }
 
 var errHeader = errors.New("the header is damaged")
@@ -113,42 +167,66 @@ func (h *header) body() []byte {
 	b.AddUint8(uint8(h.mode))
 	b.AddUint8(h.flags)
 	b.AddUint64(uint64(h.created))
+	b.AddBytes(h.base[:])
 	b.AddBytes(h.volume[:])
-	b.AddUint8(1) // slots
-	b.AddUint8(uint8(h.mode))
-	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
-		b.AddBytes(h.wrapped[:])
-		switch h.mode {
-		case modeTPM:
-			h.tpm.add(b)
-		case modeHostID:
-			b.AddBytes(h.host.salt[:])
-			addBytes(b, []byte(h.host.source))
-		case modePassphrase:
-			b.AddBytes(h.passphrase.salt[:])
-			b.AddUint32(h.passphrase.time)
-			b.AddUint32(h.passphrase.memory)
-			b.AddUint8(h.passphrase.lanes)
-		}
-	})
+	if h.mode.sealed() {
+		addBytes(&b, h.tpm.root.Public)
+		addBytes(&b, h.tpm.root.Name)
+		addBlob(&b, h.tpm.checkpoint)
+	}
+	if h.mode == modeTPMPassphrase {
+		h.guard.add(&b)
+		addBytes(&b, h.guard.public)
+	}
+	b.AddUint8(uint8(len(h.slots)))
+	for i := range h.slots {
+		b.AddUint8(uint8(h.slots[i].kind))
+		b.AddUint16LengthPrefixed(h.slots[i].add)
+	}
 	return b.BytesOrPanic() // fails only on a slot over 64 KiB, which the limits exclude
 }
 
+func addBlob(b *cryptobyte.Builder, x tpm.Blob) {
+	addBytes(b, x.Public)
+	addBytes(b, x.Private)
+}
+
+func (s *slot) add(b *cryptobyte.Builder) {
+	b.AddUint8(s.flags)
+	b.AddUint64(uint64(s.made))
+	addBytes(b, s.public)
+	addBytes(b, s.sealed)
+	switch s.kind {
+	case kindTPM:
+		s.tpm.add(b)
+	case kindHostID:
+		b.AddBytes(s.host.salt[:])
+		addBytes(b, []byte(s.host.source))
+	case kindPassphrase:
+		s.passphrase.add(b)
+	}
+}
+
 func (s *tpmSlot) add(b *cryptobyte.Builder) {
-	addBytes(b, s.root.Public)
-	addBytes(b, s.root.Name)
 	b.AddUint16(bankSHA256)
 	b.AddUint24(uint32(s.values.Selection()))
 	for _, i := range s.values.Selection().Indices() {
 		v := s.values[i]
 		b.AddBytes(v[:])
 	}
-	for _, blob := range []tpm.Blob{s.sealed, s.checkpoint} {
-		addBytes(b, blob.Public)
-		addBytes(b, blob.Private)
-	}
-	b.AddUint32(s.latch)
-	b.AddUint32(s.claimed)
+	b.AddUint8(uint8(len(s.approver)))
+	b.AddBytes(s.approver)
+	b.AddUint64(s.epoch)
+	b.AddUint64(s.atMost)
+	addBlob(b, s.blob)
+	b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(s.note)) })
+}
+
+func (s *passphraseSlot) add(b *cryptobyte.Builder) {
+	b.AddBytes(s.salt[:])
+	b.AddUint32(s.time)
+	b.AddUint32(s.memory)
+	b.AddUint8(s.lanes)
 }
 
 // marshal returns the header as META keeps it.
@@ -218,42 +296,101 @@ func parseHeader(raw []byte) (*stored, error) {
 func (h *header) parse(body []byte) error {
 	r := cryptobyte.String(body)
 	var (
-		m, slots, kind uint8
-		created        uint64
-		slot           cryptobyte.String
+		m, count uint8
+		created  uint64
 	)
 	if !r.ReadUint64(&h.generation) || !r.CopyBytes(h.installID[:]) || !r.ReadUint8(&m) || !r.ReadUint8(&h.flags) ||
-		!r.ReadUint64(&created) || !r.CopyBytes(h.volume[:]) || !r.ReadUint8(&slots) || !r.ReadUint8(&kind) ||
-		!r.ReadUint16LengthPrefixed(&slot) || !r.Empty() {
+		!r.ReadUint64(&created) || !r.CopyBytes(h.base[:]) || !r.CopyBytes(h.volume[:]) {
 		return errors.New("its parts do not fit its length")
 	}
 	h.mode, h.created = mode(m), int64(created)
 	switch {
-	case slots != 1 || mode(kind) != h.mode:
-		return errors.New("it must have one slot, of its mode")
-	case h.flags&^flagsKnown != 0, h.mode == modeTPM && h.flags&flagClaimed != 0, h.mode != modeTPM && h.flags&flagSettled != 0:
+	case h.mode.String() == "none":
+		return fmt.Errorf("mode %d does not exist", m)
+	case h.flags&^flagsKnown != 0, !h.mode.sealed() && h.flags&flagSettled != 0:
 		return errors.New("its flags do not fit its mode")
 	case h.generation == 0:
 		return errors.New("generation 0 does not exist")
 	}
-	if !slot.CopyBytes(h.wrapped[:]) {
-		return errors.New("its slot is too short")
+	if h.mode.sealed() {
+		h.tpm = new(tpmKeys)
+		if !readBytes(&r, maxBlob, &h.tpm.root.Public) || !readBytes(&r, maxName+4, &h.tpm.root.Name) || !readBlob(&r, &h.tpm.checkpoint) {
+			return errors.New("it lacks keys of the TPM")
+		}
 	}
-	var err error
-	switch h.mode {
-	case modeTPM:
-		h.tpm, err = parseTPM(&slot)
-	case modeHostID:
-		h.host, err = parseHost(&slot)
-	case modePassphrase:
-		h.passphrase, err = parsePassphrase(&slot)
+	if h.mode == modeTPMPassphrase {
+		var err error
+		if h.guard, err = parsePassphrase(&r); err != nil {
+			return err
+		}
+		if !readBytes(&r, maxBlob, &h.guard.public) {
+			return errors.New("its passphrase has no key")
+		}
+	}
+	if !r.ReadUint8(&count) || count == 0 || count > maxSlots {
+		return fmt.Errorf("it has no slot, or more than %d", maxSlots)
+	}
+	for i := range count {
+		s, err := parseSlot(&r)
+		if err != nil {
+			return fmt.Errorf("slot %d: %w", i+1, err)
+		}
+		h.slots = append(h.slots, s)
+	}
+	if !r.Empty() {
+		return errors.New("it is longer than its parts")
+	}
+	return h.fits()
+}
+
+// fits says whether the slots are those of the mode.
+func (h *header) fits() error {
+	var n [kindRecovery + 1]int
+	for _, s := range h.slots {
+		n[s.kind]++
+	}
+	want := map[mode]kind{modeTPM: kindTPM, modeTPMPassphrase: kindTPM, modeHostID: kindHostID, modePassphrase: kindPassphrase}[h.mode]
+	for k := kindTPM; k <= kindPassphrase; k++ {
+		if (k == want) != (n[k] > 0) || k != kindTPM && n[k] > 1 {
+			return fmt.Errorf("its slots (%s) do not fit its mode, %s", k, h.mode)
+		}
+	}
+	return nil
+}
+
+func parseSlot(r *cryptobyte.String) (s slot, err error) {
+	var (
+		k    uint8
+		made uint64
+		body cryptobyte.String
+	)
+	if !r.ReadUint8(&k) || !r.ReadUint16LengthPrefixed(&body) || !body.ReadUint8(&s.flags) || !body.ReadUint64(&made) ||
+		!readBytes(&body, maxBlob, &s.public) || !readBytes(&body, 2*maxBlob, &s.sealed) {
+		return s, errors.New("it is too short")
+	}
+	s.kind, s.made = kind(k), int64(made)
+	if s.flags&^slotConfirmed != 0 || s.flags != 0 && s.kind != kindRecovery {
+		return s, errors.New("its flags do not exist")
+	}
+	switch s.kind {
+	case kindTPM:
+		s.tpm, err = parseTPM(&body)
+	case kindHostID:
+		s.host, err = parseHost(&body)
+	case kindPassphrase:
+		s.passphrase, err = parsePassphrase(&body)
+	case kindRecovery:
 	default:
-		err = fmt.Errorf("mode %d does not exist", m)
+		err = fmt.Errorf("kind %d does not exist", k)
 	}
-	if err == nil && !slot.Empty() {
-		err = errors.New("its slot is too long")
+	if err == nil && !body.Empty() {
+		err = errors.New("it is too long")
 	}
-	return err
+	return s, err
+}
+
+func readBlob(r *cryptobyte.String, b *tpm.Blob) bool {
+	return readBytes(r, maxBlob, &b.Public) && readBytes(r, maxBlob, &b.Private)
 }
 
 func readBytes(r *cryptobyte.String, limit int, v *[]byte) bool {
@@ -270,27 +407,28 @@ func parseTPM(r *cryptobyte.String) (*tpmSlot, error) {
 	var (
 		bank      uint16
 		selection uint32
+		size      uint8
+		note      cryptobyte.String
 	)
-	if !readBytes(r, maxBlob, &s.root.Public) || !readBytes(r, maxName+4, &s.root.Name) ||
-		!r.ReadUint16(&bank) || bank != bankSHA256 || !r.ReadUint24(&selection) || !pcr.Selection(selection).Valid() {
-		return nil, errors.New("its TPM slot does not name root key and registers")
+	if !r.ReadUint16(&bank) || bank != bankSHA256 || !r.ReadUint24(&selection) || !pcr.Selection(selection).Valid() {
+		return nil, errors.New("it does not name registers")
 	}
 	for _, i := range pcr.Selection(selection).Indices() {
 		var v [pcr.Size]byte
 		if !r.CopyBytes(v[:]) {
-			return nil, errors.New("its TPM slot lacks values of registers")
+			return nil, errors.New("it lacks values of registers")
 		}
 		s.values[i] = v
 	}
-	if !readBytes(r, maxBlob, &s.sealed.Public) || !readBytes(r, maxBlob, &s.sealed.Private) ||
-		!readBytes(r, maxBlob, &s.checkpoint.Public) || !readBytes(r, maxBlob, &s.checkpoint.Private) ||
-		!r.ReadUint32(&s.latch) || !r.ReadUint32(&s.claimed) {
-		return nil, errors.New("its TPM slot lacks keys")
+	if !r.ReadUint8(&size) || size != 0 && size != 65 || !r.ReadBytes(&s.approver, int(size)) ||
+		!r.ReadUint64(&s.epoch) || !r.ReadUint64(&s.atMost) || !readBlob(r, &s.blob) ||
+		!r.ReadUint8LengthPrefixed(&note) || len(note) > maxNote {
+		return nil, errors.New("it lacks a policy or what is sealed")
 	}
-	// Other indices belong to somebody else; a header must not send us there.
-	if s.latch != nvLatch || s.claimed != nvClaimed {
-		return nil, errors.New("its TPM slot names NV indices that are not ours")
+	if size == 0 {
+		s.approver = nil
 	}
+	s.approver, s.note = bytes.Clone(s.approver), string(note)
 	return s, nil
 }
 

@@ -22,6 +22,7 @@ var errWiped = errors.New("the keys were wiped from memory")
 const (
 	dataKeySize   = 32
 	volumeKeySize = 64
+	baseSize      = 32
 )
 
 // arena keeps the keys in memory of their own: outside the Go heap, so that
@@ -39,7 +40,7 @@ type arena struct {
 	locked bool // against swap
 }
 
-func newArena(data, volume []byte) (*arena, error) {
+func newArena(data, volume, base []byte) (*arena, error) {
 	page, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("making memory for the keys: %w", err)
@@ -54,6 +55,7 @@ func newArena(data, volume []byte) (*arena, error) {
 	}
 	copy(page, data)
 	copy(page[dataKeySize:], volume)
+	copy(page[dataKeySize+volumeKeySize:], base)
 	if err := unix.Mprotect(page, unix.PROT_NONE); err != nil {
 		a.wipe()
 		return nil, fmt.Errorf("closing the memory of the keys: %w", err)
@@ -62,7 +64,7 @@ func newArena(data, volume []byte) (*arena, error) {
 }
 
 // use opens the keys while f runs. f must not keep them.
-func (a *arena) use(f func(data, volume []byte) error) error {
+func (a *arena) use(f func(data, volume, base []byte) error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.wiped {
@@ -71,8 +73,23 @@ func (a *arena) use(f func(data, volume []byte) error) error {
 	if err := unix.Mprotect(a.page, unix.PROT_READ); err != nil {
 		return fmt.Errorf("opening the memory of the keys: %w", err)
 	}
-	err := f(a.page[:dataKeySize:dataKeySize], a.page[dataKeySize:dataKeySize+volumeKeySize])
+	const v, b = dataKeySize, dataKeySize + volumeKeySize
+	err := f(a.page[:v:v], a.page[v:b:b], a.page[b:b+baseSize])
 	return errors.Join(err, unix.Mprotect(a.page, unix.PROT_NONE))
+}
+
+// replace puts another data key in the place of the one that is kept.
+func (a *arena) replace(data []byte) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.wiped {
+		return errWiped
+	}
+	if err := unix.Mprotect(a.page, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return fmt.Errorf("opening the memory of the keys: %w", err)
+	}
+	copy(a.page, data)
+	return unix.Mprotect(a.page, unix.PROT_NONE)
 }
 
 func (a *arena) closed() bool {
@@ -96,11 +113,11 @@ func (a *arena) wipe() {
 
 // derive is HKDF-SHA-256 with the install id as salt. internal keeps what the
 // vault uses for itself apart from what a role may ever be given by name.
-func derive(dataKey []byte, installID [16]byte, purpose string, size int) (key []byte, err error) {
+func derive(from []byte, installID [16]byte, purpose string, size int) (key []byte, err error) {
 	key = make([]byte, size)
 	secret.Do(func() {
 		var k []byte
-		k, err = hkdf.Key(sha256.New, dataKey, installID[:], "gatehouse/1/"+purpose, size)
+		k, err = hkdf.Key(sha256.New, from, installID[:], "gatehouse/1/"+purpose, size)
 		copy(key, k)
 		clear(k)
 	})
@@ -112,10 +129,12 @@ func derive(dataKey []byte, installID [16]byte, purpose string, size int) (key [
 
 // What the vault derives for itself. No purpose of a role begins like these.
 const (
-	internalMAC        = "vault:header"
+	internalMAC        = "vault:header" // of the data key; what follows the volume's is of the base secret
 	internalVolume     = "vault:volume"
+	internalBase       = "vault:base"
 	internalClaimed    = "vault:nv-claimed"
 	internalCheckpoint = "vault:checkpoint"
+	internalMemory     = "vault:nv-memory"
 	rolePrefix         = "role:"
 )
 
@@ -163,8 +182,8 @@ func newAEAD(key []byte) (cipher.AEAD, error) {
 
 // softKey is the checkpoint key where there is no TPM: P-256, from 48 derived
 // bytes reduced to [1, n-1] (FIPS 186-5, A.2.1: the bias is below 2⁻¹²⁸).
-func softKey(dataKey []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
-	seed, err := derive(dataKey, installID, internalCheckpoint, 48)
+func softKey(base []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
+	seed, err := derive(base, installID, internalCheckpoint, 48)
 	if err != nil {
 		return nil, err
 	}

@@ -38,9 +38,11 @@ func (l *Locked) Error() string {
 func (l *Locked) Unwrap() error { return l.Err }
 
 const (
-	adviceErase   = `To give up the data and begin anew, choose "Erase and start anew" at the console.`
-	adviceTPM     = "Switch the machine off and on again; if it stays, look at the TPM in the firmware's set-up. " + adviceErase
-	adviceRestart = "Restart the machine."
+	adviceErase = `To give up the data and begin anew, choose "Erase and start anew" at the console.`
+	// adviceRecovery is for a header that has a recovery key.
+	adviceRecovery = "Or type the recovery key at the console, or give it by gatehouse unlock."
+	adviceTPM      = "Switch the machine off and on again; if it stays, look at the TPM in the firmware's set-up. " + adviceErase
+	adviceRestart  = "Restart the machine."
 )
 
 // lockedTPM sorts what the TPM said.
@@ -83,14 +85,24 @@ func lockedPCR(changes []pcr.Change, err error) *Locked {
 	case capped && len(changes) == 1:
 		l.Cause = "PCR 15 is not zero: something asked for the key since the machine was started."
 		l.Advice = adviceRestart
-	case len(changes) == 1:
+	case len(changes) == 1 && changes[0].Index == secureBootRegister:
 		l.Cause = fmt.Sprintf("PCR %d changed since the data was sealed: Secure Boot was switched, or its keys were changed.", changes[0].Index)
 		l.Advice = "Set Secure Boot in the firmware's set-up as it was, then restart. " + adviceErase
+	case !capped && changes[len(changes)-1].Index >= 11:
+		l.Cause = "The system that was started (PCR 11, 12, 13) is not one that our release key approves for this box."
+		l.Advice = "Start the version that ran before, or a newer one of ours. " + adviceErase
 	default:
 		l.Cause = "PCR 7 changed since the data was sealed, and PCR 15 is not zero: something asked for the key since the machine was started."
 		l.Advice = "Set Secure Boot in the firmware's set-up as it was, then restart. " + adviceErase
 	}
 	return l
+}
+
+func (h *header) adviceRecovery() string {
+	if h.first(kindRecovery) == nil {
+		return adviceErase
+	}
+	return adviceRecovery + " " + adviceErase
 }
 
 func lockedLatch(cause string, err error) *Locked {

@@ -2,10 +2,13 @@ package vault
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -14,7 +17,9 @@ import (
 // NV indices, in the range that the TCG's registry leaves to a machine's owner.
 const (
 	nvLatch   = 0x01814701 // "this box is sealed to its TPM": install id; anybody may read it
-	nvClaimed = 0x01814702 // install id and one byte: 1 if the box has an owner; authorised from the data key
+	nvClaimed = 0x01814702 // install id and one byte: 1 if the box has an owner; authorised from the base secret
+	nvCounter = 0x01814703 // counts epochs: what was sealed before it was counted up opens no more
+	nvMemory  = 0x01814704 // Memory; anybody may read it, written with an authorisation from the base secret
 )
 
 const (
@@ -85,74 +90,225 @@ func (c *Config) latch() (set bool, err error) {
 
 const sealCause = "The TPM does not work, so nothing can be sealed to it."
 
-// seal makes the TPM slot of a new header, and proves that it opens before
-// anything depends on it.
-func (c *Config) seal(h *header, root tpm.Root, kek []byte) error {
+func counter() tpm.Counter { return tpm.Counter{Handle: nvCounter} }
+
+// policyOf is what a slot is sealed under.
+func (c *Config) policyOf(s *tpmSlot) (tpm.Policy, error) {
+	p := tpm.Policy{Literal: make(pcr.Values)}
+	for _, i := range c.policy().Indices() {
+		p.Literal[i] = s.values[i]
+	}
+	if s.atMost > 0 {
+		p.Counter, p.AtMost = counter(), s.atMost
+	}
+	if s.approver != nil {
+		key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), s.approver)
+		if err != nil {
+			return p, err
+		}
+		p.Key, p.Ref, p.Approved = key, reference(s.epoch), approvedRegisters()
+	}
+	return p, nil
+}
+
+// count makes the counter if there is none, and reads it. A service on a host
+// has none: the epochs are those of our own image.
+func (c *Config) count(root tpm.Root) (uint64, error) {
+	if c.Form != Box {
+		return 0, nil
+	}
+	n, err := c.TPM.ReadCounter(root, counter())
+	if errors.Is(err, tpm.ErrNoIndex) || errors.Is(err, tpm.ErrUnwritten) {
+		if err = c.TPM.DefineCounter(root, counter()); err == nil {
+			n, err = c.TPM.ReadCounter(root, counter())
+		}
+	}
+	return n, err
+}
+
+// watched are the registers whose values a slot remembers.
+func (c *Config) watched() pcr.Selection {
+	if c.Form != Box {
+		return c.policy()
+	}
+	return c.policy() | approvedRegisters()
+}
+
+// sealHere makes a TPM slot for the system that runs, by a new secret.
+func (c *Config) sealHere(root tpm.Root) (s slot, seed []byte, err error) {
 	const cause = sealCause
-	values, err := c.TPM.PCRs(root, c.policy())
+	values, err := c.TPM.PCRs(root, c.watched())
 	if err != nil {
-		return lockedTPM(cause, err)
+		return s, nil, lockedTPM(cause, err)
 	}
 	if err := values.Measured(secureBootRegister); err != nil {
-		return lockedTPM(cause, fmt.Errorf("%w: %w", tpm.ErrBank, err))
+		return s, nil, lockedTPM(cause, fmt.Errorf("%w: %w", tpm.ErrBank, err))
 	}
-	if changed := pcr.Changes(pcr.Values{capRegister: {}}, values); c.Form == Box && len(changed) > 0 {
-		return lockedPCR(changed, nil)
-	}
-	s := &tpmSlot{root: root, values: values, latch: nvLatch, claimed: nvClaimed}
-	if s.sealed, err = c.TPM.Seal(root, kek, values); err != nil {
-		return lockedTPM(cause, err)
-	}
-	back, err := c.TPM.Unseal(root, s.sealed, values.Selection())
+	n, err := c.count(root)
 	if err != nil {
-		return lockedTPM(cause, err)
+		return s, nil, lockedTPM("The counter of releases cannot be kept in the TPM.", err)
 	}
+	t := &tpmSlot{values: values, atMost: n}
+	if c.Form == Box {
+		t.values[capRegister] = [pcr.Size]byte{} // as it is before anybody asked
+		if c.System.approved(registers(values, approvedRegisters())) {
+			if t.approver, err = c.System.Key.Bytes(); err != nil {
+				return s, nil, fmt.Errorf("reading the release key: %w", err)
+			}
+			t.epoch = c.System.Epoch
+		}
+	}
+	return c.sealUnder(root, t)
+}
+
+// sealUnder seals a new secret as the slot says.
+func (c *Config) sealUnder(root tpm.Root, t *tpmSlot) (s slot, seed []byte, err error) {
+	p, err := c.policyOf(t)
+	if err != nil {
+		return s, nil, err
+	}
+	seed = make([]byte, dataKeySize)
+	if err := c.fill(seed); err != nil {
+		return s, nil, err
+	}
+	if err := c.mix(root, seed); err != nil {
+		return s, nil, err
+	}
+	if t.blob, err = c.TPM.SealUnder(root, seed, p); err != nil {
+		clear(seed)
+		return s, nil, lockedTPM(sealCause, err)
+	}
+	s = slot{kind: kindTPM, made: c.Now().Unix(), tpm: t}
+	if s.public, err = publicOf(seed); err != nil {
+		clear(seed)
+		return s, nil, err
+	}
+	return s, seed, nil
+}
+
+// prove opens what was just sealed, before anything depends on it.
+func (c *Config) prove(root tpm.Root, s *slot, seed []byte) error {
+	back, err := c.unsealSlot(root, s.tpm)
 	defer clear(back)
-	if !bytes.Equal(back, kek) {
-		return lockedTPM(cause, errors.New("it gave back another key than was sealed"))
+	if err != nil {
+		return lockedTPM(sealCause, err)
 	}
-	h.mode, h.tpm = modeTPM, s
+	if !bytes.Equal(back, seed) {
+		return lockedTPM(sealCause, errors.New("it gave back another key than was sealed"))
+	}
 	return nil
 }
 
-// openTPM unseals the key and closes the TPM behind it, whether that worked
-// or not. There is no other way into a header that is sealed to a TPM.
-func (h *header) openTPM(c *Config) ([]byte, error) {
+func (c *Config) unsealSlot(root tpm.Root, s *tpmSlot) ([]byte, error) {
+	p, err := c.policyOf(s)
+	if err != nil {
+		return nil, err
+	}
+	var approvals []pcr.Approval
+	if c.System != nil {
+		approvals = c.System.Approvals
+	}
+	return c.TPM.UnsealUnder(root, s.blob, p, approvals)
+}
+
+// openTPM unseals by the first slot whose policy holds and closes the TPM
+// behind it, whether that worked or not. There is no other way into a header
+// that is sealed to a TPM, but the recovery key.
+func (h *header) openTPM(c *Config) (data []byte, used *slot, err error) {
 	const cause = "The data is sealed to the TPM, and the TPM does not work."
 	if c.TPM == nil {
-		return nil, &Locked{
+		return nil, nil, &Locked{
 			Rung:   "tpm",
 			Cause:  "The data is sealed to a TPM, and this machine has none.",
-			Advice: "Put the disk back into its machine, or switch the TPM on in the firmware's set-up. " + adviceErase,
+			Advice: "Put the disk back into its machine, or switch the TPM on in the firmware's set-up. " + h.adviceRecovery(),
 		}
 	}
-	if h.tpm.values.Selection() != c.policy() {
-		return nil, lockedHeader(errors.New("it was sealed by another form of the program"))
+	if h.first(kindTPM).tpm.values.Selection() != c.watched() {
+		return nil, nil, lockedHeader(errors.New("it was sealed by another form of the program"))
 	}
 	root := h.tpm.root
-	kek, err := c.TPM.Unseal(root, h.tpm.sealed, h.tpm.values.Selection())
-	defer clear(kek)
-	if errors.Is(err, tpm.ErrPolicy) {
-		now, readErr := c.TPM.PCRs(root, h.tpm.values.Selection())
-		if readErr != nil {
-			err = lockedTPM(cause, errors.Join(err, readErr))
-		} else {
-			err = lockedPCR(pcr.Changes(h.tpm.values, now), err)
+	var seed []byte
+	for i := range h.slots {
+		if used = &h.slots[i]; used.kind != kindTPM {
+			continue
 		}
+		seed, err = c.unsealSlot(root, used.tpm)
+		if !errors.Is(err, tpm.ErrPolicy) {
+			break
+		}
+	}
+	defer clear(seed)
+	if errors.Is(err, tpm.ErrPolicy) {
+		err = h.brokenPolicy(c, err)
 	} else if err != nil {
 		err = lockedTPM(cause, err)
 	}
 	if capErr := c.closeTPM(&root); capErr != nil && err == nil {
 		err = lockedTPM("The TPM cannot be closed after the key was taken out.", capErr)
 	}
-	if err != nil {
-		return nil, err
+	var guard []byte
+	if err == nil && h.guard != nil {
+		guard, err = h.askGuard(c)
+		defer clear(guard)
 	}
-	data, err := unwrap(kek, h.wrapped[:], wrapDataKey+" "+h.mode.String(), h.installID)
 	if err != nil {
-		return nil, lockedHeader(err)
+		var l *Locked
+		if errors.As(err, &l) && h.first(kindRecovery) != nil && !strings.Contains(l.Advice, adviceRecovery) {
+			l.Advice += " " + adviceRecovery
+		}
+		return nil, nil, err
 	}
-	return data, nil
+	if data, err = h.take(used, seed, guard); err != nil {
+		if h.guard != nil {
+			return nil, nil, wrongPassphrase(c)
+		}
+		return nil, nil, lockedHeader(err)
+	}
+	return data, used, nil
+}
+
+// brokenPolicy names what no longer is as it was when the key was sealed: by
+// the slot that opened last, which is the first.
+func (h *header) brokenPolicy(c *Config, err error) error {
+	const cause = "The data is sealed to the TPM, and the TPM does not work."
+	s := h.first(kindTPM).tpm
+	now, readErr := c.TPM.PCRs(h.tpm.root, c.watched())
+	if readErr != nil {
+		return lockedTPM(cause, errors.Join(err, readErr))
+	}
+	if s.atMost > 0 {
+		n, readErr := c.TPM.ReadCounter(h.tpm.root, counter())
+		if readErr != nil {
+			return lockedTPM("The TPM's counter of releases, which the data is sealed to, cannot be read.", errors.Join(err, readErr))
+		}
+		if n > s.atMost {
+			return &Locked{
+				Rung:   "counter",
+				Cause:  fmt.Sprintf("The header is older than the TPM: it was made when releases were counted to %d, and the TPM has counted to %d.", s.atMost, n),
+				Advice: "An older copy of the disk does not open the data. Put the newest one back. " + adviceErase, Err: err,
+			}
+		}
+	}
+	old := make(pcr.Values)
+	for i, x := range s.values {
+		if s.approver != nil || c.policy().Has(i) {
+			old[i] = x
+		}
+	}
+	changes := pcr.Changes(old, now)
+	if s.approver != nil && c.System.approved(registers(now, approvedRegisters())) {
+		// Another release, and a good one: it is not what broke.
+		changes = slices.DeleteFunc(changes, func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) })
+	}
+	return lockedPCR(changes, err)
+}
+
+func registers(v pcr.Values, s pcr.Selection) pcr.Values {
+	out := make(pcr.Values)
+	for _, i := range s.Indices() {
+		out[i] = v[i]
+	}
+	return out
 }
 
 func claimedData(installID [16]byte, claimed bool) []byte {
@@ -209,7 +365,7 @@ func (v *Vault) settle(auth []byte) error {
 			err = nil
 		}
 		if err == nil {
-			err = v.c.TPM.WriteNV(v.h.tpm.root, index, claimedData(v.h.installID, false))
+			err = v.c.TPM.WriteNV(v.h.tpm.root, index, claimedData(v.h.installID, v.h.flags&flagClaimed != 0))
 		}
 		if err != nil {
 			return lockedTPM("The claimed bit cannot be written to the TPM.", err)

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"errors"
@@ -22,69 +23,95 @@ const (
 // MinPassphrase is the shortest passphrase taken, in bytes.
 const MinPassphrase = 12
 
-const wrapDataKey = "data key"
-
-// kek makes the key that wraps the data key from an identifier.
-func (s *hostSlot) kek(src hostid.Source) ([]byte, error) {
+// seed is what the slot's key is made of, from an identifier.
+func (s *hostSlot) seed(src hostid.Source) ([]byte, error) {
 	digest := src.Digest()
 	defer clear(digest[:])
 	return hkdf.Key(sha256.New, digest[:], s.salt[:], "gatehouse/1/host-id", dataKeySize)
 }
 
-func (s *passphraseSlot) kek(passphrase []byte) []byte {
+func (s *passphraseSlot) seed(passphrase []byte) []byte {
 	return argon2.IDKey(passphrase, s.salt[:], s.time, s.memory, s.lanes, dataKeySize)
 }
 
 // openHost tries the identifiers of the recorded source, never those of another.
-func (h *header) openHost(c *Config) ([]byte, error) {
+func (h *header) openHost(c *Config) ([]byte, *slot, error) {
 	var ids hostid.ID
 	err := error(hostid.ErrNone)
 	if c.HostID != nil {
 		ids, err = c.HostID()
 	}
 	if err != nil && !errors.Is(err, hostid.ErrNone) {
-		return nil, fmt.Errorf("reading the machine's identifiers: %w", err)
+		return nil, nil, fmt.Errorf("reading the machine's identifiers: %w", err)
 	}
+	own := h.first(kindHostID)
 	for _, src := range ids {
-		if src.Name != h.host.source {
+		if src.Name != own.host.source {
 			continue
 		}
-		kek, err := h.host.kek(src)
+		seed, err := own.host.seed(src)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		data, err := unwrap(kek, h.wrapped[:], wrapDataKey+" "+h.mode.String(), h.installID)
-		clear(kek)
+		data, err := h.take(own, seed, nil)
+		clear(seed)
 		if err == nil {
-			return data, nil
+			return data, own, nil
 		}
 	}
-	return nil, &Locked{
+	return nil, nil, &Locked{
 		Rung:   "host-id",
-		Cause:  fmt.Sprintf("This machine does not have the identifier (%s) that the data is bound to.", h.host.source),
-		Advice: "Put the data back into its machine, or give the machine its old identifier. " + adviceErase,
+		Cause:  fmt.Sprintf("This machine does not have the identifier (%s) that the data is bound to.", own.host.source),
+		Advice: "Put the data back into its machine, or give the machine its old identifier. " + h.adviceRecovery(),
 	}
 }
 
-func (h *header) openPassphrase(c *Config) ([]byte, error) {
+func (h *header) openPassphrase(c *Config) ([]byte, *slot, error) {
 	if len(c.Passphrase) == 0 {
-		return nil, &Locked{
-			Rung:   "passphrase",
-			Cause:  "The data is protected by a passphrase, and none was given.",
-			Advice: c.givePassphrase(),
-		}
+		return nil, nil, missingPassphrase(c)
 	}
-	kek := h.passphrase.kek(c.Passphrase)
-	defer clear(kek)
-	data, err := unwrap(kek, h.wrapped[:], wrapDataKey+" "+h.mode.String(), h.installID)
+	own := h.first(kindPassphrase)
+	seed := own.passphrase.seed(c.Passphrase)
+	defer clear(seed)
+	data, err := h.take(own, seed, nil)
 	if err != nil {
-		return nil, &Locked{
-			Rung:   "passphrase",
-			Cause:  "The passphrase is not the one that the data is protected by.",
-			Advice: c.givePassphrase(),
-		}
+		return nil, nil, wrongPassphrase(c)
 	}
-	return data, nil
+	return data, own, nil
+}
+
+// askGuard makes the guard's seed from the passphrase, and judges it by its
+// public half, so that a wrong one is told from a broken slot.
+func (h *header) askGuard(c *Config) ([]byte, error) {
+	if len(c.Passphrase) == 0 {
+		return nil, missingPassphrase(c)
+	}
+	seed := h.guard.seed(c.Passphrase)
+	public, err := publicOf(seed)
+	if err == nil && !bytes.Equal(public, h.guard.public) {
+		err = wrongPassphrase(c)
+	}
+	if err != nil {
+		clear(seed)
+		return nil, err
+	}
+	return seed, nil
+}
+
+func missingPassphrase(c *Config) *Locked {
+	return &Locked{
+		Rung:   "passphrase",
+		Cause:  "The data is protected by a passphrase, and none was given.",
+		Advice: c.givePassphrase(),
+	}
+}
+
+func wrongPassphrase(c *Config) *Locked {
+	return &Locked{
+		Rung:   "passphrase",
+		Cause:  "The passphrase is not the one that the data is protected by.",
+		Advice: c.givePassphrase(),
+	}
 }
 
 func (c *Config) givePassphrase() string {
@@ -101,49 +128,68 @@ func (c *Config) variable() string {
 	return c.Variable
 }
 
-// choose decides what guards a new data key where there is no TPM. A
-// passphrase that somebody gave goes before an identifier: it was given to be
-// used, and an identifier is obfuscation. In a container no identifier is the
-// machine's own, so there the passphrase is required.
-func (c *Config) choose(h *header) (kek []byte, err error) {
-	if len(c.Passphrase) > 0 {
-		if len(c.Passphrase) < MinPassphrase {
-			return nil, &Locked{
-				Rung:   "passphrase",
-				Cause:  fmt.Sprintf("The passphrase has %d characters; the data would be as weak as that.", len(c.Passphrase)),
-				Advice: fmt.Sprintf("Choose one of at least %d. %s", MinPassphrase, c.givePassphrase()),
-			}
-		}
-		h.mode = modePassphrase
-		h.passphrase = &passphraseSlot{time: passTime, memory: passMemory, lanes: passLanes}
-		if err := c.fill(h.passphrase.salt[:]); err != nil {
-			return nil, err
-		}
-		return h.passphrase.kek(c.Passphrase), nil
-	}
-	if c.Form == Container {
-		return nil, &Locked{
+// newPassphrase makes what a passphrase needs to become a key.
+func (c *Config) newPassphrase(passphrase []byte) (*passphraseSlot, []byte, error) {
+	if len(passphrase) < MinPassphrase {
+		return nil, nil, &Locked{
 			Rung:   "passphrase",
-			Cause:  fmt.Sprintf("In a container the data key needs a passphrase, and %s is not set.", c.variable()),
-			Advice: fmt.Sprintf("Set %s to a secret of at least %d characters that outlives the container, and start again.", c.variable(), MinPassphrase),
+			Cause:  fmt.Sprintf("The passphrase has %d characters; the data would be as weak as that.", len(passphrase)),
+			Advice: fmt.Sprintf("Choose one of at least %d. %s", MinPassphrase, c.givePassphrase()),
 		}
 	}
+	p := &passphraseSlot{time: passTime, memory: passMemory, lanes: passLanes}
+	if err := c.fill(p.salt[:]); err != nil {
+		return nil, nil, err
+	}
+	return p, p.seed(passphrase), nil
+}
+
+// newHost makes a slot from the first usable identifier of the machine.
+func (c *Config) newHost() (s slot, seed []byte, err error) {
 	var ids hostid.ID
 	err = hostid.ErrNone
 	if c.HostID != nil {
 		ids, err = c.HostID()
 	}
 	if err != nil || len(ids) == 0 {
-		return nil, &Locked{
+		return s, nil, &Locked{
 			Rung:   "passphrase",
 			Cause:  "There is neither a TPM nor a usable identifier of this machine, so a passphrase must protect the data.",
 			Advice: c.givePassphrase(), Err: err,
 		}
 	}
-	h.mode = modeHostID
-	h.host = &hostSlot{source: ids[0].Name}
-	if err := c.fill(h.host.salt[:]); err != nil {
-		return nil, err
+	s = slot{kind: kindHostID, made: c.Now().Unix(), host: &hostSlot{source: ids[0].Name}}
+	if err := c.fill(s.host.salt[:]); err != nil {
+		return s, nil, err
 	}
-	return h.host.kek(ids[0])
+	seed, err = s.host.seed(ids[0])
+	return s, seed, err
+}
+
+// choose decides what guards a new data key where there is no TPM. A
+// passphrase that somebody gave goes before an identifier: it was given to be
+// used, and an identifier is obfuscation. In a container no identifier is the
+// machine's own, so there the passphrase is required.
+func (c *Config) choose() (m mode, s slot, err error) {
+	var seed []byte
+	defer func() { clear(seed) }()
+	switch {
+	case len(c.Passphrase) > 0:
+		m, s = modePassphrase, slot{kind: kindPassphrase, made: c.Now().Unix()}
+		s.passphrase, seed, err = c.newPassphrase(c.Passphrase)
+	case c.Form == Container:
+		return m, s, &Locked{
+			Rung:   "passphrase",
+			Cause:  fmt.Sprintf("In a container the data key needs a passphrase, and %s is not set.", c.variable()),
+			Advice: fmt.Sprintf("Set %s to a secret of at least %d characters that outlives the container, and start again.", c.variable(), MinPassphrase),
+		}
+	default:
+		m = modeHostID
+		s, seed, err = c.newHost()
+	}
+	if err != nil {
+		return m, s, err
+	}
+	s.public, err = publicOf(seed)
+	return m, s, err
 }

@@ -6,15 +6,25 @@ import "gatehouse/appliance/control"
 // needs our own release in the measured part of the policy: Secure Boot alone
 // would also start any other signed system on this machine, and PCR 7 would
 // hold the same value.
-func trustOf(m mode, secureBoot bool) control.Trust {
+func trustOf(m mode, secureBoot, measured bool) control.Trust {
 	t := control.Trust{Mechanism: m.String(), SecureBoot: secureBoot}
 	switch m {
-	case modeTPM:
+	case modeTPM, modeTPMPassphrase:
 		t.Grade = "B"
 		t.Sentence = "Sealed to this machine's TPM; the boot chain is not enforced. Protects against theft of the disk, not against somebody who can start another system on this machine."
-		t.Raise = "Secure Boot with our release measured into the policy would raise this to A; this version does not do that yet."
-		if !secureBoot {
-			t.Raise = "Secure Boot is off. " + t.Raise
+		switch {
+		case secureBoot && measured:
+			t.Grade = "A"
+			t.Sentence = "Sealed to this machine's TPM for releases that we approved; the firmware starts nothing that is not signed. Neither the disk elsewhere nor another system on this machine opens the data."
+		case measured:
+			t.Raise = "Secure Boot is off: switched on with this box's own keys, it would raise this to A."
+		case secureBoot:
+			t.Raise = "The key is sealed without our release in its policy: make the TPM's slot anew to raise this to A."
+		default:
+			t.Raise = "Secure Boot is off, and no release that was measured is in the policy: both would raise this to A."
+		}
+		if m == modeTPMPassphrase {
+			t.Sentence += " A passphrase is asked for besides at each start."
 		}
 	case modeHostID:
 		t.Grade = "C"

@@ -31,7 +31,7 @@ func (v *Vault) Subkey(purpose string) (key [32]byte, err error) {
 
 // VolumeKey returns the 64 bytes of the data volume's aes-xts-plain64 key. The caller clears them.
 func (v *Vault) VolumeKey() (key []byte, err error) {
-	err = v.keys.use(func(_, volume []byte) error {
+	err = v.keys.use(func(_, volume, _ []byte) error {
 		key = slices.Clone(volume)
 		return nil
 	})
@@ -39,7 +39,9 @@ func (v *Vault) VolumeKey() (key []byte, err error) {
 }
 
 // Trust is what guards the data key and what it is worth.
-func (v *Vault) Trust() control.Trust { return trustOf(v.h.mode, v.c.SecureBoot) }
+func (v *Vault) Trust() control.Trust {
+	return trustOf(v.h.mode, v.c.SecureBoot, v.used.tpm != nil && v.used.tpm.approver != nil)
+}
 
 // Claimed says whether the box has an owner: the TPM's bit, or without a TPM
 // the header's. An error is no answer: the box is then locked.
@@ -52,7 +54,7 @@ func (v *Vault) Claimed(ctx context.Context) (claimed bool, err error) {
 	if v.keys.closed() {
 		return false, errWiped
 	}
-	if v.h.mode != modeTPM {
+	if !v.h.mode.sealed() {
 		return v.h.flags&flagClaimed != 0, nil
 	}
 	err = v.withClaimedAuth(func(auth []byte) error {
@@ -87,7 +89,7 @@ func (v *Vault) SetClaimed(ctx context.Context) error {
 	if !v.committed {
 		return errNotCommitted
 	}
-	if v.h.mode != modeTPM {
+	if !v.h.mode.sealed() {
 		return v.claimHeader()
 	}
 	return v.withClaimedAuth(func(auth []byte) error {
@@ -129,12 +131,12 @@ func (v *Vault) claimHeader() error {
 
 // Sign signs a SHA-256 digest with the checkpoint key; the signature is ASN.1.
 // The key is in the TPM and needs the data key to be used; without a TPM it is
-// derived from the data key.
+// derived from the base secret.
 func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if v.h.mode == modeTPM {
+	if v.h.mode.sealed() {
 		auth, err := v.derive(internalCheckpoint, 32)
 		if err != nil {
 			return nil, err
@@ -142,8 +144,8 @@ func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, er
 		defer clear(auth)
 		return v.c.TPM.Sign(v.h.tpm.root, v.h.tpm.checkpoint, auth, digest)
 	}
-	err = v.keys.use(func(data, _ []byte) error {
-		key, err := softKey(data, v.h.installID)
+	err = v.keys.use(func(_, _, base []byte) error {
+		key, err := softKey(base, v.h.installID)
 		if err != nil {
 			return err
 		}
@@ -164,7 +166,7 @@ func (v *Vault) LockoutCounter(ctx context.Context) (uint32, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if v.h.mode != modeTPM {
+	if !v.h.mode.sealed() {
 		return 0, nil
 	}
 	return v.c.TPM.Lockout(v.h.tpm.root)

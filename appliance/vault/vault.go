@@ -43,6 +43,7 @@ type Config struct {
 	Variable   string                    // what the passphrase's variable is called; "" is GATEHOUSE_KEY
 	Form       Form
 	SecureBoot bool             // as the firmware says
+	System     *System          // what the running image brings; nil: nothing is measured
 	Rand       io.Reader        // nil: crypto/rand
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: nothing is logged
@@ -86,12 +87,12 @@ func Inspect(ctx context.Context, c Config) (Inspection, error) {
 	if err != nil && !errors.As(err, &i.Problem) {
 		return i, err
 	}
-	i.Trust = trustOf(0, c.SecureBoot)
+	i.Trust = trustOf(0, c.SecureBoot, false)
 	if p != nil && p.pages != nil {
 		i.Blank, i.Latched = p.unwritten(), p.latched
 		if p.newest != nil {
 			i.Mechanism, i.InstallID = p.newest.mode.String(), p.newest.installID
-			i.Trust = trustOf(p.newest.mode, c.SecureBoot)
+			i.Trust = trustOf(p.newest.mode, c.SecureBoot, p.newest.measured())
 		}
 	}
 	return i, nil
@@ -115,7 +116,7 @@ func look(ctx context.Context, c *Config) (*sight, error) {
 		return nil, lockedMeta(err)
 	}
 	s := &sight{pages: p}
-	if p.newest != nil && p.newest.mode == modeTPM {
+	if p.newest != nil && p.newest.mode.sealed() {
 		return s, nil
 	}
 	set, err := c.latch()
@@ -143,6 +144,9 @@ type Vault struct {
 	h         *header
 	p         *pages
 	committed bool
+	used      slot   // by which the data key was opened at this start
+	pending   string // last group of a recovery key that waits to be confirmed
+	note      string // what a person should know of how the data was opened
 
 	public *ecdsa.PublicKey
 }
@@ -161,27 +165,29 @@ func Open(ctx context.Context, c Config) (*Vault, error) {
 		return nil, ErrBlank
 	}
 	h := &s.newest.header
-	var data []byte
+	var (
+		data []byte
+		used *slot
+	)
 	switch h.mode {
-	case modeTPM:
-		data, err = h.openTPM(&c)
+	case modeTPM, modeTPMPassphrase:
+		data, used, err = h.openTPM(&c)
 	case modeHostID:
-		data, err = h.openHost(&c)
+		data, used, err = h.openHost(&c)
 	case modePassphrase:
-		data, err = h.openPassphrase(&c)
+		data, used, err = h.openPassphrase(&c)
 	}
 	defer clear(data)
-	if h.mode != modeTPM {
+	if !h.mode.sealed() {
 		c.closeQuietly()
 	}
 	if err != nil {
 		return nil, err
 	}
-	v, err := assemble(&c, s.newest, data)
+	v, err := assemble(&c, s, data, used)
 	if err != nil {
 		return nil, err
 	}
-	v.p, v.committed = s.pages, true
 	if err := v.recover(); err != nil {
 		v.Wipe()
 		return nil, err
@@ -198,48 +204,74 @@ func (c *Config) closeQuietly() {
 }
 
 // assemble checks the header under the data key and takes the keys into the arena.
-func assemble(c *Config, s *stored, data []byte) (*Vault, error) {
-	macKey, err := derive(data, s.installID, internalMAC, 32)
+func assemble(c *Config, s *sight, data []byte, used *slot) (*Vault, error) {
+	macKey, err := derive(data, s.newest.installID, internalMAC, 32)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.verify(macKey); err != nil {
+	if err := s.newest.verify(macKey); err != nil {
 		return nil, lockedHeader(err)
 	}
-	return newVault(c, &s.header, data)
+	v, err := newVault(c, &s.newest.header, data, used)
+	if err != nil {
+		return nil, err
+	}
+	v.p, v.committed = s.pages, true
+	return v, nil
 }
 
-func newVault(c *Config, h *header, data []byte) (*Vault, error) {
-	volumeKEK, err := derive(data, h.installID, internalVolume, 32)
+// inner unwraps what the data key encrypts.
+func (h *header) inner(data []byte, purpose, what string, wrapped []byte) ([]byte, error) {
+	kek, err := derive(data, h.installID, purpose, 32)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(volumeKEK)
-	volume, err := unwrap(volumeKEK, h.volume[:], "volume key", h.installID)
+	defer clear(kek)
+	plain, err := unwrap(kek, wrapped, what, h.installID)
 	if err != nil {
 		return nil, lockedHeader(err)
 	}
-	defer clear(volume)
-	v := &Vault{c: *c, h: h}
-	v.c.Passphrase = nil
-	if h.mode == modeTPM {
-		if v.public, err = h.tpm.checkpoint.Key(); err != nil {
-			return nil, lockedHeader(err)
-		}
-	} else {
-		key, err := softKey(data, h.installID)
-		if err != nil {
-			return nil, err
-		}
-		v.public = &key.PublicKey
+	return plain, nil
+}
+
+func newVault(c *Config, h *header, data []byte, used *slot) (*Vault, error) {
+	volume, err := h.inner(data, internalVolume, "volume key", h.volume[:])
+	if err != nil {
+		return nil, err
 	}
-	if v.keys, err = newArena(data, volume); err != nil {
+	defer clear(volume)
+	base, err := h.inner(data, internalBase, "base secret", h.base[:])
+	if err != nil {
+		return nil, err
+	}
+	defer clear(base)
+	v := &Vault{c: *c, h: h, used: *used}
+	v.c.Passphrase = nil
+	if v.public, err = h.checkpointKey(base); err != nil {
+		return nil, err
+	}
+	if v.keys, err = newArena(data, volume, base); err != nil {
 		return nil, err
 	}
 	if !v.keys.locked {
 		c.Log.Warn("the keys could not be locked in memory: they may reach swap; give the service CAP_IPC_LOCK or turn swap off")
 	}
 	return v, nil
+}
+
+func (h *header) checkpointKey(base []byte) (*ecdsa.PublicKey, error) {
+	if h.mode.sealed() {
+		key, err := h.tpm.checkpoint.Key()
+		if err != nil {
+			return nil, lockedHeader(err)
+		}
+		return key, nil
+	}
+	key, err := softKey(base, h.installID)
+	if err != nil {
+		return nil, err
+	}
+	return &key.PublicKey, nil
 }
 
 // recover ends what a power cut interrupted. It runs at every Open.
@@ -249,7 +281,7 @@ func (v *Vault) recover() error {
 	if err := v.p.mirror(v.c.Meta); err != nil {
 		return lockedMeta(err)
 	}
-	if v.h.mode != modeTPM {
+	if !v.h.mode.sealed() {
 		return nil
 	}
 	return v.withClaimedAuth(v.settle)
@@ -265,22 +297,33 @@ func (v *Vault) withClaimedAuth(f func(auth []byte) error) error {
 }
 
 func (v *Vault) derive(purpose string, size int) (key []byte, err error) {
-	err = v.keys.use(func(data, _ []byte) error {
-		key, err = derive(data, v.h.installID, purpose, size)
+	err = v.keys.use(func(_, _, base []byte) error {
+		key, err = derive(base, v.h.installID, purpose, size)
 		return err
 	})
 	return key, err
 }
 
 // save writes the next generation of the header. v.mu is held.
-func (v *Vault) save() error {
-	macKey, err := v.derive(internalMAC, 32)
+func (v *Vault) save() error { return v.write(v.h) }
+
+// write puts h in the place of the header, under the data key that is open.
+func (v *Vault) write(h *header) (err error) {
+	var macKey []byte
+	err = v.keys.use(func(data, _, _ []byte) error {
+		macKey, err = derive(data, h.installID, internalMAC, 32)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	defer clear(macKey)
-	next := *v.h
-	next.generation++
+	return v.writeUnder(h, macKey)
+}
+
+func (v *Vault) writeUnder(h *header, macKey []byte) error {
+	next := *h
+	next.generation = v.h.generation + 1
 	raw := next.marshal(macKey)
 	at, committed, err := writeHeader(v.c.Meta, v.p, raw)
 	if !committed {
@@ -293,7 +336,7 @@ func (v *Vault) save() error {
 	if err != nil {
 		return fmt.Errorf("reading back the header that was written: %w", err)
 	}
-	v.h.generation = next.generation
+	v.h = &next
 	v.p = &pages{newest: s, raw: raw, at: at, current: [copies]bool{true, true}}
 	return nil
 }

@@ -260,13 +260,18 @@ func TestKEY3_TrustSaysWhatItIsWorth(t *testing.T) {
 		modeTPM: {"B", "not enforced"}, modeHostID: {"C", "not hardware-protected"}, modePassphrase: {"P", "passphrase"},
 	} {
 		for _, secureBoot := range []bool{false, true} {
-			tr := trustOf(m, secureBoot)
+			tr := trustOf(m, secureBoot, false)
 			if tr.Grade != want[0] || !strings.Contains(tr.Sentence, want[1]) || tr.Raise == "" || tr.SecureBoot != secureBoot {
 				t.Errorf("%v: %+v", m, tr)
 			}
 		}
 	}
-	if tr := trustOf(0, true); tr.Grade != "" || tr.Mechanism != "none" {
+	for secureBoot, want := range map[bool]string{true: "A", false: "B"} {
+		if tr := trustOf(modeTPM, secureBoot, true); tr.Grade != want || (tr.Raise == "") != secureBoot {
+			t.Errorf("measured, Secure Boot %v: %+v", secureBoot, tr)
+		}
+	}
+	if tr := trustOf(0, true, false); tr.Grade != "" || tr.Mechanism != "none" {
 		t.Errorf("nothing: %+v", tr)
 	}
 }
@@ -320,13 +325,13 @@ func TestKEY7_WipeEndsEverything(t *testing.T) {
 }
 
 func TestKEY7_ArenaIsZeroedAndClosed(t *testing.T) {
-	data, volume := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 64)
-	a, err := newArena(data, volume)
+	data, volume, base := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 64), bytes.Repeat([]byte{3}, 32)
+	a, err := newArena(data, volume, base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = a.use(func(d, v []byte) error {
-		if !bytes.Equal(d, data) || !bytes.Equal(v, volume) || cap(d) != 32 {
+	err = a.use(func(d, v, b []byte) error {
+		if !bytes.Equal(b, base) || !bytes.Equal(d, data) || !bytes.Equal(v, volume) || cap(d) != 32 {
 			t.Error("the arena gives back other keys")
 		}
 		return errPower
@@ -338,7 +343,7 @@ func TestKEY7_ArenaIsZeroedAndClosed(t *testing.T) {
 		t.Errorf("the keys can be read while not in use: %s", protection(t, a.page))
 	}
 	a.wipe()
-	if err := a.use(func(_, _ []byte) error { return nil }); !errors.Is(err, errWiped) {
+	if err := a.use(func(_, _, _ []byte) error { return nil }); !errors.Is(err, errWiped) {
 		t.Errorf("use after wipe = %v", err)
 	}
 }

@@ -9,8 +9,6 @@ package authenticode
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -18,7 +16,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/big"
+
+	"gatehouse/image/pkcs7"
 )
 
 // Offsets in PE32+ programs.
@@ -36,11 +35,6 @@ const (
 )
 
 var (
-	oidSignedData   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
-	oidContentType  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 3}
-	oidDigest       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 4}
-	oidSHA256       = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}
-	oidRSA          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
 	oidIndirectData = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 4}
 	oidPEImage      = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 15}
 )
@@ -88,8 +82,9 @@ func padding(n int) int { return -n & (certAlign - 1) }
 // Sign returns the program with a signature by the key of a certificate, which
 // has to be RSA: what firmware has had in db since there is Secure Boot.
 func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, error) {
-	if public, ok := key.Public().(*rsa.PublicKey); !ok || !public.Equal(certificate.PublicKey) {
-		return nil, errors.New("signing an EFI program: the key is not the RSA key of the certificate")
+	signer := pkcs7.Signer{Certificate: certificate, Key: key}
+	if err := signer.Check(); err != nil {
+		return nil, fmt.Errorf("signing an EFI program: %w", err)
 	}
 	digest, err := Digest(pe)
 	if err != nil {
@@ -99,7 +94,7 @@ func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, 
 	if err != nil {
 		return nil, fmt.Errorf("signing an EFI program: %w", err)
 	}
-	signed, err := signedData(content, certificate, key)
+	signed, err := signer.Content(oidIndirectData, content)
 	if err != nil {
 		return nil, fmt.Errorf("signing an EFI program: %w", err)
 	}
@@ -140,103 +135,6 @@ func indirectData(digest [sha256.Size]byte) ([]byte, error) {
 	return asn1.Marshal(content{
 		// SpcLink, file, an empty SpcString: [0] [2] [0], as every signer writes it.
 		data{oidPEImage, peImage{asn1.BitString{}, asn1.RawValue{FullBytes: []byte{0xa0, 4, 0xa2, 2, 0x80, 0}}}},
-		digestInfo{sha256Algorithm(), digest[:]},
+		digestInfo{pkcs7.SHA256(), digest[:]},
 	})
-}
-
-func sha256Algorithm() pkix.AlgorithmIdentifier {
-	return pkix.AlgorithmIdentifier{Algorithm: oidSHA256, Parameters: asn1.NullRawValue}
-}
-
-// The shapes of PKCS #7 (RFC 2315).
-type (
-	contentInfo struct {
-		Type    asn1.ObjectIdentifier
-		Content asn1.RawValue // explicit, tag 0
-	}
-	signedDataShape struct {
-		Version      int
-		Digests      []pkix.AlgorithmIdentifier `asn1:"set"`
-		Content      contentInfo
-		Certificates asn1.RawValue
-		Signers      []signerInfo `asn1:"set"`
-	}
-	signerInfo struct {
-		Version    int
-		Issuer     issuerAndSerial
-		Digest     pkix.AlgorithmIdentifier
-		Attributes asn1.RawValue
-		Encryption pkix.AlgorithmIdentifier
-		Signature  []byte
-	}
-	issuerAndSerial struct {
-		Issuer asn1.RawValue
-		Serial *big.Int
-	}
-	attribute struct {
-		Type   asn1.ObjectIdentifier
-		Values asn1.RawValue
-	}
-)
-
-func signedData(content []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, error) {
-	attributes, err := attributesOf(content)
-	if err != nil {
-		return nil, err
-	}
-	// Signed as a SET; sent with the tag [0] in its place (RFC 2315, 9.3).
-	set, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: attributes})
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(set)
-	signature, err := key.Sign(rand.Reader, sum[:], crypto.SHA256) // PKCS #1 v1.5: the same each time
-	if err != nil {
-		return nil, err
-	}
-	inner, err := asn1.Marshal(signedDataShape{
-		Version: 1, Digests: []pkix.AlgorithmIdentifier{sha256Algorithm()},
-		Content:      contentInfo{oidIndirectData, tagged(content)},
-		Certificates: tagged(certificate.Raw),
-		Signers: []signerInfo{{
-			Version: 1, Issuer: issuerAndSerial{asn1.RawValue{FullBytes: certificate.RawIssuer}, certificate.SerialNumber}, Digest: sha256Algorithm(),
-			Attributes: tagged(attributes),
-			Encryption: pkix.AlgorithmIdentifier{Algorithm: oidRSA, Parameters: asn1.NullRawValue}, Signature: signature,
-		}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	return asn1.Marshal(contentInfo{oidSignedData, tagged(inner)})
-}
-
-// tagged is b under [0].
-func tagged(b []byte) asn1.RawValue {
-	return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: b}
-}
-
-// attributesOf are what the signature really covers: the kind of content, and
-// its digest, taken without the outer tag and length.
-func attributesOf(content []byte) ([]byte, error) {
-	var whole asn1.RawValue
-	if _, err := asn1.Unmarshal(content, &whole); err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(whole.Bytes)
-	var out []byte
-	for _, a := range []struct {
-		oid   asn1.ObjectIdentifier
-		value any
-	}{{oidContentType, oidIndirectData}, {oidDigest, sum[:]}} {
-		value, err := asn1.Marshal(a.value)
-		if err != nil {
-			return nil, err
-		}
-		b, err := asn1.Marshal(attribute{a.oid, asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: value}})
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b...) // in the order of DER: the shorter one first
-	}
-	return out, nil
 }

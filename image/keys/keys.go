@@ -21,6 +21,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -36,6 +37,9 @@ const (
 )
 
 var all = []Role{Platform, Exchange, Programs}
+
+// Roles are all of them, from the top of the chain down.
+func Roles() []Role { return slices.Clone(all) }
 
 // size in bits: what every firmware with Secure Boot takes.
 const size = 2048

@@ -101,7 +101,7 @@ func (b *box) search(pid int, what ...[]byte) (found []finding) {
 func halves(key []byte) [][]byte { return [][]byte{key[:len(key)/2], key[len(key)/2:]} }
 
 // dataKey takes the data key out of the page where the supervisor keeps it, and
-// proves that it is the one: it derives what the vault derives.
+// proves that it is that page: the base secret in it derives what the vault derives.
 func (b *box) dataKey(v *vault.Vault) (key []byte, page region) {
 	b.Helper()
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", b.cmd.Process.Pid))
@@ -118,13 +118,13 @@ func (b *box) dataKey(v *vault.Vault) (key []byte, page region) {
 		if !r.closed() || r.dumped {
 			continue
 		}
-		key := make([]byte, 32)
-		if _, err := memory.ReadAt(key, r.from); err != nil {
+		keys := make([]byte, 32+64+32) // data key, volume key, base secret
+		if _, err := memory.ReadAt(keys, r.from); err != nil {
 			continue
 		}
-		got, err := hkdf.Key(sha256.New, key, id[:], "gatehouse/1/role:"+control.PurposeConsoleFields, len(want))
+		got, err := hkdf.Key(sha256.New, keys[32+64:], id[:], "gatehouse/1/role:"+control.PurposeConsoleFields, len(want))
 		if err == nil && bytes.Equal(got, want[:]) {
-			return key, r
+			return keys[:32:32], r
 		}
 	}
 	b.Fatal("the supervisor has no closed page that begins with the data key")

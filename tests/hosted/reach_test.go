@@ -123,7 +123,7 @@ func (b *behind) sshd() {
 	}
 	b.key, b.host = filepath.Join(dir, "user"), strings.Fields(string(print))[1]
 	config := filepath.Join(dir, "sshd_config")
-	text := fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nListenAddress %[2]s\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\nPrintLastLog no\nSetEnv SHLVL=2\n", dir, nasAddress) // so that bash leaves the files of this machine’s root alone
+	text := fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nListenAddress %[2]s\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\nPrintLastLog no\nSetEnv SHLVL=2\nSubsystem sftp internal-sftp\n", dir, nasAddress) // so that bash leaves the files of this machine’s root alone
 	if err := errors.Join(os.WriteFile(config, []byte(text), 0o600), os.MkdirAll("/run/sshd", 0o755)); err != nil {
 		b.Fatal(err)
 	}

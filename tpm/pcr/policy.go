@@ -18,6 +18,7 @@ type Digest [Size]byte
 const (
 	commandNV        = 0x00000149 // TPM_CC_PolicyNV
 	commandAuthorize = 0x0000016A // TPM_CC_PolicyAuthorize
+	commandCommand   = 0x0000016C // TPM_CC_PolicyCommandCode
 	atMost           = 0x0009     // TPM_EO_UNSIGNED_LE
 )
 
@@ -53,6 +54,13 @@ func (d Digest) Counter(nvName []byte, n uint64) Digest {
 	sum := sha256.Sum256(args)
 	b := binary.BigEndian.AppendUint32(d[:], commandNV)
 	return sha256.Sum256(append(append(b, sum[:]...), nvName...))
+}
+
+// Command adds that the object is used by the command of this code alone
+// (TPM2_PolicyCommandCode).
+func (d Digest) Command(code uint32) Digest {
+	b := binary.BigEndian.AppendUint32(d[:], commandCommand)
+	return sha256.Sum256(binary.BigEndian.AppendUint32(b, code))
 }
 
 // Approval is a key's word that registers may hold certain values: the policy

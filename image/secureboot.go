@@ -1,0 +1,34 @@
+package image
+
+import (
+	"fmt"
+	"path"
+	"time"
+
+	"gatehouse/image/efivar"
+	"gatehouse/image/initramfs"
+	"gatehouse/image/keys"
+	"gatehouse/image/pkcs7"
+)
+
+// secureBootFolder is where the box finds, for each variable NAME, the change
+// NAME.auth that makes this image's keys the machine's.
+const secureBootFolder = "etc/gatehouse/secureboot"
+
+// addKeys puts the public halves of the keys into the image, signed as
+// firmware asks: PK by itself, KEK by PK, db by KEK. Their time is the
+// commit's, so that a build repeats.
+func (p *payload) addKeys(set keys.Set, built string) error {
+	at, err := time.Parse(time.RFC3339, built)
+	if err != nil {
+		return fmt.Errorf("signing the keys for the firmware: the time of the build: %w", err)
+	}
+	for r, by := range map[keys.Role]keys.Role{keys.Platform: keys.Platform, keys.Exchange: keys.Platform, keys.Programs: keys.Exchange} {
+		signed, err := efivar.Sign(string(r), efivar.SignatureList(set[r].Certificate), at, pkcs7.Signer{Certificate: set[by].Certificate, Key: set[by].Signer})
+		if err != nil {
+			return err
+		}
+		p.files = append(p.files, initramfs.File{Path: path.Join(secureBootFolder, string(r)+".auth"), Content: signed, Mode: 0o644})
+	}
+	return nil
+}
