@@ -44,6 +44,22 @@ type house struct {
 	trust   Trust
 	content []byte
 	release Manifest
+
+	approver *ecdsa.PrivateKey
+}
+
+// approve has the approver's word for each way of starting.
+func (h house) approve(t testing.TB, epoch uint64) []Start {
+	t.Helper()
+	var starts []Start
+	for i, path := range []string{"direct", "loader", "loader-secure"} {
+		a, err := pcr.Approve(h.approver, Reference(epoch), pcr.Values{11: {1}, 12: {byte(i)}, 13: {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		starts = append(starts, Start{path, a})
+	}
+	return starts
 }
 
 func newHouse(t testing.TB) house {
@@ -58,17 +74,13 @@ func newHouse(t testing.TB) house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	approval, err := pcr.Approve(k, "gatehouse/epoch-3", pcr.Values{11: {1}, 12: {}, 13: {}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	starts := []Start{{"direct", approval}, {"loader", approval}, {"loader-secure", approval}}
+	h.approver = k
 	h.trust = Trust{Product: "gatehouse", Keys: Keys{2, keys}, Version: Version{1, 4, 0}, Newest: Version{1, 4, 0}, Epoch: 3}
 	h.release = Manifest{
 		Product: "gatehouse", Version: Version{1, 5, 0}, Epoch: 3, Minimum: Version{1, 2, 0}, Issued: time.Date(2026, 11, 28, 0, 0, 0, 0, time.UTC),
-		Keys: h.trust.Keys,
+		Keys: h.trust.Keys, Approver: &k.PublicKey,
 		Systems: []System{
-			{"amd64", int64(len(h.content)), sha256.Sum256(h.content), starts},
+			{"amd64", int64(len(h.content)), sha256.Sum256(h.content), h.approve(t, 3)},
 			{"arm64", 5, sha256.Sum256([]byte("other")), nil},
 		},
 	}
@@ -179,7 +191,7 @@ func TestBOX4_BadBundles(t *testing.T) {
 		refuse(name, h.sign(t, m, 0, 1), want)
 	}
 	change("an older version", ErrOlder, func(m *Manifest) { m.Version, m.Minimum = Version{1, 3, 9}, Version{} })
-	change("an older epoch", ErrOlder, func(m *Manifest) { m.Epoch = 2 })
+	change("an older epoch", ErrOlder, func(m *Manifest) { m.Epoch, m.Systems[0].Starts = 2, h.approve(t, 2) })
 	change("another product", ErrOther, func(m *Manifest) { m.Product = "gatehouse-hub" })
 	change("asks for a newer one first", ErrTooNew, func(m *Manifest) { m.Minimum = Version{1, 4, 1} })
 
@@ -210,6 +222,7 @@ func TestBOX4_BadBundles(t *testing.T) {
 		{"minimum 1.2.0", "minimum 2.0.0"}, {"issued 2026-11-28", "issued 2026-11-31"}, {"issued 2026-11-28", "issued 1970-01-01"}, {"issued 2026-11-28", "issued 26-11-28"},
 		{"threshold 2", "threshold 0"}, {"threshold 2", "threshold 4"}, {"threshold 2", "threshold 99999"}, {"product gatehouse", "product Gatehouse"}, {"product gatehouse", "product ../x"},
 		{"system amd64 ", "system amd64  "}, {"system amd64 ", "system zmd64 "}, {fmt.Sprintf("amd64 %d ", len(h.content)), "amd64 0 "}, {fmt.Sprintf("amd64 %d ", len(h.content)), "amd64 67108865 "},
+		{"epoch 3", "epoch 4"}, {"approver MFk", "approver MFo"}, {"approver ", "approver AAAA"},
 		{fmt.Sprintf("amd64 %d ", len(h.content)), "amd64 -1 "}, {"start amd64 direct", "start arm64 direct"}, {"start amd64 direct", "start amd64 zirect"}, {"key bob", "key ada"},
 	} {
 		if !strings.Contains(text, words[0]) {
@@ -226,6 +239,32 @@ func TestBOX4_BadBundles(t *testing.T) {
 	if _, err := same.Text(); !errors.Is(err, ErrMalformed) {
 		t.Errorf("one key under two names: %v", err)
 	}
+
+	// Approvals: by nobody, by another key, of another start, of another epoch.
+	unsignable := func(name string, f func(*Manifest)) {
+		t.Helper()
+		m := h.release
+		m.Systems = append([]System(nil), m.Systems...)
+		m.Systems[0].Starts = append([]Start(nil), m.Systems[0].Starts...)
+		f(&m)
+		if _, err := m.Text(); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsignable("approvals without an approver", func(m *Manifest) { m.Approver = nil })
+	unsignable("an approver without approvals", func(m *Manifest) { m.Systems[0].Starts = nil })
+	unsignable("another approver", func(m *Manifest) { m.Approver = &other.PublicKey })
+	unsignable("an approver that no TPM knows", func(m *Manifest) { m.Approver = &wide.PublicKey })
+	unsignable("a policy exchanged", func(m *Manifest) { m.Systems[0].Starts[1].Approval.Policy = m.Systems[0].Starts[0].Approval.Policy })
+	unsignable("approvals of the epoch before", func(m *Manifest) { m.Systems[0].Starts = h.approve(t, 2) })
 
 	// Endless data, truncation, and damage in every place.
 	refuse("endless", append(bytes.Clone(good), bytes.Repeat([]byte("x"), MaxManifest)...), ErrMalformed)
@@ -297,6 +336,7 @@ func TestKEY10_KeysRotate(t *testing.T) {
 	after := h.trust.Next(first)
 	second := rotated
 	second.Version, second.Epoch = Version{1, 6, 0}, 4
+	second.Approver, second.Systems = nil, second.Systems[1:]
 	old := h.sign(t, second, 1, 2)
 	if _, err := after.Open(old); !errors.Is(err, ErrSignatures) {
 		t.Errorf("keys that were given up still count: %v", err)

@@ -8,6 +8,9 @@ package firmware
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -51,7 +54,11 @@ type Manifest struct {
 	Minimum Version // the oldest version that may be updated from
 	Issued  time.Time
 	Keys    Keys // that sign the next release
-	Systems []System
+	// Approver is the key behind the approvals of Systems, P-256; nil where there
+	// are none. A box seals to it before the system starts for the first time, so
+	// that this key, too, changes by the word of those before.
+	Approver *ecdsa.PublicKey
+	Systems  []System
 }
 
 // System is the UKI for one architecture.
@@ -62,6 +69,10 @@ type System struct {
 	// Starts has an approval for each way in which firmware may start it.
 	Starts []Start
 }
+
+// Reference is what approvals are given under: those of an older epoch open
+// nothing that was sealed to this one.
+func Reference(epoch uint64) string { return fmt.Sprintf("gatehouse/epoch-%d", epoch) }
 
 // Start is one way of starting a system, and what the release key says of the
 // registers that it leads to.
@@ -92,6 +103,15 @@ func ParseVersion(s string) (Version, error) {
 
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
 
+// MarshalText and UnmarshalText let a version be one in JSON, too.
+func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText is the other direction.
+func (v *Version) UnmarshalText(b []byte) (err error) {
+	*v, err = ParseVersion(string(b))
+	return err
+}
+
 // Compare is -1, 0 or 1.
 func (v Version) Compare(w Version) int {
 	return slices.Compare([]uint32{v.Major, v.Minor, v.Patch}, []uint32{w.Major, w.Minor, w.Patch})
@@ -112,10 +132,14 @@ func (m Manifest) Text() (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\nproduct %s\nversion %s\nepoch %d\nminimum %s\nissued %s\nthreshold %d\n",
-		title, m.Product, m.Version, m.Epoch, m.Minimum, m.Issued.UTC().Format(day), m.Keys.Threshold)
-	for _, k := range m.Keys.Keys {
-		fmt.Fprintf(&b, "key %s\n", k)
+	fmt.Fprintf(&b, "%s\nproduct %s\nversion %s\nepoch %d\nminimum %s\nissued %s\n%s",
+		title, m.Product, m.Version, m.Epoch, m.Minimum, m.Issued.UTC().Format(day), m.Keys.Text())
+	if m.Approver != nil {
+		der, err := x509.MarshalPKIXPublicKey(m.Approver)
+		if err != nil {
+			return "", fmt.Errorf("%w: the approver: %w", ErrMalformed, err)
+		}
+		fmt.Fprintf(&b, "approver %s\n", base64.StdEncoding.EncodeToString(der))
 	}
 	for _, s := range m.Systems {
 		fmt.Fprintf(&b, "system %s %d %x\n", s.Arch, s.Size, s.SHA256)
@@ -125,6 +149,10 @@ func (m Manifest) Text() (string, error) {
 	}
 	return b.String(), nil
 }
+
+// Parse reads the text of a manifest that somebody else has verified, or that
+// somebody is about to sign. A box reads by Trust.Open alone.
+func Parse(text string) (Manifest, error) { return parse(text) }
 
 // Sign writes the signed note.
 func (m Manifest) Sign(signers ...note.Signer) ([]byte, error) {
@@ -151,9 +179,9 @@ func parse(text string) (Manifest, error) {
 	m.Epoch = p.number("epoch")
 	m.Minimum = p.version("minimum")
 	m.Issued = p.day("issued")
-	m.Keys.Threshold = int(min(p.number("threshold"), maxKeys+1))
-	for p.at("key") && len(m.Keys.Keys) <= maxKeys {
-		m.Keys.Keys = append(m.Keys.Keys, p.word("key"))
+	m.Keys = p.keys()
+	if p.at("approver") {
+		m.Approver = p.p256("approver")
 	}
 	for p.at("system") && len(m.Systems) <= maxSystems {
 		m.Systems = append(m.Systems, p.system())
@@ -190,13 +218,26 @@ func (m Manifest) check() error {
 	if _, err := m.Keys.verifiers(); err != nil {
 		return err
 	}
+	starts := 0
 	for i, s := range m.Systems {
 		if err := s.check(); err != nil {
 			return err
 		}
+		starts += len(s.Starts)
+		for _, p := range s.Starts {
+			if m.Approver == nil {
+				return bad("the start %s of the system for %s has an approval, and the manifest names no approver", p.Path, s.Arch)
+			}
+			if err := p.Approval.Check(m.Approver, Reference(m.Epoch)); err != nil {
+				return bad("the start %s of the system for %s: %v", p.Path, s.Arch, err)
+			}
+		}
 		if i > 0 && m.Systems[i-1].Arch >= s.Arch {
 			return bad("systems stand in order, each architecture once")
 		}
+	}
+	if m.Approver != nil && (starts == 0 || m.Approver.Curve != elliptic.P256()) {
+		return bad("an approver is a P-256 key, and is there where there are approvals")
 	}
 	return nil
 }
@@ -291,6 +332,30 @@ func (p *parser) day(name string) time.Time {
 		p.fail("%s %.40q is not a day such as 2026-11-28", name, w)
 	}
 	return t
+}
+
+func (p *parser) keys() Keys {
+	k := Keys{Threshold: int(min(p.number("threshold"), maxKeys+1))}
+	for p.at("key") && len(k.Keys) <= maxKeys {
+		k.Keys = append(k.Keys, p.word("key"))
+	}
+	return k
+}
+
+func (p *parser) p256(name string) *ecdsa.PublicKey {
+	w := p.word(name)
+	der, err := base64.StdEncoding.Strict().DecodeString(w)
+	if err != nil {
+		p.fail("%.80q is not base64", w)
+		return nil
+	}
+	key, err := x509.ParsePKIXPublicKey(der)
+	k, ok := key.(*ecdsa.PublicKey)
+	if err != nil || !ok {
+		p.fail("%s %.160q is not a public key", name, w)
+		return nil
+	}
+	return k
 }
 
 func (p *parser) hex32(w string) (out [32]byte) {

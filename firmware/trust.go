@@ -21,6 +21,39 @@ type Keys struct {
 	Keys      []string `json:"keys"`
 }
 
+// Text is the set as lines: of a manifest, and of a file of its own.
+func (k Keys) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "threshold %d\n", k.Threshold)
+	for _, s := range k.Keys {
+		fmt.Fprintf(&b, "key %s\n", s)
+	}
+	return b.String()
+}
+
+// ParseKeys reads those lines, and nothing besides.
+func ParseKeys(text string) (Keys, error) {
+	p := parser{lines: strings.Split(strings.TrimSuffix(text, "\n"), "\n")}
+	k := p.keys()
+	if p.err == nil && len(p.lines) > 0 {
+		p.fail("there is a line too many: %.60q", p.lines[0])
+	}
+	if p.err != nil {
+		return Keys{}, p.err
+	}
+	if k.Text() != text {
+		return Keys{}, fmt.Errorf("%w: the keys are not in their one form", ErrMalformed)
+	}
+	_, err := k.verifiers()
+	return k, err
+}
+
+// Check says whether the set can be gone by.
+func (k Keys) Check() error {
+	_, err := k.verifiers()
+	return err
+}
+
 // verifiers checks the set: every key can verify, and no key counts twice under
 // two names.
 func (k Keys) verifiers() ([]note.Verifier, error) {
@@ -80,40 +113,48 @@ func (t Trust) Open(b []byte) (Manifest, error) {
 	return m, nil
 }
 
-// verify counts signatures by different keys of ours; others, and repeated
-// ones, count for nothing.
 func (t Trust) verify(b []byte) (Manifest, error) {
 	if err := clean(b); err != nil {
 		return Manifest{}, err
 	}
-	verifiers, err := t.Keys.verifiers()
+	text, signed, err := t.Keys.Open(b)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("the release keys of this box: %w", err)
+		return Manifest{}, err
+	}
+	if len(signed) < t.Keys.Threshold {
+		return Manifest{}, fmt.Errorf("%w: %d of the %d that this box knows, want %d", ErrSignatures, len(signed), len(t.Keys.Keys), t.Keys.Threshold)
+	}
+	return parse(text)
+}
+
+// Open reads a signed note and says which of the keys have signed it: each
+// counts once, and those that are not of the set count for nothing. Whether
+// they are enough is for who asks.
+func (k Keys) Open(b []byte) (text string, signed []string, err error) {
+	verifiers, err := k.verifiers()
+	if err != nil {
+		return "", nil, fmt.Errorf("the release keys of this box: %w", err)
 	}
 	n, err := note.Open(b, note.VerifierList(verifiers...))
-	if err != nil {
-		var unverified *note.UnverifiedNoteError
-		if errors.As(err, &unverified) {
-			return Manifest{}, fmt.Errorf("%w: none of the %d that this box knows, want %d", ErrSignatures, len(verifiers), t.Keys.Threshold)
-		}
-		return Manifest{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	var unverified *note.UnverifiedNoteError
+	if errors.As(err, &unverified) {
+		n, err = unverified.Note, nil
 	}
-	// Two spellings of one signature would be two manifests with one meaning.
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	// Two spellings of one signature would be two notes with one meaning.
 	for _, s := range slices.Concat(n.Sigs, n.UnverifiedSigs) {
 		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
-			return Manifest{}, fmt.Errorf("%w: the signature of %.40q is not in its one form", ErrMalformed, s.Name)
+			return "", nil, fmt.Errorf("%w: the signature of %.40q is not in its one form", ErrMalformed, s.Name)
 		}
 	}
-	var signed []string
 	for _, s := range n.Sigs {
 		if !slices.Contains(signed, s.Name) { // names are unique among ours
 			signed = append(signed, s.Name)
 		}
 	}
-	if len(signed) < t.Keys.Threshold {
-		return Manifest{}, fmt.Errorf("%w: %d of the %d that this box knows, want %d", ErrSignatures, len(signed), len(verifiers), t.Keys.Threshold)
-	}
-	return parse(n.Text)
+	return n.Text, signed, nil
 }
 
 // Next is the trust of a box that has taken m for good.

@@ -1,13 +1,16 @@
 package image
 
 import (
+	"crypto/ecdsa"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/klauspost/compress/gzip"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/firmware/slot"
 	"gatehouse/image/authenticode"
 	"gatehouse/image/disk"
@@ -38,15 +41,29 @@ func (b Build) unified(p payload) error {
 	if err != nil {
 		return fmt.Errorf("reading the initramfs: %w", err)
 	}
+	release, ok := p.approver.Signer.(*ecdsa.PrivateKey)
+	if !ok {
+		return errors.New("the UKI: there is no key to approve it with")
+	}
+	public, err := approval.EncodeKey(&release.PublicKey)
+	if err != nil {
+		return err
+	}
 	// The stub of systemd 252 measures its sections in its own order; the
 	// kernel comes last because it may grow in memory while it unpacks.
-	whole, err := uki.Assemble(p.stub, []uki.Section{
+	sections := []uki.Section{
 		{Name: ".osrel", Content: osRelease(b.Version)},
 		{Name: ".cmdline", Content: []byte(CommandLine)},
 		{Name: ".uname", Content: []byte(p.release)},
+		{Name: ".pcrpkey", Content: public},
 		{Name: ".initrd", Content: archive},
 		{Name: ".linux", Content: p.kernel},
-	})
+	}
+	signatures, err := approve(release, b.Epoch, sections)
+	if err != nil {
+		return err
+	}
+	whole, err := uki.Assemble(p.stub, append([]uki.Section{{Name: ".pcrsig", Content: signatures}}, sections...))
 	if err != nil {
 		return err
 	}
@@ -57,6 +74,20 @@ func (b Build) unified(p payload) error {
 		_, err := f.Write(whole)
 		return err
 	})
+}
+
+// approve signs the registers that the sections lead to, for each way in which
+// firmware may start them.
+func approve(key *ecdsa.PrivateKey, epoch uint64, sections []uki.Section) ([]byte, error) {
+	var starts []approval.Expected
+	for _, p := range uki.Paths() {
+		values, err := uki.Registers(sections, p)
+		if err != nil {
+			return nil, err
+		}
+		starts = append(starts, approval.Expected{Path: string(p), Registers: values})
+	}
+	return approval.Make(key, epoch, starts)
 }
 
 // sign signs what firmware starts.

@@ -24,8 +24,12 @@ type Build struct {
 	Keys    string       // folder of the keys to sign with; "" for development keys in Output, made if there are none
 	Version string       // shown on every face and in the boot menu
 	Built   string       // RFC 3339, the floor of the box's clock
+	Epoch   uint64       // of the release; 0 is Epoch. It goes up when older systems shall open nothing any more
 	Log     *slog.Logger // progress
 }
+
+// Epoch is the one of this release.
+const Epoch = 1
 
 // The results, by name in the output folder.
 const (
@@ -55,6 +59,9 @@ func (b Build) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(b.Output, cacheDir), 0o755); err != nil {
 		return fmt.Errorf("making the output folder: %w", err)
 	}
+	if b.Epoch == 0 {
+		b.Epoch = Epoch
+	}
 	signing, err := b.keys()
 	if err != nil {
 		return err
@@ -82,7 +89,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.signer = signing[keys.Programs]
+	p.signer, p.approver = signing[keys.Programs], signing[keys.Release]
 	if err := p.addKeys(signing, b.Built); err != nil {
 		return err
 	}
@@ -151,7 +158,7 @@ func (b Build) keys() (keys.Set, error) {
 	}
 	dir := b.path(keysDir)
 	set, err := keys.Load(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, keys.ErrNoRelease) {
 		if set, err = keys.New(dir, "Gatehouse development", time.Now()); err == nil {
 			b.Log.Info("development keys made", "folder", dir)
 		}

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"bytes"
+	"crypto/ecdsa"
 	"errors"
 	"io"
 	"io/fs"
@@ -11,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/image/keys"
+	"gatehouse/image/uki"
 )
 
 func build(t *testing.T) Build {
@@ -91,6 +95,7 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		"lock":    key(same, "other lock"),
 		"version": key(func(b *Build) { b.Version = "2" }, "lock"),
 		"time":    key(func(b *Build) { b.Built = "2027-01-01T00:00:00Z" }, "lock"),
+		"epoch":   key(func(b *Build) { b.Epoch = 2 }, "lock"),
 		"program": key(func(b *Build) { b.Program = "appliance/task" }, "lock"),
 	} {
 		if other == first {
@@ -162,5 +167,40 @@ func TestCommandLineKeepsItsPromises(t *testing.T) {
 		if !found {
 			t.Errorf("the kernel command line lacks %s", want)
 		}
+	}
+}
+
+// What is built carries an approval of each way in which firmware may start it.
+func TestKEY10_SystemIsApprovedForEachWay(t *testing.T) {
+	set, err := keys.New(t.TempDir(), "Test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := set[keys.Release].Signer.(*ecdsa.PrivateKey)
+	public, err := approval.EncodeKey(&release.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := []uki.Section{{Name: ".linux", Content: []byte("kernel")}, {Name: ".cmdline", Content: []byte(CommandLine)}, {Name: ".pcrpkey", Content: public}}
+	signatures, err := approve(release, 7, sections)
+	if err != nil {
+		t.Fatal(err)
+	}
+	system, err := approval.Open(signatures, public)
+	if err != nil || system.Epoch != 7 {
+		t.Fatalf("%+v, %v", system, err)
+	}
+	for _, p := range uki.Paths() {
+		values, err := uki.Registers(sections, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := system.Started(values); !ok || got != string(p) {
+			t.Errorf("started as %s it is taken for %q, %v", p, got, ok)
+		}
+	}
+	again, err := approve(release, 7, sections)
+	if err != nil || !bytes.Equal(again, signatures) {
+		t.Errorf("approved again, it is other bytes: %v", err)
 	}
 }

@@ -17,11 +17,11 @@ import (
 
 // inputs names everything that decides the bytes of an image: the packages,
 // the sources of the program with the versions of its modules and compiler,
-// the version string, the keys that sign, and the program that builds (its
+// the version string, the epoch, the keys that sign, and the program that builds (its
 // lists are inputs too).
 func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q\n%s\n", b.Version, b.Built, lock)
+	fmt.Fprintf(h, "%q %q %d\n%s\n", b.Version, b.Built, b.Epoch, lock)
 	for _, r := range keys.Roles() {
 		fmt.Fprintf(h, "%s\n", signing[r].Fingerprint())
 	}

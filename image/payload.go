@@ -19,12 +19,13 @@ import (
 
 // A payload is what the packages contribute to the image.
 type payload struct {
-	kernel  []byte
-	release string // of the kernel
-	stub    []byte // the UKI's first part
-	loader  []byte // systemd-boot
-	signer  keys.Key
-	files   []initramfs.File
+	kernel   []byte
+	release  string // of the kernel
+	stub     []byte // the UKI's first part
+	loader   []byte // systemd-boot
+	signer   keys.Key
+	approver keys.Key
+	files    []initramfs.File
 }
 
 // unpack takes out of the packages what goes on the box.

@@ -37,6 +37,7 @@ type box struct {
 	tpm     *tpm.TPM
 	built   time.Time
 
+	measured measured // how firmware started this system
 	watchdog *host.Watchdog
 	filtered error // why links must stay down
 	disk     volume.Disk
@@ -60,6 +61,9 @@ type box struct {
 	ending  string                  // restart or off, once asked for
 	erasing bool                    // the keys are erased, the rest is to follow
 	end     context.CancelFunc
+	restart context.CancelFunc // of the roles alone
+	boot    host.SecureBoot
+	broken  *vault.Locked // what the vault said, if it did not open
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -82,6 +86,7 @@ var steps = []step{
 	{"kernel settings", (*box).settings},
 	{"filter", (*box).filter},
 	{"disk", (*box).findDisk},
+	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
 	{"data volume", (*box).openData},
 	{"links", (*box).raiseLinks},
@@ -130,10 +135,14 @@ func (b *box) serve(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, err := b.roles()
 		if err == nil {
-			err = r.run(ctx)
+			err = b.runRoles(ctx, r)
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errUnlocked) {
+			pause = time.Second
+			continue
 		}
 		b.ended(err)
 		fmt.Fprintf(os.Stderr, "gatehouse: the roles ended: %v\n", err)
@@ -143,6 +152,30 @@ func (b *box) serve(ctx context.Context) {
 		}
 		pause = min(2*pause, time.Minute)
 	}
+}
+
+// errUnlocked ends the roles of a locked box, to start those of an open one.
+var errUnlocked = errors.New("the box was unlocked")
+
+// runRoles runs them until ctx ends or the box is unlocked.
+func (b *box) runRoles(ctx context.Context, r *roles) error {
+	life, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	b.mu.Lock()
+	b.restart = func() { end(errUnlocked) }
+	b.mu.Unlock()
+	err := r.run(life)
+	if context.Cause(life) == errUnlocked {
+		return errUnlocked
+	}
+	return err
+}
+
+// again starts the roles anew, once the answer to the one who asked is out.
+func (b *box) again() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	time.AfterFunc(500*time.Millisecond, b.restart)
 }
 
 // ended notes why the roles ended. Without its audit log the box may do
@@ -247,6 +280,7 @@ func (b *box) roles() (*roles, error) {
 		},
 	}
 	r.monitor.Network = b.network()
+	r.monitor.Keys = &keyring{vault: b.keys, locked: b.broken, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks}
 	if b.filtered == nil {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}
@@ -321,6 +355,13 @@ func (b *box) volumeStatus() control.Volume {
 	v := usage(dataPath, true)
 	v.Problem = b.problem
 	return v
+}
+
+func (b *box) epoch() uint64 {
+	if b.measured.release == nil {
+		return 0
+	}
+	return b.measured.release.Epoch
 }
 
 func (b *box) trust() control.Trust {

@@ -149,6 +149,7 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 		return err
 	}
 	r.hostLists = cfg.Lists
+	r.monitor.Keys = &keyring{vault: keys}
 	r.monitor.Name, r.monitor.Locked, r.monitor.Names = name, reason, cfg.Names
 	r.also = func(m *monitor.Monitor) []task.Task {
 		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log), watchCertificate(m, cfg.Certificate, cfg.Key, log)}

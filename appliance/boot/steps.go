@@ -151,16 +151,19 @@ func (b *box) unseal(ctx context.Context) error {
 		return err
 	}
 	b.tpm = tpm.Find(tpmPath)
-	boot, err := b.machine.SecureBoot()
-	if err != nil {
+	var err error
+	if b.boot, err = b.machine.SecureBoot(); err != nil {
 		b.log.Warn("reading the state of Secure Boot", "err", err)
 	}
 	if b.meta == nil {
 		return errors.New("there is no META partition to read the keys' header from")
 	}
 	b.config = vault.Config{
-		Meta: b.meta, TPM: b.tpm, Form: vault.Box, SecureBoot: boot.Enabled, Log: b.log,
+		Meta: b.meta, TPM: b.tpm, Form: vault.Box, SecureBoot: b.boot.Enabled, Log: b.log,
 		HostID: func() (hostid.ID, error) { return hostid.Read(os.DirFS("/")) },
+	}
+	if r := b.measured.release; r != nil {
+		b.config.System = &vault.System{Key: r.Key, Epoch: r.Epoch, Approvals: r.Approvals()}
 	}
 	b.keys, err = vault.Open(ctx, b.config)
 	if errors.Is(err, vault.ErrBlank) {
@@ -171,6 +174,7 @@ func (b *box) unseal(ctx context.Context) error {
 	var locked *vault.Locked
 	switch {
 	case errors.As(err, &locked):
+		b.broken = locked
 		b.lock(describe(locked))
 	case err != nil:
 		b.lock("the keys could not be opened: " + err.Error())

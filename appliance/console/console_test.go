@@ -33,10 +33,14 @@ func TestACC1_ClaimSignInStatus(t *testing.T) {
 	if p := br.Open("/account/codes.txt"); !strings.Contains(p.Body, br.Codes[9]) || !strings.HasPrefix(p.Header.Get("Content-Disposition"), "attachment") {
 		t.Errorf("the download: %s", p.Body)
 	}
-	if p := br.Send("/welcome/codes", "action", "saved"); p.Path != "/welcome/place" {
+	if p := br.Send("/welcome/codes", "action", "saved"); p.Path != "/welcome/recovery" {
 		t.Errorf("the codes led to %d %s", p.Status, p.Path)
 	}
-	p := br.Send("/welcome/place", "site", "Head office", "zone", "Europe/Vienna", "window", "night")
+	p := br.Send("/welcome/recovery")
+	if p = br.Send("/welcome/recovery/confirm", "typed", lastGroup(t, p)); p.Path != "/welcome/place" {
+		t.Errorf("the recovery key led to %d %s", p.Status, p.Path)
+	}
+	p = br.Send("/welcome/place", "site", "Head office", "zone", "Europe/Vienna", "window", "night")
 	if p.Path != "/" || !strings.Contains(p.Body, "Head office") || !strings.Contains(p.Body, "Grade B") || strings.Contains(p.Body, "What is left") {
 		t.Fatalf("the place led to %d %s\n%s", p.Status, p.Path, p.Body)
 	}

@@ -73,6 +73,12 @@ ready:GET:/api/v1/certificates:3:configure ready:POST:/api/v1/certificates/use:3
 ready:POST:/api/v1/certificates/renew:3:configure ready:POST:/api/v1/certificates/revoke:3:configure
 ready:GET:/audit:3:read-audit ready:POST:/audit/verify:3:read-audit ready:GET:/audit/export.jsonl:3:read-audit
 ready:GET:/system:3:read-logs ready:GET:/system/restart:3:power ready:POST:/system/restart:3:power ready:GET:/system/off:3:power ready:POST:/system/off:3:power
+ready:GET:/keys:3:manage-keys ready:GET:/keys/recovery:3:manage-keys ready:POST:/keys/recovery:3:manage-keys:fresh ready:GET:/keys/recovery/confirm:3:manage-keys ready:POST:/keys/recovery/confirm:3:manage-keys
+ready:GET:/welcome/recovery:3:manage-keys ready:POST:/welcome/recovery:3:manage-keys:fresh ready:GET:/welcome/recovery/confirm:3:manage-keys ready:POST:/welcome/recovery/confirm:3:manage-keys
+ready:GET:/keys/rotate:3:manage-keys:fresh ready:POST:/keys/rotate:3:manage-keys:fresh ready:GET:/keys/passphrase:3:manage-keys:fresh ready:POST:/keys/passphrase:3:manage-keys:fresh
+ready:GET:/keys/tpm:3:manage-keys:fresh ready:POST:/keys/tpm:3:manage-keys:fresh ready:GET:/keys/secure-boot:3:manage-keys:fresh ready:POST:/keys/secure-boot:3:manage-keys:fresh
+ready:GET:/api/v1/keys:3:manage-keys ready:POST:/api/v1/keys/recovery:3:manage-keys:fresh ready:POST:/api/v1/keys/recovery/confirm:3:manage-keys ready:POST:/api/v1/keys/rotate:3:manage-keys:fresh
+ready:POST:/api/v1/keys/passphrase:3:manage-keys:fresh ready:POST:/api/v1/keys/tpm:3:manage-keys:fresh ready:POST:/api/v1/keys/secure-boot:3:manage-keys:fresh
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure
 ready:GET:/welcome/codes:3:own-account ready:POST:/welcome/codes:3:own-account:fresh
 ready:GET:/account:3:own-account ready:GET:/api/v1/session:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account

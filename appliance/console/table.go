@@ -13,6 +13,7 @@ import (
 	"gatehouse/appliance/console/clock"
 	"gatehouse/appliance/console/exposure"
 	"gatehouse/appliance/console/factor"
+	"gatehouse/appliance/console/keys"
 	"gatehouse/appliance/console/locked"
 	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/network"
@@ -40,16 +41,18 @@ import (
 func (s *console) table(state control.State) []shell.Route {
 	routes := append(shell.Assets(), status.Brief(state))
 	if state == control.StateLocked {
-		return append(routes, locked.Routes(s.reason)...)
+		return append(routes, locked.Routes(s.reason, s.keys)...)
 	}
 	exposed := exposure.New(s.exposure)
+	guarded := keys.New(s.keyPorts())
 	inside := sessions.New(sessions.Ports{Sessions: s.broker.Sessions, End: s.broker.End})
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
 		welcome.New(s.settings, s.setClock).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
-		status.New(s.settings, s.hub.Sites, s.auditReader(), exposed.Card, inside.Card).Routes(),
+		status.New(s.settings, status.Ports{Sites: s.hub.Sites, Log: s.auditReader(), Exposure: exposed.Card, Inside: inside.Card, Keys: guarded.Known}).Routes(),
+		guarded.Routes(),
 		exposed.Routes(),
 		targets.New(s.targetPorts()).Routes(),
 		inside.Routes(),
@@ -77,6 +80,34 @@ func (s *console) table(state control.State) []shell.Route {
 func (s *console) targetPorts() targets.Ports {
 	return targets.Ports{Targets: s.broker.Targets, Target: s.broker.Target, Declare: s.broker.Declare, Remove: s.broker.Remove,
 		SetCredential: s.broker.SetCredential, ForgetHostKeys: s.broker.ForgetHostKeys}
+}
+
+func (s *console) keys(ctx context.Context) (control.Keys, error) {
+	return control.OpKeys.Call(ctx, s.control, control.None{})
+}
+
+// keyPorts are the requests about the keys.
+func (s *console) keyPorts() keys.Ports {
+	return keys.Ports{
+		Keys: s.keys,
+		MakeRecovery: func(ctx context.Context, q control.By) (control.RecoveryKey, error) {
+			return control.OpRecoveryMake.Call(ctx, s.control, q)
+		},
+		ConfirmRecovery: change(s, control.OpRecoveryConfirm),
+		Rotate:          change(s, control.OpKeyRotate),
+		SetPassphrase:   change(s, control.OpPassphraseSet),
+		TakeTPM:         change(s, control.OpTPMTake),
+		Enrol:           change(s, control.OpSecureBootEnrol),
+		Steady:          s.steady,
+	}
+}
+
+// change is a request whose answer is only that it was done.
+func change[Q any](s *console, op control.Op[Q, control.None]) func(context.Context, Q) error {
+	return func(ctx context.Context, q Q) error {
+		_, err := op.Call(ctx, s.control, q)
+		return err
+	}
 }
 
 // siteRoutes are authenticated by the site's own key, not by a session.

@@ -52,6 +52,12 @@ type Register struct {
 	Approved bool   `json:"approved,omitempty"` // the release key approves the value, whatever it was at sealing
 }
 
+// Changed says that the register holds something that neither was there when
+// the key was sealed nor is approved by the release key.
+func (r Register) Changed() bool {
+	return r.Sealed != "" && r.Sealed != r.Value && !r.Approved
+}
+
 // SecureBootStatus is what the firmware says of Secure Boot, and what can be done about it.
 type SecureBootStatus struct {
 	Known     bool   `json:"known"` // false: no UEFI, or it does not say

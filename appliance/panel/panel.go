@@ -26,6 +26,8 @@ type Actions interface {
 	RevertAll(ctx context.Context) error   // what waits to be kept goes back
 	ListsOff(ctx context.Context) error    // the lists stay, and judge nobody
 	ResetFactor(ctx context.Context) error // the owner sets up a new second factor
+	// Unlock opens a locked box; kind is recovery.
+	Unlock(ctx context.Context, kind string, secret []byte, from string) error
 }
 
 // Network is what the menu sets of the network. Who stands here needs no way
@@ -237,6 +239,8 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 	switch c.key {
 	case "0":
 		s.qr = true
+	case "9":
+		s.recovery()
 	case "1":
 		s.network()
 	case "2":
@@ -271,6 +275,20 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 			})
 		})
 	}
+}
+
+// recovery asks for the recovery key. It is seen while it is typed: who stands
+// here has the paper in his hand.
+func (s *session) recovery() {
+	s.asks(question{text: "The recovery key of this box, eight groups of seven characters, then Enter: ", wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+		if strings.TrimSpace(l) == "" {
+			s.notice = "Nothing was done."
+			return
+		}
+		s.act(ctx, "The data is open. The box goes on.", func(ctx context.Context) error {
+			return s.c.Actions.Unlock(ctx, "recovery", []byte(l), "console")
+		})
+	}})
 }
 
 // network guides through a change of the network.

@@ -228,12 +228,16 @@ func (a *actions) list() string {
 	return strings.Join(a.done, " ")
 }
 
-func (a *actions) NewCode(context.Context) error     { return a.do("code") }
-func (a *actions) Restart(context.Context) error     { return a.do("restart") }
-func (a *actions) PowerOff(context.Context) error    { return a.do("off") }
-func (a *actions) Erase(context.Context) error       { return a.do("erase") }
-func (a *actions) RevertAll(context.Context) error   { return a.do("undo") }
-func (a *actions) ListsOff(context.Context) error    { return a.do("lists off") }
+func (a *actions) NewCode(context.Context) error   { return a.do("code") }
+func (a *actions) Restart(context.Context) error   { return a.do("restart") }
+func (a *actions) PowerOff(context.Context) error  { return a.do("off") }
+func (a *actions) Erase(context.Context) error     { return a.do("erase") }
+func (a *actions) RevertAll(context.Context) error { return a.do("undo") }
+func (a *actions) ListsOff(context.Context) error  { return a.do("lists off") }
+
+func (a *actions) Unlock(_ context.Context, kind string, secret []byte, from string) error {
+	return a.do("unlock by " + kind + " " + string(secret) + " at " + from)
+}
 func (a *actions) ResetFactor(context.Context) error { return a.do("factor") }
 
 // TestNET3_ConsoleLetsTheLockedOutBackIn: what waits is undone by one key, the
@@ -356,6 +360,21 @@ func TestBOX9_EraseAsksTwice(t *testing.T) {
 	b.types("gatehouse-7f3k\n")
 	b.shows("Erased: the keys are gone.")
 	if done := b.actions.list(); done != "erase" {
+		t.Errorf("done: %s", done)
+	}
+}
+
+func TestKEY8_ALockedBoxTakesTheRecoveryKeyAtItsConsole(t *testing.T) {
+	b := start(t, false, func(s *control.Status) { s.State = control.StateLocked })
+	b.types("9\n")
+	b.shows("The recovery key of this box")
+	b.types("\n")
+	b.shows("Nothing was done.")
+	b.types("9\n")
+	b.shows("The recovery key of this box")
+	b.types("AAAAAAA-BBBBBBB\n")
+	b.shows("The data is open.")
+	if done := b.actions.list(); done != "unlock by recovery AAAAAAA-BBBBBBB at console" {
 		t.Errorf("done: %s", done)
 	}
 }

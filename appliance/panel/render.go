@@ -123,6 +123,7 @@ func choices(s control.Status, network bool) []choice {
 		{choice{"6", "Undo the change that waits"}, len(s.Waiting) > 0},
 		{choice{"7", "Switch the allowlists off"}, s.Firewall.Lists},
 		{choice{"8", "Reset second factor"}, s.State == control.StateReady},
+		{choice{"9", "Recovery key"}, s.State == control.StateLocked},
 		{choice{"0", "Show QR"}, s.URL != ""},
 	}
 	var c []choice

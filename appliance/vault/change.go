@@ -2,11 +2,13 @@ package vault
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"gatehouse/appliance/control"
 	"gatehouse/appliance/keytext"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -583,3 +585,57 @@ func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 
 // Note is what a person should know of how the data was opened; "" if nothing.
 func (v *Vault) Note() string { return v.note }
+
+// Generation counts the changes of the header.
+func (v *Vault) Generation() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.h.generation
+}
+
+// Measured says that the key was given because a release was approved.
+func (v *Vault) Measured() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.used.tpm != nil && v.used.tpm.approver != nil
+}
+
+// OffersTPM says that the machine has a TPM that the data is not sealed to.
+func (v *Vault) OffersTPM() bool { return v.c.TPM != nil && !v.mode().sealed() }
+
+var registerNames = map[int]string{
+	7: "Secure Boot: whether it is on, and whose signatures count", 11: "the system image", 12: "its command line",
+	13: "what was loaded beside it", 15: "whether the key was asked for",
+}
+
+// Registers are those that the key is sealed to, and the TPM's name; none
+// without one.
+func (v *Vault) Registers(ctx context.Context) ([]control.Register, *control.TPMStatus, error) {
+	if err := ctx.Err(); err != nil || !v.mode().sealed() || v.c.TPM == nil {
+		return nil, nil, err
+	}
+	root := v.tpmRoot()
+	now, err := v.c.TPM.PCRs(root, v.c.watched())
+	if err != nil {
+		return nil, nil, lockedTPM("The TPM does not show its registers.", err)
+	}
+	v.mu.Lock()
+	own := v.h.first(kindTPM).tpm
+	v.mu.Unlock()
+	var out []control.Register
+	for _, i := range v.c.watched().Indices() {
+		x, was := now[i], own.values[i]
+		out = append(out, control.Register{
+			Index: i, Name: registerNames[i], Value: hex.EncodeToString(x[:]), Sealed: hex.EncodeToString(was[:]),
+			Approved: own.approver != nil && approvedRegisters().Has(i),
+		})
+	}
+	status := new(control.TPMStatus)
+	if status.Lockout, err = v.c.TPM.Lockout(root); err != nil {
+		return nil, nil, lockedTPM("The TPM does not show its counter of failures.", err)
+	}
+	if status.Maker, status.Version, err = v.c.TPM.Identity(root); err != nil {
+		return nil, nil, lockedTPM("The TPM does not say who made it.", err)
+	}
+	return out, status, nil
+}

@@ -22,12 +22,15 @@ func keysNewCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "new FOLDER",
-		Short: "Make the keys PK, KEK and db in a new folder",
+		Short: "Make the keys PK, KEK, db and release in a new folder",
 		Long: `Make the keys of Secure Boot: PK, who owns a machine; KEK, who may change what
-starts on it; db, what starts. Each is a certificate and a private key, PEM.
+starts on it; db, what starts. And the key that approves releases: a TPM opens
+the data of a box for what this key has signed. Each is a certificate and a
+private key, PEM. A folder from before there were release keys gets that one.
 
-Keep the folder where the private keys are safe: who has db.key makes systems
-that your boxes start, and a box that knows these keys starts no others.`,
+Keep the folder where the private keys are safe: who has db.key and release.key
+makes systems that your boxes start and open their data for, and a box that
+knows these keys starts no others.`,
 		Example: "  gatehouse image keys new keys\n  gatehouse image build --keys keys",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -79,7 +82,7 @@ type keyRow struct {
 
 func showKeys(cmd *cobra.Command, set keys.Set, asJSON bool) error {
 	var rows []keyRow
-	for _, r := range []keys.Role{keys.Platform, keys.Exchange, keys.Programs} {
+	for _, r := range keys.Roles() {
 		k := set[r]
 		rows = append(rows, keyRow{r, k.Certificate.Subject.CommonName, k.Fingerprint(), k.Certificate.NotAfter.UTC()})
 	}

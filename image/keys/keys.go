@@ -8,6 +8,8 @@ package keys
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -25,18 +27,23 @@ import (
 	"time"
 )
 
-// Role is what a key is for, by UEFI's names (UEFI 2.10, 32.3).
+// Role is what a key is for. The first three are UEFI's (UEFI 2.10, 32.3).
 type Role string
 
 // The platform key says who owns the machine, the key exchange key who may
-// change what starts on it, db what starts.
+// change what starts on it, db what starts. The release key approves the
+// registers that a TPM opens the data for; no firmware knows it.
 const (
 	Platform Role = "PK"
 	Exchange Role = "KEK"
 	Programs Role = "db"
+	Release  Role = "release"
 )
 
-var all = []Role{Platform, Exchange, Programs}
+var all = []Role{Platform, Exchange, Programs, Release}
+
+// ErrNoRelease: a folder from before there were release keys.
+var ErrNoRelease = errors.New("has the keys PK, KEK and db, and none to approve releases with (release.crt and release.key)")
 
 // Roles are all of them, from the top of the chain down.
 func Roles() []Role { return slices.Clone(all) }
@@ -82,7 +89,10 @@ func Load(dir string) (Set, error) {
 	case len(all):
 		return nil, fmt.Errorf("there are no keys in %s: %w", dir, fs.ErrNotExist)
 	}
-	return nil, fmt.Errorf("%s has only some of the keys PK, KEK and db: put the others back, or choose another folder", dir)
+	if _, ok := s[Release]; missing == 1 && !ok {
+		return nil, fmt.Errorf("%s %w: gatehouse image keys new %s adds one", dir, ErrNoRelease, dir)
+	}
+	return nil, fmt.Errorf("%s has only some of the keys PK, KEK, db and release: put the others back, or choose another folder", dir)
 }
 
 func read(dir string, r Role) (Key, error) {
@@ -105,6 +115,13 @@ func read(dir string, r Role) (Key, error) {
 	if err != nil {
 		return fail(err)
 	}
+	if r == Release {
+		k, ok := private.(*ecdsa.PrivateKey)
+		if !ok || k.Curve != elliptic.P256() || !k.PublicKey.Equal(c.PublicKey) {
+			return fail(fmt.Errorf("%s.key is not the ECDSA key, P-256, of %s.crt", r, r))
+		}
+		return Key{r, c, k}, nil
+	}
 	k, ok := private.(*rsa.PrivateKey)
 	if !ok || k.N.BitLen() < size || !k.PublicKey.Equal(c.PublicKey) {
 		return fail(fmt.Errorf("%s.key is not the RSA key of %d bits or more of %s.crt", r, size, r))
@@ -124,10 +141,14 @@ func block(file, kind string) ([]byte, error) {
 	return p.Bytes, nil
 }
 
-// New makes keys in a folder that has none. name stands in their certificates.
-// A key is written before its certificate, and nothing is ever replaced.
+// New makes keys in a folder that has none; one from before there were release
+// keys gets that one. name stands in their certificates. A key is written before
+// its certificate, and nothing is ever replaced.
 func New(dir, name string, now time.Time) (Set, error) {
-	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
+	wanted := all
+	if _, err := Load(dir); errors.Is(err, ErrNoRelease) {
+		wanted = []Role{Release}
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
 			err = fmt.Errorf("%s has keys already: a box that knows them would not start what others sign", dir)
 		}
@@ -136,7 +157,7 @@ func New(dir, name string, now time.Time) (Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the keys: %w", err)
 	}
-	for _, r := range all {
+	for _, r := range wanted {
 		if err := create(dir, name, r, now); err != nil {
 			return nil, fmt.Errorf("making the key %s: %w", r, err)
 		}
@@ -144,8 +165,16 @@ func New(dir, name string, now time.Time) (Set, error) {
 	return Load(dir)
 }
 
+// generate makes what the firmware of a machine can verify, or every TPM 2.0.
+func generate(r Role) (crypto.Signer, error) {
+	if r == Release {
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	return rsa.GenerateKey(rand.Reader, size)
+}
+
 func create(dir, name string, r Role, now time.Time) error {
-	key, err := rsa.GenerateKey(rand.Reader, size)
+	key, err := generate(r)
 	if err != nil {
 		return err
 	}
@@ -156,10 +185,10 @@ func create(dir, name string, r Role, now time.Time) error {
 	// Firmware does not look at the dates; tools warn about them.
 	c := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name + " " + string(r)},
-		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(20, 0, 0), BasicConstraintsValid: true, IsCA: r != Programs,
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(20, 0, 0), BasicConstraintsValid: true, IsCA: r != Programs && r != Release,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
-	if r == Programs {
+	if r == Programs || r == Release {
 		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)

@@ -1,12 +1,15 @@
 package keys
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 )
 
@@ -49,11 +52,22 @@ func TestBOX5_BadKeysAreRefused(t *testing.T) {
 	for name, spoil := range map[string]func(dir string) error{
 		"a certificate is missing": func(dir string) error { return os.Remove(filepath.Join(dir, "db.crt")) },
 		"a key is missing":         func(dir string) error { return os.Remove(filepath.Join(dir, "db.key")) },
-		"one of three is missing": func(dir string) error {
+		"one of four is missing": func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, "KEK.crt")), os.Remove(filepath.Join(dir, "KEK.key")))
 		},
 		"another's key": func(dir string) error {
 			return os.Rename(filepath.Join(whole, "b", "db.key"), filepath.Join(dir, "db.key"))
+		},
+		"a release key of RSA": func(dir string) error {
+			return errors.Join(os.Rename(filepath.Join(dir, "db.key"), filepath.Join(dir, "release.key")), os.Rename(filepath.Join(dir, "db.crt"), filepath.Join(dir, "release.crt")),
+				os.CopyFS(dir, onlyDB(filepath.Join(whole, "a"))))
+		},
+		"another's release key": func(dir string) error {
+			return os.Rename(filepath.Join(whole, "b", "release.key"), filepath.Join(dir, "release.key"))
+		},
+		"release key and another are missing": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, "db.crt")), os.Remove(filepath.Join(dir, "db.key")),
+				os.Remove(filepath.Join(dir, "release.crt")), os.Remove(filepath.Join(dir, "release.key")))
 		},
 		"no PEM":       func(dir string) error { return os.WriteFile(filepath.Join(dir, "PK.crt"), []byte("x"), 0o600) },
 		"an empty key": func(dir string) error { return os.WriteFile(filepath.Join(dir, "PK.key"), nil, 0o600) },
@@ -71,5 +85,46 @@ func TestBOX5_BadKeysAreRefused(t *testing.T) {
 		if _, err := New(dir, "C", time.Now()); err == nil {
 			t.Errorf("%s: others were made in their place", name)
 		}
+	}
+}
+
+// onlyDB is the db key of a folder.
+func onlyDB(dir string) fs.FS {
+	out := fstest.MapFS{}
+	for _, name := range []string{"db.crt", "db.key"} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+			out[name] = &fstest.MapFile{Data: b, Mode: 0o600}
+		}
+	}
+	return out
+}
+
+// A folder from before there were release keys says what to do, and gets one;
+// the others stay as they are.
+func TestKEY10_OlderFolderGetsAReleaseKey(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	made, err := New(dir, "Test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"release.crt", "release.key"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Load(dir); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "gatehouse image keys new "+dir) {
+		t.Errorf("without a release key: %v", err)
+	}
+	now, err := New(dir, "Test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []Role{Platform, Exchange, Programs} {
+		if now[r].Fingerprint() != made[r].Fingerprint() {
+			t.Errorf("%s was made anew", r)
+		}
+	}
+	if k, ok := now[Release].Signer.(*ecdsa.PrivateKey); !ok || now[Release].Fingerprint() == made[Release].Fingerprint() || k.Curve != elliptic.P256() {
+		t.Errorf("the release key: %+v", now[Release])
 	}
 }

@@ -35,7 +35,7 @@ type Machine struct {
 	TapFile *os.File // the same, opened, which may be in another network namespace
 
 	NoTPM      bool
-	SecureBoot *SecureBoot // on, with these certificates, from the first start on; nil: off
+	SecureBoot *SecureBoot // on, with these certificates, from the first start on; nil: the firmware has none
 	NVMe       bool        // the disk is an NVMe one instead of virtio
 	Clock      string      // RTC at start, as 2020-01-01T00:00:00; "" is now
 	WriteLog   string      // records every disk write in dm-log-writes format
@@ -86,7 +86,7 @@ func (m Machine) prepareVars(file string) error {
 	content, err := os.ReadFile(file)
 	switch {
 	case err == nil:
-		if m.SecureBoot != nil && !bytes.Contains(content, m.SecureBoot.Programs.Raw) {
+		if m.SecureBoot != nil && m.SecureBoot.Platform != nil && !bytes.Contains(content, m.SecureBoot.Programs.Raw) {
 			return fmt.Errorf("the machine in %s does not know these keys: choose another folder for its state", m.State)
 		}
 		return nil

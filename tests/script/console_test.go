@@ -228,6 +228,44 @@ func TestKEY3_StatusShowsWhatThePageShows(t *testing.T) {
 	}
 }
 
+// A recovery key by the tool: printed alone, and its last group typed back.
+func TestKEY8_ToolMakesARecoveryKey(t *testing.T) {
+	b, br := consoletest.Owned(t, console.Run)
+	c := newTool(t, br.Codes[0])
+	if out, err := c.command("status", b.URL, "--proof", b.Ready().Certificate.Words).Output(); err != nil {
+		t.Fatalf("status: %v\n%s", err, out)
+	}
+	cmd := c.command("keys", "recovery", "new", "--email", "ada@example.org", "--password", "file:password", "--code", "file:code")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	key, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := consoletest.RecoveryKind.Parse(strings.TrimSpace(key)); err != nil {
+		t.Errorf("%q: %v", key, err)
+	}
+	// A slip, then as a person types.
+	if _, err := io.WriteString(in, "0000000\n "+strings.ToLower(key[strings.LastIndexByte(key, '-')+1:])); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v", err)
+	}
+	if asked := b.KeysAsked(); len(asked) != 3 || !strings.Contains(br.Open("/api/v1/keys").Body, `"recovery":"confirmed"`) {
+		t.Errorf("not confirmed: %v", asked)
+	}
+}
+
 // Lists that are files of the host, by the tool: shown with what was refused,
 // and not changed.
 func TestNET2_ToolShowsListsOfTheHost(t *testing.T) {

@@ -57,7 +57,7 @@ func TestUSE2_Scripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "box": startBox, "man": startMan, "auditlog": writeLog, "edit": edit,
+			"exits": exits, "box": startBox, "man": startMan, "auditlog": writeLog, "edit": edit, "lastgroup": lastGroup,
 			"console": func(ts *testscript.TestScript, neg bool, args []string) { startConsole(t, ts, neg, args) },
 		},
 	})
@@ -226,6 +226,15 @@ func writeLog(ts *testscript.TestScript, neg bool, args []string) {
 	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
 	ts.Check(err)
 	ts.Check(os.WriteFile(dir+".pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644))
+}
+
+// lastgroup FROM TO writes what stands after the last hyphen of a file.
+func lastGroup(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: lastgroup FROM TO")
+	}
+	text := ts.ReadFile(args[0])
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text[strings.LastIndexByte(text, '-')+1:]), 0o600))
 }
 
 // edit FROM TO OLD NEW copies a file with the first OLD replaced.

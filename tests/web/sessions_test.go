@@ -123,7 +123,9 @@ func TestSES4_HostileTextsStayText(t *testing.T) {
 	none := func(*shell.Visit) (template.HTML, error) { return "", nil }
 	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End}, func(d *consoletest.Desk) []shell.Route {
 		log := audited(t, payloads)
-		return append(status.New(d.Place, func() []hub.Site { return reported(payloads) }, log, none, none).Routes(), auditlog.New(log).Routes()...)
+		ports := status.Ports{Sites: func() []hub.Site { return reported(payloads) }, Log: log, Exposure: none, Inside: none,
+			Keys: func(context.Context) (control.Keys, error) { return control.Keys{}, nil }}
+		return append(status.New(d.Place, ports).Routes(), auditlog.New(log).Routes()...)
 	})
 	driveDesk(t, "hostile.mjs", d, "GATEHOUSE_WEB_PAYLOADS="+file("told", shell.Told), "GATEHOUSE_WEB_PRINTED="+file("printed", asLogged), "GATEHOUSE_WEB_ALL="+consoletest.SessionID(9999).String(), "GATEHOUSE_WEB_FIRST="+consoletest.SessionID(0).String())
 }

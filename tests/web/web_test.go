@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/console/consoletest"
@@ -46,21 +48,39 @@ func TestUSE4_ListsOfTheHost(t *testing.T) {
 		t.Fatal("no list was kept")
 	}
 	b.HostLists("/etc/gatehouse/lists", control.Problem{File: "office.list", Line: 7, Text: "10.0.0.0/33", Reason: "a prefix for IPv4 is a number from 0 to 32"})
+	runSigned(t, "host.mjs", b, br)
+}
+
+// runSigned runs a script as somebody who is signed in.
+func runSigned(t *testing.T, script string, b *consoletest.Box, br *consoletest.Browser) {
+	t.Helper()
 	at, err := url.Parse(b.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range br.Jar.Cookies(at) {
 		if c.Name == "__Host-gatehouse" {
-			drive(t, "host.mjs", (*exec.Cmd).Start, "GATEHOUSE_WEB_URL="+b.URL, "GATEHOUSE_WEB_SESSION="+c.Value)
+			drive(t, script, (*exec.Cmd).Start, "GATEHOUSE_WEB_URL="+b.URL, "GATEHOUSE_WEB_SESSION="+c.Value)
 			return
 		}
 	}
 	t.Fatal("nobody is signed in")
 }
 
+// TestKEY8_RecoveryKeyInTheBrowser makes one with and without scripts, and uses
+// the rest of the page of the keys.
+func TestKEY8_RecoveryKeyInTheBrowser(t *testing.T) {
+	b, br := consoletest.Owned(t, console.Run)
+	runSigned(t, "keys.mjs", b, br)
+}
+
 func TestUSE4_LockedPage(t *testing.T) {
 	b := consoletest.Start(t, console.Run)
+	k := consoletest.Guarded(time.Now())
+	k.Registers[0].Value, k.Recovery = strings.Repeat("77c0e1d2", 8), "confirmed"
+	k.Rungs[3] = control.Rung{Name: "keys", State: control.RungBroken, Sentence: "the TPM does not open the data key: PCR 7 is another than when it was sealed"}
+	k.Rungs[4] = control.Rung{Name: "data", State: control.RungUnavailable, Sentence: "Without the data key the volume stays closed"}
+	b.SetKeys(k)
 	b.Stop()
 	b.Lock(true)
 	b.Boot()

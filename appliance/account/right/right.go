@@ -31,6 +31,7 @@ const (
 	ManageSites  Right = "manage-sites"  // approve and remove sites
 	OwnAccount   Right = "own-account"   // one's own password, factor, sessions
 	ManageTokens Right = "manage-tokens" // make and revoke tokens of programs
+	ManageKeys   Right = "manage-keys"   // see what guards the data key, and change it
 
 	UseSessions    Right = "use-sessions"    // open sessions to targets, see and end one's own
 	ManageSessions Right = "manage-sessions" // see and end everybody's
@@ -40,7 +41,7 @@ const (
 
 // table is the whole of it: a right that is not listed is not had.
 var table = map[Role][]Right{
-	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageKeys, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
 	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
 	Technician:    {ReadStatus, ReadLogs, OwnAccount, UseSessions},
 	Viewer:        {ReadStatus, OwnAccount},

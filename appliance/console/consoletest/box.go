@@ -70,6 +70,7 @@ type Box struct {
 	order        string            // to reset the owner's second factor
 	acme         map[string]string // challenges, by token
 	exposure     *control.Exposure // nil: Busy
+	keys         keys
 	stop         func()
 }
 
@@ -90,6 +91,7 @@ func start(t testing.TB, run RunFunc, m *Machine) *Box {
 	code, err := proof.NewCode(rand.Reader)
 	must(t, err)
 	b := &Box{Dir: t.TempDir(), Code: code, t: t, run: run, started: time.Now(), clock: control.Clock{Trusted: true, Source: "ntp", Servers: 3, Floor: Built.Add(26 * time.Hour)}}
+	b.keys.now = Guarded(b.started)
 	b.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	var salt [proof.SaltSize]byte

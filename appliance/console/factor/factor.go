@@ -150,6 +150,16 @@ type codesData struct {
 	Saved   bool
 	Left    int
 	Typed   bool
+	Onward  string // of the set-up
+}
+
+// afterCodes is the next screen of the set-up: the recovery key of the box is
+// its owner's.
+func afterCodes(v *shell.Visit) string {
+	if right.May(v.Person().Role, right.ManageKeys) {
+		return "/welcome/recovery"
+	}
+	return "/welcome/place"
 }
 
 func (p *Pages) of(v *shell.Visit) *shown {
@@ -164,7 +174,7 @@ func (p *Pages) of(v *shell.Visit) *shown {
 }
 
 func (p *Pages) codesData(v *shell.Visit) (d codesData, err error) {
-	d.Welcome = welcome(v)
+	d.Welcome, d.Onward = welcome(v), afterCodes(v)
 	if s := p.of(v); s != nil {
 		d.Codes, d.Saved = s.codes, s.saved
 	}
@@ -198,7 +208,7 @@ func (p *Pages) make(v *shell.Visit) error {
 func (p *Pages) codes(v *shell.Visit) error {
 	here, onward := v.Route.Path, "/account?done=codes"
 	if welcome(v) {
-		onward = "/welcome/place"
+		onward = afterCodes(v)
 	}
 	switch v.R.PostFormValue("action") {
 	case "make":

@@ -62,6 +62,7 @@ var nav = []struct {
 	{"/allowlists", "Allowlists", "gate", right.Configure},
 	{"/network", "Network", "net", right.Configure},
 	{"/certificates", "Certificates", "seal", right.Configure},
+	{"/keys", "Keys", "key", right.ManageKeys},
 	{"/audit", "Audit", "audit", right.ReadAudit},
 	{"/system", "System", "system", right.ReadLogs},
 	{"/account", "Account", "account", right.OwnAccount},
@@ -153,6 +154,13 @@ var notes = map[string]string{
 	"revoked":     "The certificate was revoked. Browsers see the box’s own one again.",
 	"token":       "The token was revoked.",
 
+	"recovery":        "The recovery key is confirmed. An older one is worthless now.",
+	"rotated":         "The key was made anew.",
+	"passphrase":      "The passphrase is asked for from the next start on.",
+	"passphrase-gone": "No passphrase is asked for any more.",
+	"tpm":             "The keys are sealed to the TPM.",
+	"enrolled":        "The keys are in the firmware. Restart now: Secure Boot is on from then.",
+
 	"target":            "The target was stored.",
 	"target-removed":    "The target was removed.",
 	"credential":        "The credential is kept. Nobody is shown it again.",
@@ -195,7 +203,7 @@ var functions = template.FuncMap{
 	"otpauth":   func(s string) template.URL { return template.URL(s) },
 	"utc":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 	"iso":       func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"sentence":  sentence,
+	"sentence":  Sentence,
 	// The page of a kind of change that waits to be kept.
 	"changepage": func(about string) string {
 		if about == control.AboutNetwork {

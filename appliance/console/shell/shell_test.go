@@ -134,7 +134,7 @@ func TestWordsForPeople(t *testing.T) {
 		Size(512): "512 B", Size(2 << 10): "2 kB", Size(180 << 20): "180 MB", Size(28 << 30): "28.0 GB",
 		Ago(30 * time.Second): "30 s", Ago(90 * time.Minute): "1 h 30 min", Ago(72 * time.Hour): "3 days",
 		Number(7): "7", Number(1204): "1\u202f204", Number(1234567): "1\u202f234\u202f567",
-		sentence("it broke"): "It broke.", sentence("It broke."): "It broke.", sentence(""): "",
+		Sentence("it broke"): "It broke.", Sentence("It broke."): "It broke.", Sentence(""): "",
 		browserName("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0 Safari/537.36"): "Chrome on Linux",
 		browserName("curl/8"): "curl/8", browserName(""): "unnamed",
 	} {

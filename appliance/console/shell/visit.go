@@ -315,13 +315,13 @@ func asRefusal(err error) (*account.Refusal, bool) {
 	}
 	var c *control.Error
 	if errors.As(err, &c) && c.Code != control.CodeDenied {
-		return &account.Refusal{Text: sentence(c.Text)}, true
+		return &account.Refusal{Text: Sentence(c.Text)}, true
 	}
 	return nil, false
 }
 
-// sentence makes one of an error's text.
-func sentence(s string) string {
+// Sentence makes one of an error's text.
+func Sentence(s string) string {
 	if s == "" {
 		return s
 	}

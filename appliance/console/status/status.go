@@ -4,6 +4,7 @@ package status
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -25,19 +26,25 @@ var files embed.FS
 // Pages are the routes of the status.
 type Pages struct {
 	settings setup.Settings
-	sites    func() []hub.Site
-	log      audit.Reader
-	exposure Card
-	inside   Card // who is in a session
+	ports    Ports
 	page     shell.Page
+}
+
+// Ports are where the page has what it shows from.
+type Ports struct {
+	Sites    func() []hub.Site // nil while the box is unclaimed or locked
+	Log      audit.Reader
+	Exposure Card
+	Inside   Card // who is in a session
+	Keys     func(context.Context) (control.Keys, error)
 }
 
 // Card is a part of the page that another package makes.
 type Card func(*shell.Visit) (template.HTML, error)
 
-// New makes the pages. sites is nil while the box is unclaimed or locked.
-func New(s setup.Settings, sites func() []hub.Site, log audit.Reader, exposure, inside Card) *Pages {
-	return &Pages{s, sites, log, exposure, inside, shell.Parse(files, "status.html")}
+// New makes the pages.
+func New(s setup.Settings, p Ports) *Pages {
+	return &Pages{s, p, shell.Parse(files, "status.html")}
 }
 
 // Routes are this package's rows of the table.
@@ -69,6 +76,10 @@ type Details struct {
 	Site     string     `json:"site,omitempty"`
 	Sessions int        `json:"sessions"` // of the person who asks
 	Agents   []AgentRow `json:"agents"`
+
+	keys    control.Keys
+	keysErr error // they could not be asked for
+	owner   bool  // the person may see and change them
 }
 
 // Problem is something that is not well, and what mends it.
@@ -107,13 +118,17 @@ func (p *Pages) Gather(v *shell.Visit) (d Details, err error) {
 	if err != nil {
 		return d, err
 	}
-	for _, s := range p.sites() {
+	for _, s := range p.ports.Sites() {
 		row := AgentRow{Name: s.Metadata.Name, Seen: s.HealthAt, Inventory: s.Inventory, Health: s.Health}
 		if row.Seen.IsZero() {
 			row.Seen = s.EnrolledAt
 		}
 		row.Late = v.Box.Wall().Sub(row.Seen) > lateAfter
 		d.Agents = append(d.Agents, row)
+	}
+	d.owner = right.May(v.Person().Role, right.ManageKeys)
+	if d.keys, d.keysErr = p.ports.Keys(v.Ctx()); errors.Is(d.keysErr, context.Canceled) {
+		return d, d.keysErr
 	}
 	d.Problems = problems(d, left)
 	d.Headline = "All is well."
@@ -139,6 +154,12 @@ func problems(d Details, codes int) (list []Problem) {
 	for _, r := range d.Roles {
 		add(r.State == "frozen" || r.State == "waiting", fmt.Sprintf("The %s process is not running (%s).", r.Name, r.State), "/system", "See its log")
 	}
+	path, mend := "", ""
+	if d.owner {
+		path, mend = "/keys", "Look at the keys"
+	}
+	add(d.keysErr != nil, "What guards the data cannot be told. The log of the system may say why.", path, mend)
+	add(d.keys.Behind != "", shell.Sentence(d.keys.Behind), path, mend)
 	add(d.Volume.Size > 0 && d.Volume.Free < d.Volume.Size/20, "The data volume is nearly full.", "/system", "See the system")
 	add(!d.Firewall.InKernel && !d.Hosted, "The firewall is not in the kernel.", "/system", "See the system")
 	add(!d.Clock.Trusted, "The clock is not confirmed by anyone yet.", "/clock", "Look at the clock")
@@ -151,13 +172,14 @@ func problems(d Details, codes int) (list []Problem) {
 type view struct {
 	Details
 	Todo   []todo
+	Owner  bool
 	Recent []audit.Entry
 	Card   template.HTML // the exposure
 	Inside template.HTML // who is in a session
 }
 
 type todo struct {
-	Key              setup.Todo
+	Key              setup.Todo // "": it stays until it is done
 	Text, Path, Mend string
 }
 
@@ -165,6 +187,7 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 	if w.Details, err = p.Gather(v); err != nil {
 		return w, err
 	}
+	w.Owner, w.Todo = w.owner, keysLeft(w.Details)
 	left, err := p.settings.Undone(v.Ctx())
 	if err != nil {
 		return w, err
@@ -177,20 +200,34 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 			w.Todo = append(w.Todo, todo{t, "Say where the box stands and when it may restart", "/welcome/place", "Place"})
 		}
 	}
-	if w.Card, err = p.exposure(v); err != nil {
+	if w.Card, err = p.ports.Exposure(v); err != nil {
 		return w, err
 	}
-	if w.Inside, err = p.inside(v); err != nil {
+	if w.Inside, err = p.ports.Inside(v); err != nil {
 		return w, err
 	}
 	if right.May(v.Person().Role, right.ReadAudit) {
-		page, err := p.log.Read(audit.Query{Limit: 6})
+		page, err := p.ports.Log.Read(audit.Query{Limit: 6})
 		if err != nil {
 			return w, err
 		}
 		w.Recent = page.Entries
 	}
 	return w, nil
+}
+
+// keysLeft is what the owner of the keys still has to do. It cannot be
+// dismissed: what it prevents is for good.
+func keysLeft(d Details) (list []todo) {
+	add := func(left bool, text, path, mend string) {
+		if left && d.owner {
+			list = append(list, todo{"", text, path, mend})
+		}
+	}
+	add(d.keys.Recovery == "none", "Make the recovery key of the box, for the day its TPM or mainboard breaks", "/keys/recovery", "Recovery key")
+	add(d.keys.Recovery == "unconfirmed", "Show that you keep the new recovery key: until then it does not count", "/keys/recovery", "Recovery key")
+	add(d.keys.Offered != "", "A TPM is there now, and nothing is sealed to it", "/keys/tpm", "Use the TPM")
+	return list
 }
 
 func (p *Pages) show(v *shell.Visit) error {
