@@ -57,6 +57,7 @@ type Config struct {
 	Keepalive time.Duration // how long a path may be silent before it is asked: 1 s
 	Misses    int           // how often it may leave that unanswered: 4
 	Streams   int           // that the other end may have open: 256
+	Untaken   time.Duration // how long one of them waits for Accept, before it is refused: 10 s
 	Memory    int           // bytes that windows may grow by, together: 32 MiB
 
 	// OnPath is told when another path carries, or none is left. It may call
@@ -72,6 +73,7 @@ func (c Config) complete() Config {
 	}
 	set(&c.Patience, time.Minute)
 	set(&c.Keepalive, time.Second)
+	set(&c.Untaken, 10*time.Second)
 	if c.Misses <= 0 {
 		c.Misses = 4
 	}
@@ -156,6 +158,7 @@ type Session struct {
 	accept       queue[*Stream]
 	acceptable   chan struct{}
 	handed       int // streams that Accept gave and nobody has closed
+	untaken      *time.Timer
 	grown        int // by how much windows have grown
 
 	sent     // what goes out
@@ -181,6 +184,8 @@ func New(side Side, cfg Config) *Session {
 	s.patience = time.AfterFunc(s.cfg.Patience, s.impatient)
 	s.ackTimer = time.AfterFunc(time.Hour, s.ackLate)
 	s.ackTimer.Stop()
+	s.untaken = time.AfterFunc(time.Hour, s.refuseUntaken)
+	s.untaken.Stop()
 	return s
 }
 
@@ -232,7 +237,8 @@ func (s *Session) Open(ctx context.Context) (*Stream, error) {
 
 // Accept gives the next stream that the other end has opened. Who takes one
 // closes it: so many that are not closed can be two for each that may be open,
-// however fast the other end opens streams and gives them up.
+// however fast the other end opens streams and gives them up. Beyond that a
+// stream waits, and is refused when it has waited for too long.
 func (s *Session) Accept(ctx context.Context) (*Stream, error) {
 	for {
 		s.mu.Lock()
@@ -280,6 +286,7 @@ func (s *Session) end(err error, text *string) {
 	s.err = err
 	s.patience.Stop()
 	s.ackTimer.Stop()
+	s.untaken.Stop()
 	for _, st := range s.streams {
 		if !st.wantFin && !st.wantShut {
 			st.drop(&st.out)

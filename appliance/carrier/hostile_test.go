@@ -154,6 +154,70 @@ func TestSES2_TakersAreBounded(t *testing.T) {
 	}
 }
 
+// Nor does one that ends each of its streams before anybody takes it: what
+// waits is bounded, and the streams beyond are refused, one by one.
+func TestSES2_StreamsThatNobodyTakesAreBounded(t *testing.T) {
+	s := New(Agent, Config{Streams: 4})
+	r := rawPeer(t, s, usual)
+	refused := make(chan uint32, 100)
+	go func() {
+		for {
+			head := make([]byte, headSize)
+			if _, err := io.ReadFull(r.c, head); err != nil {
+				return
+			}
+			f, err := parse(head)
+			if err != nil {
+				return
+			}
+			if _, err := io.CopyN(io.Discard, r.c, int64(f.length)); err != nil {
+				return
+			}
+			if f.what == reset {
+				refused <- f.stream
+			}
+		}
+	}()
+	for i := range uint32(20) {
+		r.send(frame{what: open, stream: 1 + 2*i, number: uint64(2*i + 1)}, nil)
+		r.send(frame{what: shut, stream: 1 + 2*i, number: uint64(2*i + 2)}, nil)
+	}
+	for i := range uint32(16) {
+		if id := <-refused; id != 9+2*i {
+			t.Fatalf("stream %d is refused, want %d", id, 9+2*i)
+		}
+	}
+	if err := s.Err(); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.streams) != 0 || s.theirs != 0 || s.accept.len() != 4 {
+		t.Errorf("%d streams are held, %d count as open, %d wait", len(s.streams), s.theirs, s.accept.len())
+	}
+}
+
+// An end that opens streams to have them refused, and never says that it was
+// told, is not told for ever.
+func TestSES2_RefusalsAreBounded(t *testing.T) {
+	s := New(Agent, Config{Streams: 1})
+	r := rawPeer(t, s, usual)
+	go io.Copy(io.Discard, r.c)
+	s.mu.Lock()
+	for range maxLogFrames {
+		s.append(open, 2, nil) // as if so much were not acknowledged
+	}
+	s.mu.Unlock()
+	for i := range uint32(2) {
+		r.send(frame{what: open, stream: 1 + 2*i, number: uint64(2*i + 1)}, nil)
+		r.send(frame{what: shut, stream: 1 + 2*i, number: uint64(2*i + 2)}, nil)
+	}
+	<-s.Done()
+	if err := s.Err(); !errors.Is(err, ErrProtocol) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 // A window counts bytes of content; what holds them is not much more, even if
 // each comes in a frame of its own.
 func TestSES2_SmallFramesHoldLittle(t *testing.T) {

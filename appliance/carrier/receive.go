@@ -1,6 +1,9 @@
 package carrier
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // receive does what a frame says; c is its content, which it takes over. An
 // error is the other end's fault and the end of the session. With mu held.
@@ -117,10 +120,42 @@ func (s *Session) opened(f frame) error {
 		return broken("it opens more than %d streams", s.cfg.Streams)
 	}
 	s.peerNext += 2
+	if s.accept.len() >= s.cfg.Streams { // of which some have ended already, or they could not be so many
+		if s.full() {
+			return broken("it opens streams and does not acknowledge that they are refused")
+		}
+		s.append(reset, f.stream, []byte(s.busy()))
+		s.wake()
+		return nil
+	}
 	s.theirs++
+	if s.accept.len() == 0 {
+		s.untaken.Reset(s.cfg.Untaken)
+	}
 	s.accept.push(s.newStream(f.stream))
 	signal(s.acceptable)
 	return nil
+}
+
+// busy is why a stream is refused.
+func (s *Session) busy() string {
+	return fmt.Sprintf("no more streams are taken at present, %d streams of this session are at work or not closed yet: close some, or try again later", s.handed)
+}
+
+// refuseUntaken gives up the streams that nobody has taken for too long, so that
+// who opened them does not wait for ever. The others go on.
+func (s *Session) refuseUntaken() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.err == nil && s.accept.len() > 0 {
+		st := s.accept.at(0)
+		if left := s.cfg.Untaken - time.Since(st.opened); left > 0 {
+			s.untaken.Reset(left)
+			return
+		}
+		s.accept.pop()
+		st.giveUp(s.busy())
+	}
 }
 
 // find is the stream of a frame; nil if it is gone here and the other end did

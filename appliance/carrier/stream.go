@@ -46,6 +46,7 @@ type Stream struct {
 	wantShut bool
 	ready    bool // it is in the session's round
 
+	opened time.Time
 	handed bool // Accept gave it, and who has it has not closed it
 }
 
@@ -69,8 +70,9 @@ var (
 
 // newStream is called with mu held.
 func (s *Session) newStream(id uint32) *Stream {
+	now := time.Now()
 	st := &Stream{s: s, id: id, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1),
-		limit: firstWindow, window: firstWindow, allowed: s.peerWindow, renewed: time.Now()}
+		limit: firstWindow, window: firstWindow, allowed: s.peerWindow, opened: now, renewed: now}
 	s.streams[id] = st
 	return st
 }
@@ -344,6 +346,12 @@ func (st *Stream) Reset(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.finish()
+	st.giveUp(text)
+}
+
+// giveUp is Reset with mu held.
+func (st *Stream) giveUp(text string) {
+	s := st.s
 	if st.err != nil {
 		return
 	}

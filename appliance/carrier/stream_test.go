@@ -330,6 +330,48 @@ func TestOpenWaitsForItsPlace(t *testing.T) {
 	}
 }
 
+// A stream that nobody takes is refused in words, and nothing else ends with it:
+// not the session, not its path, not the streams that are there.
+func TestSES1_StreamThatNobodyTakesIsRefused(t *testing.T) {
+	e := newEnds(t, Config{Streams: 4, Untaken: 50 * time.Millisecond})
+	here, there := tcpPair(t)
+	e.attach(t, here, there, Relay)
+	var busy []*Stream
+	for range 8 { // twice as many as may be open, and not one of them closed where it was taken
+		a, b := e.stream(t)
+		a.Close()
+		busy = append(busy, b)
+	}
+	for range 3 {
+		st, err := e.technician.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = st.Read(make([]byte, 1))
+		var refused *ResetError
+		if !errors.As(err, &refused) || refused.Here || !strings.Contains(err.Error(), "8 streams") {
+			t.Fatalf("a ninth stream: %v", err)
+		}
+	}
+	if p := e.technician.Paths(); e.technician.Err() != nil || e.agent.Err() != nil || len(p) != 1 {
+		t.Fatalf("the session went with it: %v, %v, paths %v", e.technician.Err(), e.agent.Err(), p)
+	}
+	busy[0].Close()
+	a, b := e.stream(t)
+	if _, err := a.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	b.Close()
+	for _, st := range busy {
+		st.Close()
+	}
+	forgotten(t, e)
+}
+
 // A session leaves nothing running.
 func TestNothingIsLeftRunning(t *testing.T) {
 	before := runtime.NumGoroutine()

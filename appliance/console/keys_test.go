@@ -78,6 +78,17 @@ func TestKEY8_RecoveryKeyIsShownOnce(t *testing.T) {
 	if p := br.Open("/"); strings.Contains(p.Body, "recovery key of the box") || strings.Contains(p.Body, "new recovery key") {
 		t.Error("Status still asks")
 	}
+	// Another one: the first counts until it is confirmed.
+	next := lastGroup(t, br.Send("/keys/recovery"))
+	if p := br.Send("/keys/recovery/confirm", "typed", last); p.Status != 422 || !strings.Contains(p.Body, `name="typed"`) || !strings.Contains(p.Body, "The one of before counts until then") {
+		t.Errorf("the group of the key before: %d", p.Status)
+	}
+	if p := br.Open("/keys"); !strings.Contains(p.Body, "takes its place once it is confirmed") {
+		t.Error("the page does not say that a new one waits")
+	}
+	if p := br.Send("/keys/recovery/confirm", "typed", next); p.Path != "/keys" || strings.Contains(p.Body, "once it is confirmed") {
+		t.Errorf("the new one's group led to %d %s", p.Status, p.Path)
+	}
 	if b.Restart(); strings.Contains(b.Log.String(), last) {
 		t.Error("the log holds the key")
 	}
@@ -146,6 +157,10 @@ func TestKEY5_RotationOnThePage(t *testing.T) {
 func TestKEY5_PassphraseOfTheStart(t *testing.T) {
 	b, br := consoletest.Owned(t, Run)
 	const good = "amber canyon violin drift"
+	if p := br.Open("/keys"); strings.Contains(p.Body, `href="/keys/passphrase"`) {
+		t.Error("a box that cannot ask for a passphrase offers to")
+	}
+	b.Host()
 	set := func(text, again string) consoletest.Page {
 		return br.Send("/keys/passphrase", "password", text, "again", again)
 	}
@@ -221,7 +236,13 @@ func TestKEY12_LockedPageSaysWhatBroke(t *testing.T) {
 	if p := b.Browser().Open("/"); !strings.Contains(p.Body, "None was ever made") {
 		t.Error("the page offers a recovery key that was never made")
 	}
-	k.Slots = append(k.Slots, control.KeySlot{Kind: "passphrase"})
+	// Locked, PID 1 may know of no slots, and nothing follows from that.
+	k.Slots = nil
+	b.SetKeys(k)
+	if p := b.Browser().Open("/"); !strings.Contains(p.Body, "If one was made") {
+		t.Error("the page says that no recovery key was made, and cannot know")
+	}
+	k.Slots = []control.KeySlot{{Kind: "passphrase"}}
 	b.SetKeys(k)
 	if p := b.Browser().Open("/"); !strings.Contains(p.Body, "Open it with the passphrase.") {
 		t.Error("the page does not say that a passphrase opens the box")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,8 +19,9 @@ import (
 )
 
 const (
-	maxShared  = 8           // channels on one connection: OpenSSH allows 10
-	forgetTime = time.Second // to hear what became of a request on a connection that has ended
+	maxShared  = 8                      // channels on one connection: OpenSSH allows 10
+	forgetTime = time.Second            // to hear what became of a request on a connection that has ended
+	hangUpTime = 100 * time.Millisecond // to have it said that a session ends, before its connections do
 	// MaxChannels is the most terminals and commands at once: of each up to 2 MiB of output wait here.
 	MaxChannels = 24
 )
@@ -45,6 +47,7 @@ type Link struct {
 	channels int
 	sessions int // channels that are terminals and commands, on all connections
 	all      map[*Connection]struct{}
+	hangUps  map[*ssh.Session]func() // of channels that are open
 	closed   bool
 	pinned   [][]byte // the keys of the target that are right, in SSH's wire form
 	user     string   // as the person typed them; never written anywhere
@@ -64,7 +67,7 @@ func New(c Config) *Link {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
 	}
-	return &Link{cfg: c, turn: make(chan struct{}, 1), all: map[*Connection]struct{}{}, pinned: c.Material.HostKeys}
+	return &Link{cfg: c, turn: make(chan struct{}, 1), all: map[*Connection]struct{}{}, hangUps: map[*ssh.Session]func(){}, pinned: c.Material.HostKeys}
 }
 
 // Lease gives a connection to the target; release it.
@@ -193,6 +196,7 @@ func (l *Link) Within(c *Connection, f func() error) error {
 // Close ends all connections and forgets what was typed. Nothing is connected
 // any more after it.
 func (l *Link) Close() {
+	l.hangUpAll()
 	l.mu.Lock()
 	l.closed = true
 	for c := range l.all {
@@ -205,10 +209,21 @@ func (l *Link) Close() {
 
 // HangUp closes a channel when ctx ends, and the connection of a target that
 // does not let go of it. The returned func is for the channel's good end.
+//
+// What has no terminal would not notice that its channel is closed before it
+// reads or writes, so it is sent the signal that a terminal's end is (RFC 4254,
+// 6.9). OpenSSH passes it on from 7.9 on; others, and programs, may ignore it.
 func (l *Link) HangUp(ctx context.Context, ch *ssh.Session, c *Connection) func() {
 	over := make(chan struct{})
+	hangUp := sync.OnceFunc(func() { _ = ch.Signal(ssh.SIGHUP) })
+	l.mu.Lock()
+	l.hangUps[ch] = hangUp
+	l.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
-		ch.Close()
+		go func() { // ends with the connection at the latest
+			hangUp()
+			ch.Close()
+		}()
 		select {
 		case <-over:
 		case <-time.After(l.cfg.Times.Answer):
@@ -218,6 +233,31 @@ func (l *Link) HangUp(ctx context.Context, ch *ssh.Session, c *Connection) func(
 	return func() {
 		close(over)
 		stop()
+		l.mu.Lock()
+		delete(l.hangUps, ch)
+		l.mu.Unlock()
+	}
+}
+
+// hangUpAll has every channel's signal sent before its connection is closed,
+// unless a target takes nothing any more.
+func (l *Link) hangUpAll() {
+	l.mu.Lock()
+	all := slices.Collect(maps.Values(l.hangUps))
+	l.mu.Unlock()
+	if len(all) == 0 {
+		return
+	}
+	sent := make(chan struct{})
+	go func() { // ends with the connections at the latest
+		for _, hangUp := range all {
+			hangUp()
+		}
+		close(sent)
+	}()
+	select {
+	case <-sent:
+	case <-time.After(hangUpTime):
 	}
 }
 

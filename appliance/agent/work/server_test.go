@@ -21,6 +21,7 @@ type target struct {
 	channels  int // that a connection may open; 0: any number
 	listener  net.Listener
 	connected func(*ssh.ServerConn)
+	signalled func(name string)
 }
 
 const password = "correct horse"
@@ -90,6 +91,10 @@ func (s *target) connection(c net.Conn) {
 				switch r.Type {
 				case "shell":
 					go s.serve(ch, "")
+				case "signal":
+					if s.signalled != nil {
+						s.signalled(string(r.Payload[4:]))
+					}
 				case "exec":
 					go s.serve(ch, string(r.Payload[4:]))
 				}

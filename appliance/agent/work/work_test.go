@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -418,6 +419,34 @@ func TestSES4_ExecOfOpenSSH(t *testing.T) {
 	e = b.open(wire.Open{Do: wire.Exec, Command: "kill -TERM $$"})
 	if ended, _, _ := e.end(); !strings.Contains(ended.Reason, "TERM") {
 		t.Errorf("ended %+v", ended)
+	}
+}
+
+// A command without a terminal that neither reads nor writes is told all the
+// same when its technician leaves, and when the session ends.
+func TestSES7_SilentCommandIsHungUp(t *testing.T) {
+	for name, leave := range map[string]func(*bench, *end){
+		"the technician leaves": func(_ *bench, e *end) { e.Close() },
+		"the session ends":      func(b *bench, _ *end) { b.End("enough") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			signals, over := make(chan string, 1), make(chan struct{})
+			defer close(over)
+			target := startTarget(t, func(c ssh.Channel, _ string) { io.WriteString(c, "here"); <-over })
+			target.signalled = func(name string) { signals <- name }
+			b := begin(t, target.address, target.with)
+			e := b.open(wire.Open{Do: wire.Exec, Command: "sleep 1000"})
+			e.until("here")
+			leave(b, e)
+			select {
+			case name := <-signals:
+				if name != "HUP" {
+					t.Errorf("it is sent %s", name)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it is told nothing")
+			}
+		})
 	}
 }
 

@@ -109,7 +109,13 @@ func (b *Box) handleKeys(s *control.Server) {
 			var raw [32]byte
 			rand.Read(raw[:])
 			key.Text = RecoveryKind.Format(raw)
-			k.waiting, k.now.Recovery = key.Text, "unconfirmed"
+			k.waiting = key.Text
+			k.now.Slots = slices.DeleteFunc(slices.Clone(k.now.Slots), func(s control.KeySlot) bool { return s.Kind == "recovery" && !s.Confirmed })
+			k.now.Slots = append(k.now.Slots, control.KeySlot{Kind: "recovery", Made: time.Now()})
+			k.now.Generation++
+			if k.now.Recovery != "confirmed" {
+				k.now.Recovery = "unconfirmed"
+			}
 			return nil
 		})
 		return key, err

@@ -16,7 +16,7 @@ type choice struct {
 // choices are what can be made anew on this box without anything being typed.
 func choices(k control.Keys, chosen string) (list []choice) {
 	for _, c := range []choice{
-		{What: "tpm", Name: "The key in the TPM", Words: "A new key is sealed to the TPM as the box is now, and the old one becomes worthless. Do it after the firmware was changed on purpose."},
+		{What: "tpm", Name: "The key in the TPM", Words: "A new key is sealed to the TPM for the system that runs, and the old one becomes worthless."},
 		{What: "host-id", Name: "The key of the machine’s identifier", Words: "It is derived again, with new random bytes."},
 		{What: "data", Name: "The data key", Words: "All ways to it are made anew around a new key. The data themselves are not written again. Do it when somebody may have seen the key."},
 	} {
@@ -61,12 +61,13 @@ func (p *Pages) rotateOne(v *shell.Visit, what string) error {
 
 type passphraseData struct {
 	Asks     bool // one is asked for now
+	TPM      bool // besides a TPM, which would remain
 	Recovery string
 }
 
 func (p *Pages) passphraseData(v *shell.Visit) (passphraseData, error) {
 	k, err := p.look(v.Ctx())
-	return passphraseData{has(k, "passphrase"), k.Recovery}, err
+	return passphraseData{has(k, "passphrase"), has(k, "tpm"), k.Recovery}, err
 }
 
 func (p *Pages) askPassphrase(v *shell.Visit) error {

@@ -125,6 +125,8 @@ type view struct {
 	Slots   []slot
 	Changed int  // registers
 	Asks    bool // for a passphrase at the start
+	Waits   bool // a new recovery key
+	Hosted  bool // where a passphrase can be given at each start
 }
 
 func viewOf(k control.Keys) view {
@@ -139,7 +141,7 @@ func viewOf(k control.Keys) view {
 			w.Changed++
 		}
 	}
-	w.Asks = seen["passphrase"]
+	w.Asks, w.Waits = seen["passphrase"], waits(k)
 	return w
 }
 
@@ -148,7 +150,13 @@ func (p *Pages) show(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	return v.Show(p.page, viewOf(k))
+	st, err := v.Box.Status(v.Ctx())
+	if err != nil {
+		return err
+	}
+	w := viewOf(k)
+	w.Hosted = st.Hosted
+	return v.Show(p.page, w)
 }
 
 func has(k control.Keys, kind string) bool {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,14 +14,20 @@ import (
 
 // The states of control.Keys.Recovery.
 const (
-	none        = "none"
-	unconfirmed = "unconfirmed"
-	confirmed   = "confirmed"
+	none      = "none"
+	confirmed = "confirmed"
 )
+
+// waits says that a recovery key was made and is not confirmed, beside one that
+// is or without.
+func waits(k control.Keys) bool {
+	return slices.ContainsFunc(k.Slots, func(s control.KeySlot) bool { return s.Kind == "recovery" && !s.Confirmed })
+}
 
 type recoveryData struct {
 	Welcome bool
 	State   string
+	Waits   bool   // one that was made waits to be confirmed
 	Path    string // of this page
 	Groups  []string
 	Made    time.Time
@@ -33,7 +40,7 @@ func (p *Pages) recoveryData(v *shell.Visit) (d recoveryData, err error) {
 	if d.Welcome = strings.HasPrefix(v.Route.Path, "/welcome/"); d.Welcome {
 		d.Path = "/welcome/recovery"
 	}
-	d.State = k.Recovery
+	d.State, d.Waits = k.Recovery, waits(k)
 	return d, err
 }
 
@@ -42,7 +49,7 @@ func (p *Pages) showRecovery(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	if d.Welcome && d.State != none && d.State != unconfirmed { // done, or there is nothing to be done
+	if d.Welcome && d.State != none && !d.Waits { // done, or there is nothing to be done
 		v.Redirect("/welcome/place")
 		return nil
 	}
@@ -61,11 +68,11 @@ func (p *Pages) makeRecovery(v *shell.Visit) error {
 	if err != nil {
 		return v.ShowAgain(p.recovery, d, err)
 	}
-	d.State, d.Groups, d.Made = unconfirmed, strings.Split(key.Text, "-"), v.Box.Wall()
+	d.Waits, d.Groups, d.Made = true, strings.Split(key.Text, "-"), v.Box.Wall()
 	d.File = fileOf(fmt.Sprintf("Recovery key of %s\r\nmade %s\r\n\r\n%s\r\n\r\n"+
 		"It opens the data of this box when its TPM, its firmware or its mainboard no longer does:\r\n"+
 		"at the screen and keyboard of the box.\r\n"+
-		"Whoever has it and the disk can read everything. No page of the box ever asks for it.\r\n",
+		"Whoever has it and the disk can read everything. No page of a locked box ever asks for it.\r\n",
 		v.Box.Name, d.Made.UTC().Format("2006-01-02 15:04 UTC"), key.Text))
 	return v.Show(p.recovery, d)
 }

@@ -20,7 +20,6 @@ type view struct {
 	Changed    []control.Register
 	Passphrase bool // a passphrase opens it
 	Recovery   bool // a recovery key does
-	Address    string
 }
 
 // rungs are their names within a sentence.
@@ -45,9 +44,6 @@ func Routes(reason string, keys func(context.Context) (control.Keys, error)) []s
 				v.Box.Log.Error("asking what broke", "err", err)
 			}
 			w.fill()
-			if a := v.Local(); a.IsValid() {
-				w.Address = a.String()
-			}
 			return v.Show(page, w)
 		},
 	}}
