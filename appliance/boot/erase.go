@@ -135,7 +135,7 @@ func tell(consoles []panel.Terminal, text string) {
 		done := make(chan struct{})
 		go func() { // a serial line may hang
 			defer close(done)
-			fmt.Fprintf(c, "\r\n gatehouse: %s\r\n", text)
+			fmt.Fprintf(c, "\n gatehouse: %s\n", text)
 		}()
 		select {
 		case <-done:

@@ -153,6 +153,7 @@ func TestBOX13_ErasedDiskHoldsNothing(t *testing.T) {
 	if anew["name"] == owned.line["name"] || anew["fingerprint"] == owned.line["fingerprint"] {
 		t.Errorf("erased, and it is still the old box: %v", anew)
 	}
+	block(t, guest, "The TPM forgot this box.")
 	off(t, guest)
 	if found := planted.on(t, box.disk); len(found) > 0 {
 		t.Errorf("%d of %d canaries are on the disk after it was erased: %q", len(found), len(planted), found)
