@@ -2,6 +2,8 @@
 GO      ?= go
 BUILD   := build
 export CGO_ENABLED ?= 0
+# keys are erased from the stack and the heap behind their use (docs/decisions/0039)
+export GOEXPERIMENT ?= runtimesecret
 
 # command-or-file=package, looked up before anything is installed
 BUILD_NEEDS := git=git dpkg=dpkg node=nodejs npm=npm

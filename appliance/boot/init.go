@@ -45,6 +45,7 @@ type box struct {
 	config   vault.Config
 	keys     *vault.Vault
 	fresh    bool // keys are made, but not committed yet
+	made     bool // keys were made at this start
 	mapped   bool
 	mounted  bool
 	problem  string // of the data volume, in words
@@ -58,6 +59,7 @@ type box struct {
 	learnt  map[string]learnt       // by link
 	written learnt                  // what the processes see
 	ending  string                  // restart or off, once asked for
+	erasing bool                    // the keys are erased, the rest is to follow
 	end     context.CancelFunc
 	restart context.CancelFunc // of the roles alone
 	boot    host.SecureBoot
@@ -229,15 +231,18 @@ func (b *box) shutdown() {
 	if b.keys != nil {
 		b.keys.Wipe()
 	}
+	b.mu.Lock()
+	action, erasing := b.ending, b.erasing
+	b.mu.Unlock()
+	if erasing {
+		b.finishErasing()
+	}
 	if b.tpm != nil {
 		failed("ending the TPM's session", b.tpm.Shutdown(false))
 	}
 	if b.watchdog != nil {
 		failed("disarming the watchdog", b.watchdog.Disarm())
 	}
-	b.mu.Lock()
-	action := b.ending
-	b.mu.Unlock()
 	if action == "off" {
 		failed("switching off", b.machine.PowerOff())
 		return

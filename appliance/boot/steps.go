@@ -169,6 +169,7 @@ func (b *box) unseal(ctx context.Context) error {
 	if errors.Is(err, vault.ErrBlank) {
 		b.keys, err = vault.Create(ctx, b.config)
 		b.fresh = err == nil
+		b.made = b.fresh
 	}
 	var locked *vault.Locked
 	switch {
@@ -226,6 +227,11 @@ func (b *box) mountData(ctx context.Context) error {
 	dev, err := b.disk.EnsureData()
 	if err != nil {
 		return err
+	}
+	if b.fresh {
+		if err := b.discardAgain(ctx); err != nil {
+			b.log.Warn("discarding what was erased before", "err", err)
+		}
 	}
 	key, err := b.keys.VolumeKey()
 	if err != nil {

@@ -56,6 +56,7 @@ type Config struct {
 	Network   Network // nil: the menu has no such entry
 	Now       func() time.Time
 	Log       *slog.Logger
+	Notice    string // shown first, until somebody types
 	// Every is how often the status is looked at; 0: each second.
 	Every time.Duration
 }
@@ -90,7 +91,7 @@ func (p *Panel) String() string { return "panel" }
 // serial line does after Ctrl-S, holds up neither the others nor the end.
 func (p *Panel) Run(ctx context.Context) error {
 	for _, t := range p.c.Terminals {
-		s := &session{Panel: p, t: t}
+		s := &session{Panel: p, t: t, notice: p.c.Notice}
 		go s.run(ctx) // ends with ctx, or hangs in the kernel until its line goes on
 	}
 	<-ctx.Done()
@@ -256,7 +257,7 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 		what := "people, settings, audit log and keys of this box will be gone for ever, and nobody will own it."
 		s.question(c.name+": "+what+" Type the name of the box, "+name+", to go on: ", name, func(_ context.Context, s *session) {
 			s.question("Once more: everything on "+name+" will be erased now. Type its name again: ", name, func(ctx context.Context, s *session) {
-				s.act(ctx, "Erased. The box starts anew.", s.c.Actions.Erase)
+				s.act(ctx, "Erased: the keys are gone. Next the data volume is discarded, what came of it is said here, and the box starts anew.", s.c.Actions.Erase)
 			})
 		})
 	case "6":

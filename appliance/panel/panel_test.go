@@ -358,7 +358,7 @@ func TestBOX9_EraseAsksTwice(t *testing.T) {
 	b.types("gatehouse-7f3k\n")
 	b.shows("Once more")
 	b.types("gatehouse-7f3k\n")
-	b.shows("Erased.")
+	b.shows("Erased: the keys are gone.")
 	if done := b.actions.list(); done != "erase" {
 		t.Errorf("done: %s", done)
 	}

@@ -3,7 +3,6 @@ package vault
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"gatehouse/tpm"
@@ -182,33 +181,4 @@ func (v *Vault) Commit(ctx context.Context) error {
 		return nil
 	}
 	return v.withClaimedAuth(v.settle)
-}
-
-// Erase forgets the data key for good, whatever state it is in. On a box with
-// a TPM the machine must be restarted before a new one can be made. The header
-// goes first: a power cut after it leaves a latch over a blank META, which is
-// locked and can be erased again.
-func Erase(ctx context.Context, c Config) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	c = c.ready()
-	if err := erase(c.Meta); err != nil {
-		return err
-	}
-	if c.TPM == nil {
-		return nil
-	}
-	const again = "erasing what the TPM remembers (the data key is gone; erase again): %w"
-	root, err := c.TPM.Root()
-	if err != nil {
-		return fmt.Errorf(again, err)
-	}
-	// The latch goes last: while it stands, the box does not begin anew.
-	for _, index := range []uint32{nvClaimed, nvMemory, nvCounter, nvLatch} {
-		if err := c.TPM.UndefineNV(root, index); err != nil {
-			return fmt.Errorf(again, err)
-		}
-	}
-	return nil
 }

@@ -114,15 +114,27 @@ func (a *arena) wipe() {
 // derive is HKDF-SHA-256 with the install id as salt. internal keeps what the
 // vault uses for itself apart from what a role may ever be given by name.
 func derive(from []byte, installID [16]byte, purpose string, size int) (key []byte, err error) {
-	key = make([]byte, size)
-	secret.Do(func() {
-		var k []byte
-		k, err = hkdf.Key(sha256.New, from, installID[:], "gatehouse/1/"+purpose, size)
-		copy(key, k)
-		clear(k)
+	key, err = erasing(size, func() ([]byte, error) {
+		return hkdf.Key(sha256.New, from, installID[:], "gatehouse/1/"+purpose, size)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("deriving a key: %w", err)
+	}
+	return key, nil
+}
+
+// erasing makes a key of size bytes by f, and leaves no other copy of it.
+func erasing(size int, f func() ([]byte, error)) (key []byte, err error) {
+	key = make([]byte, size)
+	secret.Do(func() {
+		var k []byte
+		if k, err = f(); err == nil && copy(key, k) != len(k) {
+			err = fmt.Errorf("it has %d bytes, not %d", len(k), size)
+		}
+		clear(k)
+	})
+	if err != nil {
+		return nil, err
 	}
 	return key, nil
 }

@@ -116,14 +116,3 @@ func (p *pages) mirror(dev Device) error {
 	}
 	return nil
 }
-
-// erase zeroes header, claim verifier and network settings. Flash may keep old blocks where only
-// its maker can read them: what is gone for good is what the TPM held.
-func erase(dev Device) error {
-	for at := int64(0); at < erasedEnd; at += copySize {
-		if err := writeBlocks(dev, at, make([]byte, copySize)); err != nil {
-			return fmt.Errorf("erasing META: %w", err)
-		}
-	}
-	return nil
-}

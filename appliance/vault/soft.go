@@ -27,11 +27,16 @@ const MinPassphrase = 12
 func (s *hostSlot) seed(src hostid.Source) ([]byte, error) {
 	digest := src.Digest()
 	defer clear(digest[:])
-	return hkdf.Key(sha256.New, digest[:], s.salt[:], "gatehouse/1/host-id", dataKeySize)
+	return erasing(dataKeySize, func() ([]byte, error) {
+		return hkdf.Key(sha256.New, digest[:], s.salt[:], "gatehouse/1/host-id", dataKeySize)
+	})
 }
 
 func (s *passphraseSlot) seed(passphrase []byte) []byte {
-	return argon2.IDKey(passphrase, s.salt[:], s.time, s.memory, s.lanes, dataKeySize)
+	key, _ := erasing(dataKeySize, func() ([]byte, error) { // it has no way to fail
+		return argon2.IDKey(passphrase, s.salt[:], s.time, s.memory, s.lanes, dataKeySize), nil
+	})
+	return key
 }
 
 // openHost tries the identifiers of the recorded source, never those of another.

@@ -32,7 +32,7 @@ func (d *disk) ReadAt(b []byte, at int64) (int, error) {
 	if d.bad != nil {
 		return 0, d.bad
 	}
-	n := copy(b, d.data[at:])
+	n := copy(b, d.data[min(at, int64(len(d.data))):])
 	if n < len(b) {
 		return n, io.EOF
 	}

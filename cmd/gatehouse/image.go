@@ -77,6 +77,13 @@ func buildFlags(c *cobra.Command, b *image.Build) {
 // prepareBuild fills in what follows from the repository.
 func prepareBuild(ctx context.Context, b *image.Build, stderr io.Writer) error {
 	b.Log = progress(stderr)
+	// The box's program erases keys from its memory, which the compiler has to
+	// be told of (docs/decisions/0039); whoever says another experiment means it.
+	if _, said := os.LookupEnv("GOEXPERIMENT"); !said {
+		if err := os.Setenv("GOEXPERIMENT", "runtimesecret"); err != nil {
+			return err
+		}
+	}
 	var err error
 	if b.Source, err = filepath.Abs(b.Source); err != nil {
 		return err

@@ -5,16 +5,24 @@ import (
 	"bytes"
 	"crypto/hkdf"
 	"crypto/sha256"
+	"encoding/base32"
 	"errors"
 	"fmt"
+	"html"
 	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"gatehouse/appliance/account/onetime"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/keytext"
 	"gatehouse/appliance/secret"
 	"gatehouse/appliance/vault"
 )
@@ -131,6 +139,53 @@ func (b *box) dataKey(v *vault.Vault) (key []byte, page region) {
 	return nil, region{}
 }
 
+// makeRecovery gives ann a second factor, has the page make a recovery key, and
+// confirms it.
+func (b *box) makeRecovery(c *http.Client) (text string, key []byte) {
+	b.Helper()
+	post := func(path string, form url.Values) string {
+		b.Helper()
+		req, err := http.NewRequest("POST", "https://127.0.0.1"+path, strings.NewReader(form.Encode()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Origin", "https://127.0.0.1")
+		r, err := c.Do(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer r.Body.Close()
+		page, err := io.ReadAll(r.Body)
+		if err != nil || r.StatusCode >= 400 {
+			b.Fatalf("%s answers %d, %v:\n%s", path, r.StatusCode, err, page)
+		}
+		if at := r.Header.Get("Location"); at != "" {
+			return "it leads to " + at
+		}
+		return string(page)
+	}
+	_, page := b.get(c, "/welcome/factor")
+	m := secretIn.FindStringSubmatch(html.UnescapeString(page))
+	if m == nil {
+		b.Fatalf("no second factor is offered:\n%s", page)
+	}
+	factor, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(m[1])
+	if err != nil {
+		b.Fatal(err)
+	}
+	post("/welcome/factor", url.Values{"code": {onetime.Code(factor, onetime.Step(time.Now()))}})
+	page = post("/keys/recovery", nil)
+	text = regexp.MustCompile(`[0-9A-Z]{7}(-[0-9A-Z]{7}){7}`).FindString(page)
+	kind := keytext.Kind{Name: "recovery key", Label: "gatehouse/recovery/1 check "}
+	raw, err := kind.Parse(text)
+	if err != nil {
+		b.Fatalf("the page shows no recovery key: %v\n%.3000s", err, page)
+	}
+	post("/keys/recovery/confirm", url.Values{"typed": {text[len(text)-7:]}})
+	return text, raw[:]
+}
+
 // TestKEY7_OnlyTheSupervisorHoldsTheDataKey looks through the memory of every
 // process of a box that was started with a passphrase, is claimed and in use.
 func TestKEY7_OnlyTheSupervisorHoldsTheDataKey(t *testing.T) {
@@ -139,7 +194,9 @@ func TestKEY7_OnlyTheSupervisorHoldsTheDataKey(t *testing.T) {
 	b.env = append(b.env, "GATEHOUSE_KEY="+passphrase)
 	b.start("unclaimed")
 	b.claim()
-	b.signIn(b.client())
+	ann := b.client()
+	b.signIn(ann)
+	recovery, recoveryKey := b.makeRecovery(ann)
 	// What was begun is the second start: the first makes the keys, each later
 	// one takes them out of the header.
 	b.stop()
@@ -164,7 +221,8 @@ func TestKEY7_OnlyTheSupervisorHoldsTheDataKey(t *testing.T) {
 	if !page.locked || page.to-page.from > int64(os.Getpagesize()) {
 		t.Errorf("the data key's page is not locked, or more than one: %v", page)
 	}
-	secrets := map[string][][]byte{"data key": halves(data), "volume key": halves(volume), "passphrase": {[]byte(passphrase)}}
+	secrets := map[string][][]byte{"data key": halves(data), "volume key": halves(volume), "passphrase": {[]byte(passphrase)},
+		"recovery key": append(halves(recoveryKey), []byte(recovery))}
 
 	processes := map[string]int{}
 	for _, role := range []string{"gateway", "console", "agent"} {
