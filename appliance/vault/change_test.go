@@ -283,6 +283,39 @@ func TestKEY5_TPMSlotAndDataKeyRotate(t *testing.T) {
 	}
 }
 
+// Whoever reads, signs or derives while a key is made anew gets what is right
+// before or after; the race detector sees whatever is read in between.
+func TestKEY5_RotationUnderUse(t *testing.T) {
+	s := tpmtest.Start(t)
+	c := box(s, newDisk())
+	v, _ := owned(t, c)
+	want, done := subkey(t, v), make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 3 {
+			for _, what := range []string{"tpm", "data"} {
+				if err := v.Rotate(t.Context(), what); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	for {
+		if subkey(t, v) != want || v.Trust().Mechanism != "tpm" || len(v.Slots()) != 2 || v.RecoveryState() != "confirmed" || v.Generation() == 0 {
+			t.Error("what was read during a rotation is neither old nor new")
+		}
+		checkSign(t, v)
+		if _, _, err := v.Registers(t.Context()); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
 func TestKEY2_PassphraseBesidesTheTPM(t *testing.T) {
 	s := tpmtest.Start(t)
 	c := box(s, newDisk())
@@ -471,6 +504,11 @@ func TestKEY2_ATPMThatAppearsLaterIsTakenOnlyWhenAsked(t *testing.T) {
 	if err := w.TakeTPM(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// The audit log of this run was begun with the key of before.
+	if !w.Public().Equal(v.Public()) {
+		t.Error("the checkpoint key changed under those who have it")
+	}
+	checkSign(t, w)
 	s.PowerCut(t)
 	x := mustOpen(t, c)
 	sameData(t, v, x)

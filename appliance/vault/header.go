@@ -150,7 +150,9 @@ type passphraseSlot struct {
 	time   uint32 // passes
 	memory uint32 // KiB
 	lanes  uint8
-	public []byte // of a guard; a slot of its own has it outside
+	// Of a guard; a slot of its own has them outside.
+	made   int64 // Unix seconds
+	public []byte
 }
 
 var errHeader = errors.New("the header is damaged")
@@ -176,6 +178,7 @@ func (h *header) body() []byte {
 	}
 	if h.mode == modeTPMPassphrase {
 		h.guard.add(&b)
+		b.AddUint64(uint64(h.guard.made))
 		addBytes(&b, h.guard.public)
 	}
 	b.AddUint8(uint8(len(h.slots)))
@@ -323,9 +326,11 @@ func (h *header) parse(body []byte) error {
 		if h.guard, err = parsePassphrase(&r); err != nil {
 			return err
 		}
-		if !readBytes(&r, maxBlob, &h.guard.public) {
+		var made uint64
+		if !r.ReadUint64(&made) || !readBytes(&r, maxBlob, &h.guard.public) {
 			return errors.New("its passphrase has no key")
 		}
+		h.guard.made = int64(made)
 	}
 	if !r.ReadUint8(&count) || count == 0 || count > maxSlots {
 		return fmt.Errorf("it has no slot, or more than %d", maxSlots)

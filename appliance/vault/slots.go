@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
-	"gatehouse/appliance/control"
 	"gatehouse/appliance/secret"
 )
 
@@ -126,28 +124,19 @@ func (h *header) clone() *header {
 	return &c
 }
 
-func (h *header) without(k kind, but func(*slot) bool) {
-	h.slots = slices.DeleteFunc(h.slots, func(s slot) bool { return s.kind == k && (but == nil || !but(&s)) })
+// lead puts a slot first, in the place of those of the kinds.
+func (h *header) lead(s slot, data []byte, instead ...kind) error {
+	for _, k := range instead {
+		h.without(k, nil)
+	}
+	if err := h.give(&s, data); err != nil {
+		return err
+	}
+	h.slots = append([]slot{s}, h.slots...)
+	return nil
 }
 
-// Slots lists the ways to the data key.
-func (v *Vault) Slots() []control.KeySlot {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	var out []control.KeySlot
-	for i := range v.h.slots {
-		s := &v.h.slots[i]
-		k := control.KeySlot{
-			Kind: s.kind.String(), Made: time.Unix(s.made, 0).UTC(), Confirmed: s.flags&slotConfirmed != 0,
-			InUse: v.used.kind == s.kind && string(v.used.public) == string(s.public),
-		}
-		if s.tpm != nil {
-			k.Note = s.tpm.note
-		}
-		out = append(out, k)
-	}
-	if v.h.guard != nil {
-		out = append(out, control.KeySlot{Kind: "passphrase", Made: time.Unix(v.h.created, 0).UTC(), InUse: v.used.kind == kindTPM, Note: "asked for besides the TPM"})
-	}
-	return out
+// without drops the slots of a kind, but for some.
+func (h *header) without(k kind, but func(*slot) bool) {
+	h.slots = slices.DeleteFunc(h.slots, func(s slot) bool { return s.kind == k && (but == nil || !but(&s)) })
 }

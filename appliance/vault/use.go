@@ -13,7 +13,7 @@ import (
 )
 
 // InstallID is the random name of this installation.
-func (v *Vault) InstallID() [16]byte { return v.h.installID }
+func (v *Vault) InstallID() [16]byte { return v.installID }
 
 // Subkey derives the key for a purpose (control.Purpose…).
 func (v *Vault) Subkey(purpose string) (key [32]byte, err error) {
@@ -40,7 +40,7 @@ func (v *Vault) VolumeKey() (key []byte, err error) {
 
 // Trust is what guards the data key and what it is worth.
 func (v *Vault) Trust() control.Trust {
-	return trustOf(v.h.mode, v.c.SecureBoot, v.used.tpm != nil && v.used.tpm.approver != nil)
+	return trustOf(v.mode(), v.c.SecureBoot, v.Measured())
 }
 
 // Claimed says whether the box has an owner: the TPM's bit, or without a TPM
@@ -136,16 +136,16 @@ func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if v.h.mode.sealed() {
+	if v.signer != nil {
 		auth, err := v.derive(internalCheckpoint, 32)
 		if err != nil {
 			return nil, err
 		}
 		defer clear(auth)
-		return v.c.TPM.Sign(v.h.tpm.root, v.h.tpm.checkpoint, auth, digest)
+		return v.c.TPM.Sign(v.signer.root, v.signer.checkpoint, auth, digest)
 	}
 	err = v.keys.use(func(_, _, base []byte) error {
-		key, err := softKey(base, v.h.installID)
+		key, err := softKey(base, v.installID)
 		if err != nil {
 			return err
 		}
@@ -166,10 +166,10 @@ func (v *Vault) LockoutCounter(ctx context.Context) (uint32, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if !v.h.mode.sealed() {
+	if !v.mode().sealed() {
 		return 0, nil
 	}
-	return v.c.TPM.Lockout(v.h.tpm.root)
+	return v.c.TPM.Lockout(v.tpmRoot())
 }
 
 // Wipe zeroes the keys; every later use of one is an error.

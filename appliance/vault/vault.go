@@ -146,9 +146,12 @@ type Vault struct {
 	committed bool
 	used      slot   // by which the data key was opened at this start
 	pending   string // last group of a recovery key that waits to be confirmed
-	note      string // what a person should know of how the data was opened
 
-	public *ecdsa.PublicKey
+	// Set before anybody else has the vault, and never after.
+	installID [16]byte
+	note      string   // what a person should know of how the data was opened
+	signer    *tpmKeys // of the checkpoint key; nil: it is derived
+	public    *ecdsa.PublicKey
 }
 
 // Open opens the data key. ErrBlank: there is none yet, see Create. *Locked:
@@ -245,7 +248,7 @@ func newVault(c *Config, h *header, data []byte, used *slot) (*Vault, error) {
 		return nil, err
 	}
 	defer clear(base)
-	v := &Vault{c: *c, h: h, used: *used}
+	v := &Vault{c: *c, h: h, used: *used, installID: h.installID, signer: h.tpm}
 	v.c.Passphrase = nil
 	if v.public, err = h.checkpointKey(base); err != nil {
 		return nil, err
@@ -287,6 +290,12 @@ func (v *Vault) recover() error {
 	return v.withClaimedAuth(v.settle)
 }
 
+func (v *Vault) settleNow() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.withClaimedAuth(v.settle)
+}
+
 func (v *Vault) withClaimedAuth(f func(auth []byte) error) error {
 	auth, err := v.derive(internalClaimed, 32)
 	if err != nil {
@@ -298,7 +307,7 @@ func (v *Vault) withClaimedAuth(f func(auth []byte) error) error {
 
 func (v *Vault) derive(purpose string, size int) (key []byte, err error) {
 	err = v.keys.use(func(_, _, base []byte) error {
-		key, err = derive(base, v.h.installID, purpose, size)
+		key, err = derive(base, v.installID, purpose, size)
 		return err
 	})
 	return key, err

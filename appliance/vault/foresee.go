@@ -1,0 +1,113 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"gatehouse/tpm/pcr"
+)
+
+// Boot is a start that is foreseen: firmware that will measure something else,
+// or a release of another epoch.
+type Boot struct {
+	PCR7  [pcr.Size]byte
+	Epoch uint64 // 0: as now
+	Note  string // what the slot waits for
+}
+
+// Expect adds a TPM slot for each start, beside those there are. One that is
+// there already is not made again.
+func (v *Vault) Expect(ctx context.Context, boots []Boot) error {
+	if !v.mode().sealed() || v.c.Form != Box {
+		return errors.New("the data is not sealed to the TPM of a box of ours: no start needs to be foreseen")
+	}
+	v.mu.Lock()
+	root, now, used := v.h.tpm.root, slices.Clone(v.h.slots), v.used
+	v.mu.Unlock()
+	if used.tpm == nil {
+		return errors.New("the data was not opened by the TPM at this start: make its slot anew first")
+	}
+	n, err := v.c.count(root)
+	if err != nil {
+		return err
+	}
+	var add []slot
+	for _, b := range boots {
+		t := &tpmSlot{values: make(pcr.Values), approver: used.tpm.approver, epoch: used.tpm.epoch, atMost: n, note: b.Note[:min(len(b.Note), maxNote)]}
+		for i, x := range used.tpm.values {
+			t.values[i] = x
+		}
+		t.values[secureBootRegister] = b.PCR7
+		if b.Epoch > t.epoch {
+			if t.approver == nil {
+				return errors.New("this box's key is sealed without a release in its policy: it has no epoch that could be raised")
+			}
+			t.epoch, t.atMost = b.Epoch, n+1
+		}
+		if slices.ContainsFunc(append(now, add...), t.same) {
+			continue
+		}
+		s, seed, err := v.c.sealUnder(root, t)
+		if err != nil {
+			return err
+		}
+		clear(seed)
+		add = append(add, s)
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	return v.change(ctx, func(h *header, data []byte) error {
+		for _, s := range add {
+			if err := h.give(&s, data); err != nil {
+				return err
+			}
+			h.slots = append(h.slots, s)
+		}
+		return nil
+	})
+}
+
+func (t *tpmSlot) same(s slot) bool {
+	return s.tpm != nil && s.tpm.values[secureBootRegister] == t.values[secureBootRegister] && s.tpm.epoch == t.epoch && s.tpm.atMost == t.atMost
+}
+
+// Settle keeps the TPM slot that opened this start and drops the others. If
+// the release's epoch was raised, the counter goes up first: from then on no
+// older copy of the header opens.
+func (v *Vault) Settle(ctx context.Context) error {
+	own := v.opened()
+	if !v.mode().sealed() || own.tpm == nil {
+		return nil
+	}
+	root := v.tpmRoot()
+	for own.tpm.atMost > 0 {
+		n, err := v.c.count(root)
+		if err != nil {
+			return err
+		}
+		if n >= own.tpm.atMost {
+			break
+		}
+		if err := v.c.TPM.Count(root, counter()); err != nil {
+			return fmt.Errorf("shutting out releases of older epochs: %w", err)
+		}
+	}
+	v.mu.Lock()
+	others := slices.ContainsFunc(v.h.slots, func(s slot) bool { return s.kind == kindTPM && string(s.public) != string(own.public) })
+	v.mu.Unlock()
+	if !others && own.tpm.note == "" {
+		return nil
+	}
+	return v.change(ctx, func(h *header, _ []byte) error {
+		h.without(kindTPM, func(s *slot) bool { return string(s.public) == string(own.public) })
+		if s := h.first(kindTPM); s != nil {
+			t := *s.tpm
+			t.note = ""
+			s.tpm = &t
+		}
+		return nil
+	})
+}

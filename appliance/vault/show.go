@@ -1,0 +1,100 @@
+package vault
+
+import (
+	"context"
+	"encoding/hex"
+	"time"
+
+	"gatehouse/appliance/control"
+)
+
+// Slots lists the ways to the data key.
+func (v *Vault) Slots() []control.KeySlot {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var out []control.KeySlot
+	for i := range v.h.slots {
+		s := &v.h.slots[i]
+		k := control.KeySlot{
+			Kind: s.kind.String(), Made: time.Unix(s.made, 0).UTC(), Confirmed: s.flags&slotConfirmed != 0,
+			InUse: v.used.kind == s.kind && string(v.used.public) == string(s.public),
+		}
+		if s.tpm != nil {
+			k.Note = s.tpm.note
+		}
+		out = append(out, k)
+	}
+	if v.h.guard != nil {
+		out = append(out, control.KeySlot{Kind: "passphrase", Made: time.Unix(v.h.guard.made, 0).UTC(), InUse: v.used.kind == kindTPM, Note: "asked for besides the TPM"})
+	}
+	return out
+}
+
+// RecoveryState is none, unconfirmed or confirmed.
+func (v *Vault) RecoveryState() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	state := "none"
+	for _, s := range v.h.slots {
+		switch {
+		case s.kind == kindRecovery && s.flags&slotConfirmed != 0:
+			return "confirmed"
+		case s.kind == kindRecovery:
+			state = "unconfirmed"
+		}
+	}
+	return state
+}
+
+// Generation counts the changes of the header.
+func (v *Vault) Generation() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.h.generation
+}
+
+// Measured says that the key was given because a release was approved.
+func (v *Vault) Measured() bool {
+	s := v.opened()
+	return s.tpm != nil && s.tpm.approver != nil
+}
+
+// OffersTPM says that the machine has a TPM that the data is not sealed to.
+func (v *Vault) OffersTPM() bool { return v.c.TPM != nil && !v.mode().sealed() }
+
+var registerNames = map[int]string{
+	7: "Secure Boot: whether it is on, and whose signatures count", 11: "the system image", 12: "its command line",
+	13: "what was loaded beside it", 15: "whether the key was asked for",
+}
+
+// Registers are those that the key is sealed to, and the TPM's name; none
+// without one.
+func (v *Vault) Registers(ctx context.Context) ([]control.Register, *control.TPMStatus, error) {
+	if err := ctx.Err(); err != nil || !v.mode().sealed() || v.c.TPM == nil {
+		return nil, nil, err
+	}
+	root := v.tpmRoot()
+	now, err := v.c.TPM.PCRs(root, v.c.watched())
+	if err != nil {
+		return nil, nil, lockedTPM("The TPM does not show its registers.", err)
+	}
+	v.mu.Lock()
+	own := v.h.first(kindTPM).tpm
+	v.mu.Unlock()
+	var out []control.Register
+	for _, i := range v.c.watched().Indices() {
+		x, was := now[i], own.values[i]
+		out = append(out, control.Register{
+			Index: i, Name: registerNames[i], Value: hex.EncodeToString(x[:]), Sealed: hex.EncodeToString(was[:]),
+			Approved: own.approver != nil && approvedRegisters().Has(i),
+		})
+	}
+	status := new(control.TPMStatus)
+	if status.Lockout, err = v.c.TPM.Lockout(root); err != nil {
+		return nil, nil, lockedTPM("The TPM does not show its counter of failures.", err)
+	}
+	if status.Maker, status.Version, err = v.c.TPM.Identity(root); err != nil {
+		return nil, nil, lockedTPM("The TPM does not say who made it.", err)
+	}
+	return out, status, nil
+}
