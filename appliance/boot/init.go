@@ -64,6 +64,8 @@ type box struct {
 	restart context.CancelFunc // of the roles alone
 	boot    host.SecureBoot
 	broken  *vault.Locked // what the vault said, if it did not open
+
+	unlocking sync.Mutex // one recovery key at a time
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -281,7 +283,7 @@ func (b *box) roles() (*roles, error) {
 	}
 	r.monitor.Network = b.network()
 	r.monitor.Keys = &keyring{
-		vault: b.keys, locked: b.broken, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
+		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
 		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
 	}
 	if b.filtered == nil {

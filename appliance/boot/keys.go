@@ -15,13 +15,14 @@ import (
 type keyring struct {
 	vault  *vault.Vault // nil while locked
 	locked *vault.Locked
+	config vault.Config // of the vault
 	boot   host.SecureBoot
 	epoch  uint64
 	start  *measured    // how firmware started this system; nil: on a host, whose affair that is
 	owner  firmwareDoor // the firmware's keys; nil: on a host
 	image  fs.FS        // the initramfs, which brings the keys to enrol
 	// unlock opens the data; nil: this form cannot, but by being started anew.
-	unlock func(ctx context.Context, kind string, secret []byte) error
+	unlock func(ctx context.Context, recoveryKey []byte) error
 }
 
 var errKeysClosed = errors.New("the box is locked: its keys are not open")
@@ -33,6 +34,7 @@ func (k *keyring) View(ctx context.Context) (control.Keys, error) {
 	if k.vault == nil {
 		out.Trust = control.Trust{Mechanism: "none", Grade: "-", Sentence: "locked: the keys are not open"}
 		out.Rungs = k.rungs(out.Trust)
+		k.broken(ctx, &out)
 		return out, nil
 	}
 	out.Trust, out.Slots, out.Recovery = k.vault.Trust(), k.vault.Slots(), k.vault.RecoveryState()
@@ -40,16 +42,36 @@ func (k *keyring) View(ctx context.Context) (control.Keys, error) {
 	if n := k.vault.Note(); n != "" {
 		out.Notes = append(out.Notes, n)
 	}
-	registers, status, err := k.vault.Registers(ctx)
-	if err != nil {
-		return out, err
+	var err error
+	if out.Registers, out.TPM, err = k.vault.Registers(ctx); err != nil {
+		// A TPM that fails while the box runs is something to show, not a
+		// reason to show nothing.
+		out.Notes = append(out.Notes, err.Error())
 	}
-	out.Registers, out.TPM = registers, status
 	if k.vault.OffersTPM() {
 		out.Offered = "This machine has a TPM 2.0 that was not there, or was off, when the keys were made. Sealing to it protects the data if the disk is stolen."
 	}
 	out.Rungs = k.rungs(out.Trust)
 	return out, nil
+}
+
+// broken says of a locked box which registers changed and which ways there are,
+// as far as its header tells without being open.
+func (k *keyring) broken(ctx context.Context, out *control.Keys) {
+	if k.locked != nil {
+		for _, p := range k.locked.PCRs {
+			out.Registers = append(out.Registers, control.Register{Index: p.Index, Name: vault.RegisterName(p.Index), Value: p.New, Sealed: p.Old})
+		}
+	}
+	if k.config.Meta == nil {
+		return
+	}
+	seen, err := vault.Inspect(ctx, k.config)
+	if err != nil {
+		out.Notes = append(out.Notes, err.Error())
+		return
+	}
+	out.Slots, out.Recovery = seen.Slots, seen.Recovery
 }
 
 func (k *keyring) why() string {
@@ -148,38 +170,27 @@ func (k *keyring) TakeTPM(ctx context.Context) error {
 	return v.TakeTPM(ctx)
 }
 
-// Unlock opens a locked box.
-func (k *keyring) Unlock(ctx context.Context, kind string, secret []byte) error {
+// Unlock opens a locked box by the recovery key.
+func (k *keyring) Unlock(ctx context.Context, recoveryKey []byte) error {
 	if k.unlock == nil {
-		return errors.New("this form of Gatehouse is opened by starting it anew with what it asks for")
+		return errors.New("this form of Gatehouse takes its recovery key by gatehoused recover")
 	}
-	return k.unlock(ctx, kind, secret)
+	return k.unlock(ctx, recoveryKey)
 }
 
-// Spool is empty: what happens while the box is locked is in its log alone.
-func (k *keyring) Spool() ([]byte, error) { return nil, nil }
-
-// SpoolTaken has nothing to forget.
-func (k *keyring) SpoolTaken() error { return nil }
-
-// unlocks opens the data of this box by what a person typed, and has the roles
-// started anew over it.
-func (b *box) unlocks(ctx context.Context, kind string, secret []byte) error {
-	c := b.config
-	var (
-		keys *vault.Vault
-		err  error
-	)
+// unlocks opens the data of this box by the recovery key, and has the roles
+// started anew over it. Two may type at the same time, at display and serial
+// line: the second finds the box open.
+func (b *box) unlocks(ctx context.Context, recoveryKey []byte) error {
+	b.unlocking.Lock()
+	defer b.unlocking.Unlock()
 	switch {
-	case c.Meta == nil:
+	case b.keys != nil:
+		return errors.New("the data is open already, and the box goes on")
+	case b.config.Meta == nil:
 		return errors.New("there is no disk of this box, so there is nothing to unlock")
-	case kind == "recovery":
-		keys, err = vault.Recover(ctx, c, string(secret))
-	default:
-		// The TPM is closed until the next start, so a passphrase besides it
-		// cannot be taken now.
-		return errors.New("a passphrase is asked for by the form that needs it; here, type the recovery key")
 	}
+	keys, err := vault.Recover(ctx, b.config, string(recoveryKey))
 	if err != nil {
 		return err
 	}
@@ -187,7 +198,7 @@ func (b *box) unlocks(ctx context.Context, kind string, secret []byte) error {
 	if err := b.openData(ctx); err != nil {
 		return err
 	}
-	b.log.Warn("unlocked", "by", kind, "note", keys.Note())
+	b.log.Warn("unlocked by the recovery key", "note", keys.Note())
 	b.again()
 	return nil
 }

@@ -98,7 +98,7 @@ func (r *roles) run(ctx context.Context) error {
 		}()
 		r.monitor.Audit = writer
 		r.monitor.Vault = r.keys
-		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version}}); err != nil {
+		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version, "keys": r.keys.OpenedBy()}}); err != nil {
 			return fmt.Errorf("%w: recording the start: %w", errAuditLog, err)
 		}
 	}

@@ -106,20 +106,6 @@ type PassphraseSet struct {
 	Passphrase []byte `json:"passphrase"`
 }
 
-// Unlock opens a locked box. It is asked for over a connection whose
-// certificate the person compared with the console's words.
-type Unlock struct {
-	Kind   string `json:"kind"` // recovery, passphrase
-	Secret []byte `json:"secret"`
-	From   string `json:"from"`
-}
-
-// Spooled are events of the time when the box was locked, as META keeps them:
-// not authenticated, so they are parsed by the console, never by PID 1.
-type Spooled struct {
-	Raw []byte `json:"raw"`
-}
-
 // What a role may ask of the keys.
 var (
 	// OpKeys reads the ladder; also in a locked box.
@@ -136,10 +122,4 @@ var (
 	OpTPMTake = Op[By, None]{"tpm-take", []Role{Console}}
 	// OpSecureBootEnrol writes the image's keys into a firmware in set-up mode.
 	OpSecureBootEnrol = Op[By, None]{"secure-boot-enrol", []Role{Console}}
-	// OpUnlock is refused unless the box is locked.
-	OpUnlock = Op[Unlock, None]{"unlock", []Role{Console}}
-	// OpSpool reads what was recorded while the box was locked.
-	OpSpool = Op[None, Spooled]{"spool", []Role{Console}}
-	// OpSpoolTaken forgets it, once it is in the audit log.
-	OpSpoolTaken = Op[None, None]{"spool-taken", []Role{Console}}
 )

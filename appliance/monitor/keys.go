@@ -3,7 +3,6 @@ package monitor
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"gatehouse/appliance/control"
 )
@@ -19,9 +18,7 @@ type Keys interface {
 	TakeTPM(ctx context.Context) error
 	EnrolSecureBoot(ctx context.Context) error
 	// Unlock opens a locked box; when it returns nil the roles are about to be started anew.
-	Unlock(ctx context.Context, kind string, secret []byte) error
-	Spool() ([]byte, error)
-	SpoolTaken() error
+	Unlock(ctx context.Context, recoveryKey []byte) error
 }
 
 var errNoKeys = &control.Error{Code: control.CodeState, Text: "this form of Gatehouse has no keys that could be changed"}
@@ -59,20 +56,6 @@ func (m *Monitor) registerKeys(s *control.Server) {
 	control.Handle(s, control.OpSecureBootEnrol, func(ctx context.Context, _ control.Role, by control.By) (control.None, error) {
 		return control.None{}, m.changeKeys(ctx, by, "Secure Boot keys enrolled", "", func(k Keys) error { return k.EnrolSecureBoot(ctx) })
 	})
-	control.Handle(s, control.OpUnlock, m.unlock)
-	control.Handle(s, control.OpSpool, func(context.Context, control.Role, control.None) (out control.Spooled, err error) {
-		if m.cfg.Keys == nil {
-			return out, nil
-		}
-		out.Raw, err = m.cfg.Keys.Spool()
-		return out, err
-	})
-	control.Handle(s, control.OpSpoolTaken, func(context.Context, control.Role, control.None) (control.None, error) {
-		if m.cfg.Keys == nil {
-			return control.None{}, nil
-		}
-		return control.None{}, m.cfg.Keys.SpoolTaken()
-	})
 }
 
 // changeKeys records the wish, then has it carried out: what cannot be recorded
@@ -105,25 +88,18 @@ func (m *Monitor) changeKeys(ctx context.Context, by control.By, action, object 
 	return &control.Error{Code: control.CodeFailed, Text: err.Error()}
 }
 
-func (m *Monitor) unlock(ctx context.Context, _ control.Role, q control.Unlock) (control.None, error) {
-	defer clear(q.Secret)
-	return control.None{}, m.Unlock(ctx, q.Kind, q.Secret, q.From)
-}
-
-// Unlock opens a locked box, asked for at the console or through the channel of
-// `gatehouse unlock`.
-func (m *Monitor) Unlock(ctx context.Context, kind string, secret []byte, from string) error {
+// Unlock opens a locked box by the recovery key, for a person at the console. No
+// role may ask for it: none that faces the network is to be given that key.
+func (m *Monitor) Unlock(ctx context.Context, recoveryKey []byte) error {
+	defer clear(recoveryKey)
 	if m.cfg.Keys == nil || m.State() != control.StateLocked {
 		return &control.Error{Code: control.CodeState, Text: "this box is not locked: there is nothing to unlock"}
 	}
-	if kind != "recovery" && kind != "passphrase" {
-		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("a box is unlocked by recovery or passphrase, not by %q", kind)}
-	}
-	event := control.Event{Actor: "console", Action: "unlock", Object: kind, From: from}
+	event := control.Event{Actor: "console", Action: "unlock", Object: m.cfg.Name}
 	if err := m.audit(ctx, event); err != nil {
 		return err
 	}
-	if err := m.cfg.Keys.Unlock(ctx, kind, secret); err != nil {
+	if err := m.cfg.Keys.Unlock(ctx, recoveryKey); err != nil {
 		event.Outcome = "refused"
 		if auditErr := m.audit(ctx, event); auditErr != nil {
 			m.cfg.Logger.Error("a refusal was not recorded", "err", auditErr)

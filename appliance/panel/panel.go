@@ -23,11 +23,10 @@ type Actions interface {
 	PowerOff(ctx context.Context) error
 	Erase(ctx context.Context) error // everything; the box then restarts
 	// The ways out for those who locked themselves out.
-	RevertAll(ctx context.Context) error   // what waits to be kept goes back
-	ListsOff(ctx context.Context) error    // the lists stay, and judge nobody
-	ResetFactor(ctx context.Context) error // the owner sets up a new second factor
-	// Unlock opens a locked box; kind is recovery.
-	Unlock(ctx context.Context, kind string, secret []byte, from string) error
+	RevertAll(ctx context.Context) error                  // what waits to be kept goes back
+	ListsOff(ctx context.Context) error                   // the lists stay, and judge nobody
+	ResetFactor(ctx context.Context) error                // the owner sets up a new second factor
+	Unlock(ctx context.Context, recoveryKey []byte) error // of a locked box
 }
 
 // Network is what the menu sets of the network. Who stands here needs no way
@@ -286,7 +285,7 @@ func (s *session) recovery() {
 			return
 		}
 		s.act(ctx, "The data is open. The box goes on.", func(ctx context.Context) error {
-			return s.c.Actions.Unlock(ctx, "recovery", []byte(l), "console")
+			return s.c.Actions.Unlock(ctx, []byte(l))
 		})
 	}})
 }

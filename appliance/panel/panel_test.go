@@ -235,8 +235,8 @@ func (a *actions) Erase(context.Context) error     { return a.do("erase") }
 func (a *actions) RevertAll(context.Context) error { return a.do("undo") }
 func (a *actions) ListsOff(context.Context) error  { return a.do("lists off") }
 
-func (a *actions) Unlock(_ context.Context, kind string, secret []byte, from string) error {
-	return a.do("unlock by " + kind + " " + string(secret) + " at " + from)
+func (a *actions) Unlock(_ context.Context, key []byte) error {
+	return a.do("unlock by " + string(key))
 }
 func (a *actions) ResetFactor(context.Context) error { return a.do("factor") }
 
@@ -374,7 +374,7 @@ func TestKEY8_ALockedBoxTakesTheRecoveryKeyAtItsConsole(t *testing.T) {
 	b.shows("The recovery key of this box")
 	b.types("AAAAAAA-BBBBBBB\n")
 	b.shows("The data is open.")
-	if done := b.actions.list(); done != "unlock by recovery AAAAAAA-BBBBBBB at console" {
+	if done := b.actions.list(); done != "unlock by AAAAAAA-BBBBBBB" {
 		t.Errorf("done: %s", done)
 	}
 }

@@ -12,20 +12,27 @@ import (
 func (v *Vault) Slots() []control.KeySlot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return v.h.list(&v.used)
+}
+
+// list is what a page shows of the slots; used is the one that opened, if any.
+func (h *header) list(used *slot) []control.KeySlot {
 	var out []control.KeySlot
-	for i := range v.h.slots {
-		s := &v.h.slots[i]
+	for _, s := range h.slots {
 		k := control.KeySlot{
 			Kind: s.kind.String(), Made: time.Unix(s.made, 0).UTC(), Confirmed: s.flags&slotConfirmed != 0,
-			InUse: v.used.kind == s.kind && string(v.used.public) == string(s.public),
+			InUse: used != nil && used.kind == s.kind && string(used.public) == string(s.public),
 		}
 		if s.tpm != nil {
 			k.Note = s.tpm.note
 		}
 		out = append(out, k)
 	}
-	if v.h.guard != nil {
-		out = append(out, control.KeySlot{Kind: "passphrase", Made: time.Unix(v.h.guard.made, 0).UTC(), InUse: v.used.kind == kindTPM, Note: "asked for besides the TPM"})
+	if h.guard != nil {
+		out = append(out, control.KeySlot{
+			Kind: kindPassphrase.String(), Made: time.Unix(h.guard.made, 0).UTC(),
+			InUse: used != nil && used.kind == kindTPM, Note: "asked for besides the TPM",
+		})
 	}
 	return out
 }
@@ -34,8 +41,12 @@ func (v *Vault) Slots() []control.KeySlot {
 func (v *Vault) RecoveryState() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return v.h.recoveryState()
+}
+
+func (h *header) recoveryState() string {
 	state := "none"
-	for _, s := range v.h.slots {
+	for _, s := range h.slots {
 		switch {
 		case s.kind == kindRecovery && s.flags&slotConfirmed != 0:
 			return "confirmed"
@@ -53,6 +64,10 @@ func (v *Vault) Generation() uint64 {
 	return v.h.generation
 }
 
+// OpenedBy is the kind of slot that the data was opened by at this start: the
+// recovery key's too, after which another was made.
+func (v *Vault) OpenedBy() string { return v.by.String() }
+
 // Measured says that the key was given because a release was approved.
 func (v *Vault) Measured() bool {
 	s := v.opened()
@@ -61,6 +76,10 @@ func (v *Vault) Measured() bool {
 
 // OffersTPM says that the machine has a TPM that the data is not sealed to.
 func (v *Vault) OffersTPM() bool { return v.c.TPM != nil && !v.mode().sealed() }
+
+// RegisterName says what is measured into a register; "" for one that no key
+// is sealed to.
+func RegisterName(index int) string { return registerNames[index] }
 
 var registerNames = map[int]string{
 	7: "Secure Boot: whether it is on, and whose signatures count", 11: "the system image", 12: "its command line",

@@ -77,12 +77,16 @@ type Inspection struct {
 	Latched   bool // the TPM says that this box is sealed to it
 	Trust     control.Trust
 	Problem   *Locked // why it will not open, as far as can be told now
+
+	// Of a header that is sound; nothing vouches for it before it is open.
+	Slots    []control.KeySlot
+	Recovery string // none, unconfirmed, confirmed
 }
 
 // Inspect reads META and the latch; it opens nothing.
 func Inspect(ctx context.Context, c Config) (Inspection, error) {
 	c = c.ready()
-	i := Inspection{Mechanism: mode(0).String()}
+	i := Inspection{Mechanism: mode(0).String(), Recovery: "none"}
 	p, err := look(ctx, &c)
 	if err != nil && !errors.As(err, &i.Problem) {
 		return i, err
@@ -93,6 +97,7 @@ func Inspect(ctx context.Context, c Config) (Inspection, error) {
 		if p.newest != nil {
 			i.Mechanism, i.InstallID = p.newest.mode.String(), p.newest.installID
 			i.Trust = trustOf(p.newest.mode, c.SecureBoot, p.newest.measured())
+			i.Slots, i.Recovery = p.newest.list(nil), p.newest.recoveryState()
 		}
 	}
 	return i, nil
@@ -149,6 +154,7 @@ type Vault struct {
 
 	// Set before anybody else has the vault, and never after.
 	installID [16]byte
+	by        kind     // of the slot that opened the data at this start
 	note      string   // what a person should know of how the data was opened
 	signer    *tpmKeys // of the checkpoint key; nil: it is derived
 	public    *ecdsa.PublicKey
@@ -248,7 +254,7 @@ func newVault(c *Config, h *header, data []byte, used *slot) (*Vault, error) {
 		return nil, err
 	}
 	defer clear(base)
-	v := &Vault{c: *c, h: h, used: *used, installID: h.installID, signer: h.tpm}
+	v := &Vault{c: *c, h: h, used: *used, by: used.kind, installID: h.installID, signer: h.tpm}
 	v.c.Passphrase = nil
 	if v.public, err = h.checkpointKey(base); err != nil {
 		return nil, err
