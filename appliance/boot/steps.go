@@ -159,11 +159,8 @@ func (b *box) unseal(ctx context.Context) error {
 		return errors.New("there is no META partition to read the keys' header from")
 	}
 	b.config = vault.Config{
-		Meta: b.meta, TPM: b.tpm, Form: vault.Box, SecureBoot: b.boot.Enabled, Log: b.log,
+		Meta: b.meta, TPM: b.tpm, Form: vault.Box, SecureBoot: b.boot.Enabled, System: b.measured.release, Log: b.log,
 		HostID: func() (hostid.ID, error) { return hostid.Read(os.DirFS("/")) },
-	}
-	if r := b.measured.release; r != nil {
-		b.config.System = &vault.System{Key: r.Key, Epoch: r.Epoch, Approvals: r.Approvals()}
 	}
 	b.keys, err = vault.Open(ctx, b.config)
 	if errors.Is(err, vault.ErrBlank) {

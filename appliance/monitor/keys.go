@@ -73,7 +73,11 @@ func (m *Monitor) changeKeys(ctx context.Context, by control.By, action, object 
 	}
 	m.changing.Lock()
 	defer m.changing.Unlock()
-	err := f(m.cfg.Keys)
+	return m.outcome(ctx, event, f(m.cfg.Keys))
+}
+
+// outcome records that what was recorded as a wish did not come about.
+func (m *Monitor) outcome(ctx context.Context, event control.Event, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -99,16 +103,5 @@ func (m *Monitor) Unlock(ctx context.Context, recoveryKey []byte) error {
 	if err := m.audit(ctx, event); err != nil {
 		return err
 	}
-	if err := m.cfg.Keys.Unlock(ctx, recoveryKey); err != nil {
-		event.Outcome = "refused"
-		if auditErr := m.audit(ctx, event); auditErr != nil {
-			m.cfg.Logger.Error("a refusal was not recorded", "err", auditErr)
-		}
-		var e *control.Error
-		if errors.As(err, &e) {
-			return e
-		}
-		return &control.Error{Code: control.CodeFailed, Text: err.Error()}
-	}
-	return nil
+	return m.outcome(ctx, event, m.cfg.Keys.Unlock(ctx, recoveryKey))
 }

@@ -13,6 +13,20 @@ var errPassphraseAnew = errors.New("a passphrase is made anew by setting another
 // change writes a header that f changed: one generation, one commit point. f
 // gets a copy; on an error nothing has changed.
 func (v *Vault) change(ctx context.Context, f func(h *header, data []byte) error) error {
+	return v.alone(ctx, func() error {
+		h := v.h.clone()
+		if err := v.keys.use(func(data, _, _ []byte) error { return f(h, data) }); err != nil {
+			return err
+		}
+		if len(h.slots) > maxSlots {
+			return fmt.Errorf("the header has room for %d slots, not for %d", maxSlots, len(h.slots))
+		}
+		return v.write(h)
+	})
+}
+
+// alone has f work on a header that is committed, while nobody else does.
+func (v *Vault) alone(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -21,14 +35,7 @@ func (v *Vault) change(ctx context.Context, f func(h *header, data []byte) error
 	if !v.committed {
 		return errNotCommitted
 	}
-	h := v.h.clone()
-	if err := v.keys.use(func(data, _, _ []byte) error { return f(h, data) }); err != nil {
-		return err
-	}
-	if len(h.slots) > maxSlots {
-		return fmt.Errorf("the header has room for %d slots, not for %d", maxSlots, len(h.slots))
-	}
-	return v.write(h)
+	return f()
 }
 
 // Rotate makes one slot or the data key anew: tpm, host-id, data.
@@ -98,14 +105,10 @@ func (v *Vault) replace(ctx context.Context, k kind, s slot) error {
 // data is written anew. A slot made before opens the new key, and the old data
 // key opens nothing of the new header.
 func (v *Vault) rotateData(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.committed {
-		return errNotCommitted
-	}
+	return v.alone(ctx, v.rotateDataAlone)
+}
+
+func (v *Vault) rotateDataAlone() error {
 	h := v.h.clone()
 	data := make([]byte, dataKeySize)
 	defer clear(data)

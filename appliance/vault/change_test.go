@@ -12,6 +12,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
 	"gatehouse/tpm/tpmtest"
@@ -397,7 +398,7 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.System, c.SecureBoot = &System{Key: &key.PublicKey, Epoch: epoch, Approvals: []pcr.Approval{a}}, true
+	c.System, c.SecureBoot = &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}, true
 	return c
 }
 

@@ -151,7 +151,7 @@ func (c *Config) sealHere(root tpm.Root) (s slot, seed []byte, err error) {
 	t := &tpmSlot{values: values, atMost: n}
 	if c.Form == Box {
 		t.values[capRegister] = [pcr.Size]byte{} // as it is before anybody asked
-		if c.System.approved(registers(values, approvedRegisters())) {
+		if c.approved(values) {
 			if t.approver, err = c.System.Key.Bytes(); err != nil {
 				return s, nil, fmt.Errorf("reading the release key: %w", err)
 			}
@@ -204,11 +204,7 @@ func (c *Config) unsealSlot(root tpm.Root, s *tpmSlot) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var approvals []pcr.Approval
-	if c.System != nil {
-		approvals = c.System.Approvals
-	}
-	return c.TPM.UnsealUnder(root, s.blob, p, approvals)
+	return c.TPM.UnsealUnder(root, s.blob, p, c.approvals())
 }
 
 // openTPM unseals by the first slot whose policy holds and closes the TPM
@@ -296,7 +292,7 @@ func (h *header) brokenPolicy(c *Config, err error) error {
 		}
 	}
 	changes := pcr.Changes(old, now)
-	if s.approver != nil && c.System.approved(registers(now, approvedRegisters())) {
+	if s.approver != nil && c.approved(now) {
 		// Another release, and a good one: it is not what broke.
 		changes = slices.DeleteFunc(changes, func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) })
 	}

@@ -81,14 +81,10 @@ var ErrClaimed = errors.New("this box has an owner already")
 // only Erase undoes it. In the TPM the bit is written, then its index locked;
 // a power cut between the two leaves it written, and the next Open locks it.
 func (v *Vault) SetClaimed(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.committed {
-		return errNotCommitted
-	}
+	return v.alone(ctx, v.setClaimed)
+}
+
+func (v *Vault) setClaimed() error {
 	if !v.h.mode.sealed() {
 		return v.claimHeader()
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/hostid"
 )
@@ -43,7 +44,7 @@ type Config struct {
 	Variable   string                    // what the passphrase's variable is called; "" is GATEHOUSE_KEY
 	Form       Form
 	SecureBoot bool             // as the firmware says
-	System     *System          // what the running image brings; nil: nothing is measured
+	System     *approval.System // what the running image brings; nil: nothing is measured
 	Rand       io.Reader        // nil: crypto/rand
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: nothing is logged
