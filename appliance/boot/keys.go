@@ -173,7 +173,7 @@ func (k *keyring) TakeTPM(ctx context.Context) error {
 // Unlock opens a locked box by the recovery key.
 func (k *keyring) Unlock(ctx context.Context, recoveryKey []byte) error {
 	if k.unlock == nil {
-		return errors.New("this form of Gatehouse takes its recovery key by gatehoused recover")
+		return errors.New("this form of Gatehouse takes its recovery key by gatehoused recover, while serve is stopped")
 	}
 	return k.unlock(ctx, recoveryKey)
 }

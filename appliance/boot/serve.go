@@ -126,10 +126,11 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 		return err
 	}
 	defer unlock()
-	keys, reason, err := hostedVault(ctx, cfg, form, log)
+	ring, err := hostedVault(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
+	keys := ring.vault
 	name := cfg.Name
 	if keys != nil {
 		defer keys.Wipe()
@@ -149,8 +150,11 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 		return err
 	}
 	r.hostLists = cfg.Lists
-	r.monitor.Keys = &keyring{vault: keys}
-	r.monitor.Name, r.monitor.Locked, r.monitor.Names = name, reason, cfg.Names
+	r.monitor.Keys = ring
+	r.monitor.Name, r.monitor.Names = name, cfg.Names
+	if keys == nil {
+		r.monitor.Locked = ring.why()
+	}
 	r.also = func(m *monitor.Monitor) []task.Task {
 		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log), watchCertificate(m, cfg.Certificate, cfg.Key, log)}
 		if cfg.Lists != "" && keys != nil {
@@ -175,43 +179,56 @@ func lockState(dir string) (func(), error) {
 	return func() { d.Close() }, nil
 }
 
-// hostedVault opens the data key, or makes one at the very first start. A vault
-// that does not open is no error: the roles then serve the locked state.
-func hostedVault(ctx context.Context, cfg config.Config, form config.Form, log *slog.Logger) (*vault.Vault, string, error) {
+// hostedConfig is what the vault of a hosted form is opened with. The caller
+// clears the passphrase.
+func hostedConfig(cfg config.Config, log *slog.Logger) (c vault.Config, err error) {
+	form, err := config.Hosted(os.LookupEnv, os.DirFS("/"))
+	if err != nil {
+		return c, err
+	}
 	meta, err := vault.OpenFile(filepath.Join(cfg.State, "meta"))
 	if err != nil {
-		return nil, "", err
+		return c, err
 	}
-	passphrase, err := handedPassphrase()
-	if err != nil {
-		return nil, "", err
-	}
-	c := vault.Config{
-		Meta: meta, Passphrase: passphrase, Variable: cfg.KeyVariable, Form: vault.Host, Log: log,
+	c = vault.Config{
+		Meta: meta, Variable: cfg.KeyVariable, Form: vault.Host, Log: log,
 		HostID: func() (hostid.ID, error) { return hostid.Read(os.DirFS("/")) },
 	}
 	if form == config.Container {
 		c.Form = vault.Container
 	}
+	c.Passphrase, err = handedPassphrase()
+	return c, err
+}
+
+// hostedVault opens the data key, or makes one at the very first start. A vault
+// that does not open is no error: the roles then serve the locked state.
+func hostedVault(ctx context.Context, cfg config.Config, log *slog.Logger) (*keyring, error) {
+	c, err := hostedConfig(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	passphrase := c.Passphrase
 	defer clear(passphrase)
-	keys, err := vault.Open(ctx, c)
-	var locked *vault.Locked
+	k := &keyring{config: c}
+	k.config.Passphrase = nil
+	k.vault, err = vault.Open(ctx, c)
 	switch {
-	case errors.As(err, &locked):
-		log.Error("locked", "rung", locked.Rung, "err", locked)
-		return nil, describe(locked), nil
+	case errors.As(err, &k.locked):
+		log.Error("locked", "rung", k.locked.Rung, "err", k.locked)
+		return k, nil
 	case errors.Is(err, vault.ErrBlank):
-		if keys, err = vault.Create(ctx, c); err == nil {
-			err = keys.Commit(ctx)
+		if k.vault, err = vault.Create(ctx, c); err == nil {
+			err = k.vault.Commit(ctx)
 		}
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	if m := keys.Trust().Mechanism; len(passphrase) > 0 && m != "passphrase" {
+	if m := k.vault.Trust().Mechanism; len(passphrase) > 0 && m != "passphrase" {
 		log.Warn("the passphrase is not used: the keys were sealed otherwise at the first start, and that is never changed silently", "variable", cfg.KeyVariable, "sealed by", m)
 	}
-	return keys, "", nil
+	return k, nil
 }
 
 // listenSoon listens, and waits some seconds for an address that is in use:

@@ -40,7 +40,7 @@ func (l *Locked) Unwrap() error { return l.Err }
 const (
 	adviceErase = `To give up the data and begin anew, choose "Erase and start anew" at the console.`
 	// adviceRecovery is for a header that has a recovery key.
-	adviceRecovery = "Or type the recovery key at the console."
+	adviceRecovery = "Or use the recovery key."
 	adviceTPM      = "Switch the machine off and on again; if it stays, look at the TPM in the firmware's set-up. " + adviceErase
 	adviceRestart  = "Restart the machine."
 )

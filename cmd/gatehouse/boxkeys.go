@@ -169,7 +169,7 @@ on the page; until then a key of before stays.`,
 		},
 	}
 	c := group("recovery", "Make the recovery key of a box, and confirm it", fresh, confirm)
-	c.Long = "The recovery key opens the data of a box when its TPM, its firmware or its mainboard no\nlonger does: at the box itself."
+	c.Long = "The recovery key opens the data of a box when its TPM, its firmware or its mainboard no\nlonger does: at the box itself, or on a host with gatehoused recover."
 	c.Example = "  gatehouse keys recovery new"
 	return c
 }

@@ -2,6 +2,7 @@
 //
 //	gatehoused init      PID 1 of our own image (also by being PID 1)
 //	gatehoused serve     the same, hosted: on a NAS system, server or container
+//	gatehoused recover   opens the data of a hosted one by its recovery key
 //	gatehoused uninstall takes out of the kernel what serve leaves there
 //	gatehoused network|gateway|console|agent|filter
 //	                     a role, started by init and serve and by nobody else
@@ -37,6 +38,7 @@ var (
 const usage = `gatehoused is the program of a Gatehouse box.
 
   gatehoused serve [--config FILE] [--state DIR] …      run hosted, see gatehoused serve --help
+  gatehoused recover [--config FILE] [--state DIR]      open the data by the recovery key, and seal them anew
   gatehoused uninstall [--config FILE] [--state DIR]    remove what serve leaves in the kernel
   gatehoused version
 
@@ -55,7 +57,7 @@ func run(args []string) int {
 		}
 		word, rest = rest[0], rest[1:]
 	}
-	if os.Getpid() == 1 && word != "serve" && word != "uninstall" {
+	if os.Getpid() == 1 && word != "serve" && word != "recover" && word != "uninstall" {
 		word = "init"
 	}
 	release := boot.Release{Version: version, Built: built}
@@ -64,6 +66,8 @@ func run(args []string) int {
 		return boot.Init(release)
 	case "serve":
 		return boot.Serve(release, rest)
+	case "recover":
+		return boot.Recover(rest)
 	case "uninstall":
 		return boot.Uninstall(rest)
 	case "version", "--version":

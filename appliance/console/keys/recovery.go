@@ -71,7 +71,7 @@ func (p *Pages) makeRecovery(v *shell.Visit) error {
 	d.Waits, d.Groups, d.Made = true, strings.Split(key.Text, "-"), v.Box.Wall()
 	d.File = fileOf(fmt.Sprintf("Recovery key of %s\r\nmade %s\r\n\r\n%s\r\n\r\n"+
 		"It opens the data of this box when its TPM, its firmware or its mainboard no longer does:\r\n"+
-		"at the screen and keyboard of the box.\r\n"+
+		"at the screen and keyboard of the box, or on a host with gatehoused recover.\r\n"+
 		"Whoever has it and the disk can read everything. No page of a locked box ever asks for it.\r\n",
 		v.Box.Name, d.Made.UTC().Format("2006-01-02 15:04 UTC"), key.Text))
 	return v.Show(p.recovery, d)
