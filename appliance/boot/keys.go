@@ -38,7 +38,7 @@ func (k *keyring) View(ctx context.Context) (control.Keys, error) {
 		return out, nil
 	}
 	out.Trust, out.Slots, out.Recovery = k.vault.Trust(), k.vault.Slots(), k.vault.RecoveryState()
-	out.Generation = k.vault.Generation()
+	out.Generation, out.Behind = k.vault.Generation(), k.vault.Behind()
 	if n := k.vault.Note(); n != "" {
 		out.Notes = append(out.Notes, n)
 	}
@@ -88,6 +88,9 @@ func (k *keyring) rungs(trust control.Trust) []control.Rung {
 		s = k.start.explain(eventlog.SecureBoot(k.boot), k.vault != nil && k.vault.Measured())
 	}
 	s.Trust = trust
+	if k.vault != nil {
+		s.Behind = k.vault.Behind()
+	}
 	if k.vault == nil {
 		s.Locked = k.why()
 	}

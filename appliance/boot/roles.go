@@ -91,12 +91,13 @@ func (r *roles) run(ctx context.Context) error {
 			if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "stop", Object: r.monitor.Name}); err != nil {
 				r.log.Error("the end was not recorded", "err", err)
 			}
-			if _, err := writer.Checkpoint(ctx); err != nil {
+			if _, err := (remembered{writer, r.keys, r.log}).Checkpoint(ctx); err != nil {
 				r.log.Error("the audit log was not signed at the end", "err", err)
 			}
 			writer.Close()
 		}()
-		r.monitor.Audit = writer
+		r.compare(ctx, writer)
+		r.monitor.Audit = remembered{writer, r.keys, r.log}
 		r.monitor.Vault = r.keys
 		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version, "keys": r.keys.OpenedBy()}}); err != nil {
 			return fmt.Errorf("%w: recording the start: %w", errAuditLog, err)
@@ -138,6 +139,41 @@ func (r *roles) run(ctx context.Context) error {
 		tasks = append(tasks, r.also(mon)...)
 	}
 	return task.Run(ctx, tasks...)
+}
+
+// remembered is an audit log of which the TPM remembers the newest signed entry.
+type remembered struct {
+	*audit.Writer
+	keys *vault.Vault
+	log  *slog.Logger
+}
+
+// Checkpoint signs the head, then has it remembered: never more than is signed.
+func (r remembered) Checkpoint(ctx context.Context) (control.Appended, error) {
+	a, err := r.Writer.Checkpoint(ctx)
+	if err == nil {
+		if err := r.keys.Remember(ctx, a.Sequence); err != nil {
+			r.log.Warn("a copy of the data put back later might not be noticed", "err", err)
+		}
+	}
+	return a, err
+}
+
+// compare holds the log against what the TPM remembers, and records in it what
+// does not fit.
+func (r *roles) compare(ctx context.Context, w *audit.Writer) {
+	head := w.Head()
+	if err := r.keys.Compare(ctx, head.Sequence, head.Checkpoint); err != nil {
+		r.log.Warn("whether the data are the newest is not known", "err", err)
+	}
+	why := r.keys.Behind()
+	if why == "" {
+		return
+	}
+	r.log.Error("the data are older than the TPM remembers", "why", why)
+	if _, err := w.Append(ctx, control.Event{Actor: "system", Action: "older data found", Object: r.monitor.Name, Outcome: "failed", Detail: map[string]string{"error": why}}); err != nil {
+		r.log.Error("older data were not recorded", "err", err)
+	}
 }
 
 func (r *roles) openAudit() (*audit.Writer, error) {

@@ -73,7 +73,6 @@ type TPMStatus struct {
 	Maker   string `json:"maker"`
 	Version string `json:"version"`      // of its firmware
 	EK      string `json:"ek,omitempty"` // SHA-256 of the endorsement key's public half, hex
-	AK      string `json:"ak,omitempty"` // name of the attestation key, hex
 	Lockout uint32 `json:"lockout"`      // failed authorisations it counted
 }
 

@@ -115,5 +115,12 @@ func (v *Vault) Registers(ctx context.Context) ([]control.Register, *control.TPM
 	if status.Maker, status.Version, err = v.c.TPM.Identity(root); err != nil {
 		return nil, nil, lockedTPM("The TPM does not say who made it.", err)
 	}
+	ek, err := v.c.TPM.EndorsementKey(root)
+	if err != nil {
+		// Some TPMs keep it behind a password of somebody's; nothing depends on it.
+		v.c.Log.Info("the TPM does not show its endorsement key", "err", err)
+		return out, status, nil
+	}
+	status.EK = hex.EncodeToString(ek.Fingerprint[:])
 	return out, status, nil
 }

@@ -151,6 +151,7 @@ type Vault struct {
 	p         *pages
 	committed bool
 	used      slot   // by which the data key was opened at this start
+	behind    string // what the TPM remembers and the data do not show
 	pending   string // last group of a recovery key that waits to be confirmed
 
 	// Set before anybody else has the vault, and never after.
