@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/tpm/pcr"
 )
 
@@ -49,15 +50,15 @@ type house struct {
 }
 
 // approve has the approver's word for each way of starting.
-func (h house) approve(t testing.TB, epoch uint64) []Start {
+func (h house) approve(t testing.TB, epoch uint64) []approval.Start {
 	t.Helper()
-	var starts []Start
+	var starts []approval.Start
 	for i, path := range []string{"direct", "loader", "loader-secure"} {
-		a, err := pcr.Approve(h.approver, Reference(epoch), pcr.Values{11: {1}, 12: {byte(i)}, 13: {}})
+		a, err := pcr.Approve(h.approver, approval.Reference(epoch), pcr.Values{11: {1}, 12: {byte(i)}, 13: {}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		starts = append(starts, Start{path, a})
+		starts = append(starts, approval.Start{Path: path, Approval: a})
 	}
 	return starts
 }
@@ -245,7 +246,7 @@ func TestBOX4_BadBundles(t *testing.T) {
 		t.Helper()
 		m := h.release
 		m.Systems = append([]System(nil), m.Systems...)
-		m.Systems[0].Starts = append([]Start(nil), m.Systems[0].Starts...)
+		m.Systems[0].Starts = append([]approval.Start(nil), m.Systems[0].Starts...)
 		f(&m)
 		if _, err := m.Text(); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v", name, err)

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/tpm/pcr"
 )
 
@@ -67,18 +68,7 @@ type System struct {
 	Size   int64
 	SHA256 [32]byte
 	// Starts has an approval for each way in which firmware may start it.
-	Starts []Start
-}
-
-// Reference is what approvals are given under: those of an older epoch open
-// nothing that was sealed to this one.
-func Reference(epoch uint64) string { return fmt.Sprintf("gatehouse/epoch-%d", epoch) }
-
-// Start is one way of starting a system, and what the release key says of the
-// registers that it leads to.
-type Start struct {
-	Path     string // loader-secure, loader, direct
-	Approval pcr.Approval
+	Starts []approval.Start
 }
 
 // Version is three numbers, as in 1.12.0.
@@ -228,7 +218,7 @@ func (m Manifest) check() error {
 			if m.Approver == nil {
 				return bad("the start %s of the system for %s has an approval, and the manifest names no approver", p.Path, s.Arch)
 			}
-			if err := p.Approval.Check(m.Approver, Reference(m.Epoch)); err != nil {
+			if err := p.Approval.Check(m.Approver, approval.Reference(m.Epoch)); err != nil {
 				return bad("the start %s of the system for %s: %v", p.Path, s.Arch, err)
 			}
 		}
@@ -384,7 +374,7 @@ func (p *parser) system() System {
 		if err != nil {
 			p.fail("%.80q is not base64", w[3])
 		}
-		s.Starts = append(s.Starts, Start{w[1], pcr.Approval{Policy: p.hex32(w[2]), Signature: sig}})
+		s.Starts = append(s.Starts, approval.Start{Path: w[1], Approval: pcr.Approval{Policy: p.hex32(w[2]), Signature: sig}})
 	}
 	return s
 }

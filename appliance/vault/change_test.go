@@ -394,7 +394,7 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := pcr.Approve(key, reference(epoch), now)
+	a, err := pcr.Approve(key, approval.Reference(epoch), now)
 	if err != nil {
 		t.Fatal(err)
 	}

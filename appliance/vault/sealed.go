@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
 )
@@ -106,7 +107,7 @@ func (c *Config) policyOf(s *tpmSlot) (tpm.Policy, error) {
 		if err != nil {
 			return p, err
 		}
-		p.Key, p.Ref, p.Approved = key, reference(s.epoch), approvedRegisters()
+		p.Key, p.Ref, p.Approved = key, approval.Reference(s.epoch), approvedRegisters()
 	}
 	return p, nil
 }

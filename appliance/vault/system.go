@@ -1,9 +1,6 @@
 package vault
 
-import (
-	"gatehouse/firmware/approval"
-	"gatehouse/tpm/pcr"
-)
+import "gatehouse/tpm/pcr"
 
 // approvedRegisters are what a release is measured into: the image, its command
 // line as given, what else was loaded beside it.
@@ -25,5 +22,3 @@ func (c *Config) approvals() []pcr.Approval {
 	}
 	return c.System.Approvals()
 }
-
-func reference(epoch uint64) string { return approval.Reference(epoch) }

@@ -55,7 +55,8 @@ type System struct {
 	Starts []Start
 }
 
-// Reference is what approvals of an epoch are signed under.
+// Reference is what approvals of an epoch are signed under: those of an older
+// one open nothing that was sealed to this one.
 func Reference(epoch uint64) string { return fmt.Sprintf("gatehouse/epoch-%d", epoch) }
 
 // Approvals are those of all ways.
