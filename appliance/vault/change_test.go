@@ -83,6 +83,11 @@ func TestKEY8_OtherRecoveryKeysOpenNothing(t *testing.T) {
 		t.Fatalf("the confirmed key before a new one is confirmed: %v", err)
 	}
 	w.Wipe()
+	// One that nobody confirmed opens, too: refusing it would keep out its owner alone.
+	if w, err = Recover(t.Context(), c, next); err != nil {
+		t.Fatalf("a key that nobody confirmed: %v", err)
+	}
+	w.Wipe()
 	if v, err = Open(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}

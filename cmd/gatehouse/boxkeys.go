@@ -149,8 +149,8 @@ func recoveryCommand(f *changeFlags) *cobra.Command {
 		Use:   "new",
 		Short: "Make a recovery key, print it this once, and ask for its last group",
 		Long: `Make a recovery key and print it on standard output, alone on a line. The box does not
-keep it. It counts once its last group was typed back: here, with recovery confirm, or
-on the page; until then a key of before stays.`,
+keep it. Type its last group back, here, with recovery confirm, or on the page, to show
+that you do; until then a key of before opens the box, too.`,
 		Example: "  gatehouse keys recovery new",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -159,7 +159,7 @@ on the page; until then a key of before stays.`,
 	}
 	confirm := &cobra.Command{
 		Use:     "confirm",
-		Short:   "Type back the last group of the new recovery key, so that it counts",
+		Short:   "Type back the last group of the new recovery key, so that it takes the place of the one before",
 		Example: "  gatehouse keys recovery confirm",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -216,7 +216,7 @@ func (r *change) confirmRecovery(ctx context.Context, in *bufio.Reader, made boo
 		}
 	}
 	if made {
-		return fail(exitConflict, "the recovery key was made and not confirmed: it does not count until gatehouse keys recovery confirm, or the page, was given its last group")
+		return fail(exitConflict, "the recovery key was made, and nobody has shown that it is kept: give its last group to gatehouse keys recovery confirm, or to the page; until then a key of before opens the box, too")
 	}
 	return fail(exitConflict, "the recovery key was not confirmed")
 }

@@ -225,7 +225,7 @@ func keysLeft(d Details) (list []todo) {
 		}
 	}
 	add(d.keys.Recovery == "none", "Make the recovery key of the box, for the day its TPM or mainboard breaks", "/keys/recovery", "Recovery key")
-	add(d.keys.Recovery == "unconfirmed", "Show that you keep the new recovery key: until then it does not count", "/keys/recovery", "Recovery key")
+	add(d.keys.Recovery == "unconfirmed", "Show that you keep the new recovery key, so that you can rely on it", "/keys/recovery", "Recovery key")
 	add(d.keys.Offered != "", "A TPM is there now, and nothing is sealed to it", "/keys/tpm", "Use the TPM")
 	return list
 }
