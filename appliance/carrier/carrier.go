@@ -150,6 +150,7 @@ type Session struct {
 	patience *time.Timer
 	telling  bool  // OnPath runs
 	told     *path // the one that it was told of
+	fell     bool  // since then there was none, be it for a moment
 
 	streams      map[uint32]*Stream
 	next         uint32 // id of the next stream from here

@@ -186,13 +186,15 @@ func (s *Session) choose() {
 	}
 	s.patience.Stop()
 	if best == nil {
+		s.fell = true
 		s.patience.Reset(s.cfg.Patience)
 	}
 	s.wake()
 	s.tell()
 }
 
-// tell calls OnPath until it knows what is.
+// tell calls OnPath until it knows what is. A path that came and went before it
+// was told of any is not left out: who looks for another waits for that.
 func (s *Session) tell() {
 	if s.cfg.OnPath == nil || s.telling || s.err != nil {
 		return
@@ -201,8 +203,8 @@ func (s *Session) tell() {
 	go func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for s.err == nil && s.told != s.best {
-			s.told = s.best
+		for s.err == nil && (s.told != s.best || s.fell) {
+			s.told, s.fell = s.best, false
 			kind, any := s.carrying()
 			s.mu.Unlock()
 			s.cfg.OnPath(kind, any)

@@ -346,6 +346,29 @@ func TestSES3_SilentPathIsFound(t *testing.T) {
 	<-lost
 }
 
+// A path that is lost before anybody was told of it is told of as lost: whoever
+// looks for the next one waits for that, and would until patience ends.
+func TestSES3_LossOfAPathNobodyKnewIsTold(t *testing.T) {
+	told := make(chan bool, 8)
+	s := New(Technician, Config{OnPath: func(_ Kind, any bool) { told <- any }})
+	defer s.Close("the test is over")
+	p := &path{s: s, kind: Relay, wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	s.paths = []*path{p}
+	s.choose()
+	s.paths = nil
+	s.choose()
+	s.mu.Unlock()
+	select {
+	case any := <-told:
+		if any {
+			t.Error("a path is told of that is gone")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nobody is told that there is no path")
+	}
+}
+
 func TestSES3_PatienceEnds(t *testing.T) {
 	e := newEnds(t, Config{Patience: 30 * time.Millisecond})
 	here, there := tcpPair(t)
