@@ -216,7 +216,7 @@ func (r *change) confirmRecovery(ctx context.Context, in *bufio.Reader, made boo
 		}
 	}
 	if made {
-		return fail(exitConflict, "the recovery key was made, and nobody has shown that it is kept: give its last group to gatehouse keys recovery confirm, or to the page; until then a key of before opens the box, too")
+		return fail(exitConflict, "the recovery key was made and not confirmed: give its last group to gatehouse keys recovery confirm, or to the page; until then a key of before opens the box, too")
 	}
 	return fail(exitConflict, "the recovery key was not confirmed")
 }
