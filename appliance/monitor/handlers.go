@@ -50,6 +50,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerExposure(s)
 	m.registerMeeting(s)
 	m.registerKeys(s)
+	m.registerUpdate(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})

@@ -84,6 +84,7 @@ type Config struct {
 	Lists    *Lists   // nil: there are none, and nobody is judged by them
 	Network  *Network // nil: the host sets its own
 	Keys     Keys     // nil: nothing can be changed about them
+	Systems  Systems  // nil: the system is somebody else's
 	Sampling bool     // the gateway is handed samples of refused packets
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
