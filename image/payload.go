@@ -186,7 +186,7 @@ func (p payload) archive(b Build) initramfs.Archive {
 		Program: filepath.Join(b.Source, b.Program),
 		Set:     map[string]string{"version": b.Version, "built": b.Built},
 		Files:   append(slices.Clone(p.files), initramfs.File{Path: "etc/os-release", Content: osRelease(b.Version), Mode: 0o644}),
-		Temp:    b.path(cacheDir),
+		Temp:    b.cachePath(),
 	}
 }
 
