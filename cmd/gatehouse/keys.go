@@ -44,6 +44,10 @@ its person keeps it.`,
 			missing := errors.Is(err, fs.ErrNotExist)
 			if missing {
 				_, err = keys.NewSigners(args[0], signers, threshold) // judges before it writes
+				var file *fs.PathError
+				if err != nil && !errors.As(err, &file) {
+					return fail(exitUsage, "%w", err)
+				}
 			}
 			if err != nil {
 				return err
