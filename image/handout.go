@@ -132,7 +132,7 @@ func (b Build) committed(ctx context.Context) error {
 		return fmt.Errorf("%w: %s%s (git status) is in none", ErrChanged, strings.TrimSpace(first[2:]), more)
 	}
 	if _, err := os.Stat(filepath.Join(b.Source, scriptsMade)); err != nil {
-		return fmt.Errorf("the pages would have no terminal, since %s is not there: run make tools first", scriptsMade)
+		return fmt.Errorf("the pages would have no terminal, since %s is not there: run make tools first: %w", scriptsMade, err)
 	}
 	return nil
 }

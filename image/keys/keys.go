@@ -169,8 +169,9 @@ func New(dir, name string, now time.Time) (Set, error) {
 }
 
 // NewApprover makes another release key in the place of the one that is there,
-// which stays under a name with the start of its fingerprint. Cut short, the
-// folder has none, and New adds one.
+// which stays under a name with the start of its fingerprint. Cut short with both
+// files put aside the folder has none, and New adds one; with one of them Load
+// says which is missing.
 func NewApprover(dir, name string, now time.Time) (Key, error) {
 	set, err := Load(dir)
 	if err != nil {
