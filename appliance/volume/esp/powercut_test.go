@@ -139,9 +139,9 @@ func (b *box) judge(d io.ReaderAt) error {
 }
 
 func TestBOX4_PowerCutAtEveryWrite(t *testing.T) {
-	b := newBox(t, 60<<10)
+	b := newBox(t, 45<<10)
 	b.update()
-	subsets := 40
+	subsets := 25
 	if testing.Short() {
 		subsets = 5
 	}
