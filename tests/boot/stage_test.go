@@ -121,6 +121,7 @@ const sector = 512
 type part struct {
 	file     *os.File
 	at, size int64
+	id       uuid.UUID
 }
 
 func (p part) ReadAt(b []byte, at int64) (int, error) {
@@ -145,7 +146,7 @@ func (s stage) partition(t *testing.T, kind uuid.UUID) part {
 	if !ok {
 		t.Fatalf("the disk has no partition of type %s", kind)
 	}
-	return part{f, int64(p.First) * sector, int64(p.Last-p.First+1) * sector}
+	return part{f, int64(p.First) * sector, int64(p.Last-p.First+1) * sector, p.ID}
 }
 
 func geometry(t *testing.T, f *os.File) gpt.Geometry {
