@@ -26,8 +26,9 @@ const (
 // States of a variable: bits that go from one to zero, as flash does. The header
 // is written first, then name and data, then that they are valid.
 const (
-	variableHalf  = 0x7f
-	variableAdded = 0x3f
+	variableHalf    = 0x7f
+	variableAdded   = 0x3f
+	variableDeleted = 0xfd
 )
 
 // A Store is the UEFI variables of a machine that is off: a log, to which the
@@ -99,17 +100,27 @@ func (s *Store) Save(state string) error {
 }
 
 // Add appends variables, valid and believed by the firmware: nothing asks here
-// who signed. Of a name that is there already there are two then, which
-// firmware does not have: give names that are new.
+// who signed. Those of the same name are replaced.
 func (s *Store) Add(all ...Variable) error {
 	for _, v := range all {
 		b := v.bytes()
 		if s.end+len(b) > s.room {
 			return errors.New("the store of UEFI variables is too small")
 		}
+		s.replace(v.Name, s.end)
 		s.end += copy(s.raw[s.end:], b)
 	}
 	return nil
+}
+
+// replace marks the variables of a name as deleted, up to a place.
+func (s *Store) replace(name string, before int) {
+	for at := s.log; at < before; {
+		if s.name(at) == name && s.raw[at+2] == variableAdded {
+			s.raw[at+2] &= variableDeleted
+		}
+		at, _ = s.after(at) // was read before
+	}
 }
 
 // bytes is one entry of the log, to a length that divides by four.
@@ -169,7 +180,16 @@ func (s *Store) Cut(earlier *Store, n int, torn bool) (*Store, error) {
 		}
 	}
 	out := &Store{raw: bytes.Clone(earlier.raw), log: s.log, end: at, room: s.room}
-	copy(out.raw[earlier.end:at], s.raw[earlier.end:at])
+	for to := earlier.end; to < at; {
+		next, err := s.after(to)
+		if err != nil {
+			return nil, err
+		}
+		copy(out.raw[to:next], s.raw[to:next])
+		out.raw[to+2] = variableAdded
+		out.replace(out.name(to), to)
+		to = next
+	}
 	if torn {
 		next, err := s.after(at)
 		if err != nil {

@@ -1,12 +1,15 @@
 package boot
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base32"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"html"
 	"io"
 	"net"
@@ -135,17 +138,17 @@ func (p *person) signIn() {
 
 var secret = regexp.MustCompile(`secret=([A-Z2-7]{32})`)
 
-// own claims a box on its page and adds a second factor.
-func (p *person) own(code string) {
+// own claims a box on its page and adds a second factor, of which it returns the secret.
+func (p *person) own(code string) []byte {
 	p.t.Helper()
 	if status, at, body := p.send("/setup", "claim-code", code, "name", owner, "email", email, "password", password); at != "/welcome/clock" {
 		p.t.Fatalf("the claim led to %d %s:\n%s", status, at, body)
 	}
-	p.factor()
+	return p.factor()
 }
 
-// factor adds the second factor, which comes before everything else.
-func (p *person) factor() {
+// factor adds the second factor, which comes before everything else, and returns its secret.
+func (p *person) factor() []byte {
 	p.t.Helper()
 	_, _, body := p.open("/welcome/factor")
 	m := secret.FindStringSubmatch(html.UnescapeString(body))
@@ -159,6 +162,92 @@ func (p *person) factor() {
 	if status, at, body := p.send("/welcome/factor", "code", onetime.Code(key, onetime.Step(time.Now()))); at != "/welcome/codes" {
 		p.t.Fatalf("the second factor led to %d %s:\n%s", status, at, body)
 	}
+	return key
+}
+
+// returns signs in with password and second factor.
+func (p *person) returns(key []byte) {
+	p.t.Helper()
+	if status, at, body := p.send("/sign-in", "email", email, "password", password); at != "/sign-in/code" {
+		p.t.Fatalf("the password led to %d %s:\n%s", status, at, body)
+	}
+	if status, at, body := p.send("/sign-in/code", "code", onetime.Code(key, onetime.Step(time.Now()))); status != 200 || strings.HasPrefix(at, "/sign-in") {
+		p.t.Fatalf("the code led to %d %s:\n%s", status, at, body)
+	}
+}
+
+var recoveryCode = regexp.MustCompile(`<ol class="codes"><li>([^<]+)</li>`)
+
+// tool is the operator's, signed in at the box with one of the codes that are
+// shown with a new second factor.
+func (p *person) tool() *tool {
+	p.t.Helper()
+	_, _, body := p.open("/welcome/codes")
+	m := recoveryCode.FindStringSubmatch(body)
+	if m == nil {
+		p.t.Fatalf("the page shows no recovery codes:\n%s", body)
+	}
+	address := strings.TrimPrefix(p.base, "https://")
+	c := &tool{t: p.t, program: built(p.t, "gatehouse"), box: address}
+	dir := p.t.TempDir()
+	for name, text := range map[string]string{"password": password, "code": html.UnescapeString(m[1])} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o600); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	c.run("login", address, "--email", email, "--password", "file:"+filepath.Join(dir, "password"), "--code", "file:"+filepath.Join(dir, "code"))
+	return c
+}
+
+// tool runs commands against one box, which it was told of by gatehouse setup.
+type tool struct {
+	t            *testing.T
+	program, box string
+}
+
+func (c *tool) command(args ...string) *exec.Cmd {
+	return exec.CommandContext(c.t.Context(), c.program, args...)
+}
+
+func (c *tool) run(args ...string) string {
+	c.t.Helper()
+	out, err := c.command(args...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	if err != nil {
+		c.t.Fatalf("gatehouse %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// recovery makes a recovery key and confirms it by its last group.
+func (c *tool) recovery() string {
+	c.t.Helper()
+	cmd := c.command("keys", "recovery", "new", "--box", c.box)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	key, err := bufio.NewReader(out).ReadString('\n')
+	key = strings.TrimSpace(key)
+	if err == nil {
+		_, err = io.WriteString(in, key[strings.LastIndex(key, "-")+1:]+"\n")
+	}
+	if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil || !strings.Contains(said.String(), "Confirmed.") {
+		c.t.Fatalf("gatehouse keys recovery new: %v\n%s", err, said.String())
+	}
+	return key
 }
 
 // setup is the command line that takes a box over with its code.
