@@ -170,7 +170,8 @@ func (s *Store) name(at int) string {
 }
 
 // Cut is the store as a power cut leaves it that comes after the first n writes
-// since the earlier state; torn, in the middle of the next one.
+// since the earlier state; torn, in the middle of the next one, of which its
+// header and half of the rest are there.
 func (s *Store) Cut(earlier *Store, n int, torn bool) (*Store, error) {
 	at := earlier.end
 	var err error
@@ -198,7 +199,7 @@ func (s *Store) Cut(earlier *Store, n int, torn bool) (*Store, error) {
 		if next == at {
 			return nil, errors.New("cutting a write of a UEFI variable: there is none after these")
 		}
-		copy(out.raw[at:], s.raw[at:at+(next-at)/2])
+		copy(out.raw[at:], s.raw[at:at+variableHeader+(next-at-variableHeader)/2])
 		out.raw[at+2] = variableHalf
 		out.end = next
 	}

@@ -53,12 +53,12 @@ func enrols(t *testing.T) enrolling {
 			t.Errorf("PCR 7 of a machine without keys is %x, the log leads to %x", got, want)
 		}
 		b.line = state(t, guest, "unclaimed", "url", "code")
-		claim(t, guest.Addr(443), b.line["code"])
+		c := claim(t, guest.Addr(443), b.line["code"])
 		state(t, guest, "ready", "url")
 		p := visit(t, guest.Addr(443), nil)
 		p.signIn()
 		b.factor = p.factor()
-		c := p.tool()
+		p.lends(c)
 		graded(t, guest, p, c, "B", "the boot chain is not enforced")
 		b.recovery = c.recovery()
 
@@ -151,6 +151,7 @@ func (p *person) keys() (k control.Keys) {
 // the grade is A on every face. Somebody had the firmware's menu give a command
 // line of his: it is not what the kernel is started with.
 func TestBOX5_BoxEnrolsTheKeysOfItsImage(t *testing.T) {
+	t.Parallel()
 	b := enrols(t)
 	box := b.own(t, b.after)
 	box.bootFrom(t, menuEntry{name: "ours, with a foreign command line", file: "EFI/BOOT/BOOTX64.EFI", options: foreignLine})
@@ -184,6 +185,7 @@ func tpmSlots(k control.Keys) []control.KeySlot {
 // writes what is missing. The whole is booted in the soak, and the start
 // after that, too.
 func TestBOX5_PowerCutWhileKeysAreEnrolled(t *testing.T) {
+	t.Parallel()
 	b := enrols(t)
 	type cut struct {
 		after int
@@ -248,6 +250,7 @@ func TestBOX5_PowerCutWhileKeysAreEnrolled(t *testing.T) {
 // for the firmware as it is: the next start, by the reset button, needs nobody,
 // and the grade is what it was.
 func TestKEY8_ChangedKeysOfTheFirmware(t *testing.T) {
+	t.Parallel()
 	b := enrols(t)
 	box := b.own(t, b.after)
 	vars, err := qemu.OpenStore(box.state)

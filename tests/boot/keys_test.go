@@ -14,6 +14,7 @@ import (
 // A claimed box's disk in another machine, then a header that says host id in
 // the right one: locked, nothing opened, nothing changed. Put back: as before.
 func TestKEY6_MovedDiskAndForgedHeaderStayLocked(t *testing.T) {
+	t.Parallel()
 	_, owned := lives(t)
 	box := owned.own(t)
 	before := box.hash(t)
@@ -101,6 +102,7 @@ func (s stage) uuid(t *testing.T) string {
 
 // A machine that never had a TPM says so on every face, and works.
 func TestKEY3_WithoutTPMTheGradeIsC(t *testing.T) {
+	t.Parallel()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	m := box.machine(t)
 	m.NoTPM = true
@@ -128,6 +130,7 @@ func TestKEY3_WithoutTPMTheGradeIsC(t *testing.T) {
 // The disk put back to a copy from before the claim, into the machine that
 // remembers the claim: nobody can claim it again, and its console can erase it.
 func TestACC1_DiskFromBeforeTheClaim(t *testing.T) {
+	t.Parallel()
 	fresh, owned := lives(t)
 	box := owned.own(t)
 	copyDisk(t, fresh.disk, box.disk)

@@ -178,35 +178,49 @@ func (p *person) returns(key []byte) {
 
 var recoveryCode = regexp.MustCompile(`<ol class="codes"><li>([^<]+)</li>`)
 
-// tool is the operator's, signed in at the box with one of the codes that are
-// shown with a new second factor.
-func (p *person) tool() *tool {
+// lends signs a tool in with one of the codes that are shown with a new second factor.
+func (p *person) lends(c *tool) {
 	p.t.Helper()
 	_, _, body := p.open("/welcome/codes")
 	m := recoveryCode.FindStringSubmatch(body)
 	if m == nil {
 		p.t.Fatalf("the page shows no recovery codes:\n%s", body)
 	}
-	address := strings.TrimPrefix(p.base, "https://")
-	c := &tool{t: p.t, program: built(p.t, "gatehouse"), box: address}
-	dir := p.t.TempDir()
-	for name, text := range map[string]string{"password": password, "code": html.UnescapeString(m[1])} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o600); err != nil {
-			p.t.Fatal(err)
-		}
-	}
-	c.run("login", address, "--email", email, "--password", "file:"+filepath.Join(dir, "password"), "--code", "file:"+filepath.Join(dir, "code"))
-	return c
+	c.run("login", c.box, "--email", email, "--password", c.file("password", password), "--code", c.file("code", html.UnescapeString(m[1])))
 }
 
-// tool runs commands against one box, which it was told of by gatehouse setup.
+// tool is the operator's, with a folder of its own in which it keeps what it
+// knows of one box.
 type tool struct {
-	t            *testing.T
-	program, box string
+	t           *testing.T
+	box, config string
+}
+
+func newTool(t *testing.T, address string) *tool {
+	t.Helper()
+	return &tool{t: t, box: address, config: t.TempDir()}
+}
+
+// file keeps a secret where the tool reads it from.
+func (c *tool) file(name, text string) string {
+	c.t.Helper()
+	path := filepath.Join(c.config, name)
+	if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	return "file:" + path
+}
+
+// line is a command line of it, for whoever runs it in another place.
+func (c *tool) line(args ...string) []string {
+	c.t.Helper()
+	return append([]string{"env", "XDG_CONFIG_HOME=" + c.config, built(c.t, "gatehouse")}, args...)
 }
 
 func (c *tool) command(args ...string) *exec.Cmd {
-	return exec.CommandContext(c.t.Context(), c.program, args...)
+	c.t.Helper()
+	line := c.line(args...)
+	return exec.CommandContext(c.t.Context(), line[0], line[1:]...)
 }
 
 func (c *tool) run(args ...string) string {
@@ -250,39 +264,29 @@ func (c *tool) recovery() string {
 	return key
 }
 
-// setup is the command line that takes a box over with its code.
-func setup(t *testing.T, address, code string) []string {
-	t.Helper()
-	dir := t.TempDir()
-	file := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return "file:" + path
-	}
-	t.Setenv("XDG_CONFIG_HOME", dir)
-	return []string{
-		built(t, "gatehouse"), "setup", address, "--code", file("code", code), "--name", owner,
-		"--email", email, "--password", file("password", password), "--no-browser",
-	}
+// setup is what takes a box over with its code.
+func (c *tool) setup(code string) []string {
+	c.t.Helper()
+	return []string{"setup", c.box, "--code", c.file("code", code), "--name", owner,
+		"--email", email, "--password", c.file("password", password), "--no-browser"}
 }
 
 // claim takes a box over from the command line. A machine that is emulated on a
 // busy host may not answer in time at first: exit code 6, and nothing is lost.
-func claim(t *testing.T, address, code string) {
+func claim(t *testing.T, address, code string) *tool {
 	t.Helper()
 	const unreachable, tries = 6, 5
-	args := setup(t, address, code)
+	c := newTool(t, address)
 	for i := range tries {
-		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		out, err := c.command(c.setup(code)...).CombinedOutput()
 		var exit *exec.ExitError
 		switch {
 		case err == nil:
-			return
+			return c
 		case i == tries-1, !errors.As(err, &exit), exit.ExitCode() != unreachable:
 			t.Fatalf("gatehouse setup: %v\n%s", err, out)
 		}
 		t.Logf("gatehouse setup, tried again: %s", out)
 	}
+	return c
 }

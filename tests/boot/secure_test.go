@@ -44,6 +44,7 @@ const kernelSays = "Command line:"
 // that somebody else signed, a changed loader. The last is ours, and starts; what
 // stood before it left no trace in PCR 7. The box sees that Secure Boot is on.
 func TestBOX5_FirmwareStartsTheSignedImageAlone(t *testing.T) {
+	t.Parallel()
 	whole, err := os.ReadFile(built(t, image.UKI))
 	if err != nil {
 		t.Fatal(err)
@@ -138,6 +139,7 @@ func verify(t *testing.T, program []byte) (string, error) {
 
 // Loader and UKI, as they are on the disk.
 func TestBOX5_BuiltImageVerifies(t *testing.T) {
+	t.Parallel()
 	d := stage{disk: built(t, image.Disk)}
 	for _, file := range []string{"EFI/BOOT/BOOTX64.EFI", slot.A.Path()} {
 		if out, err := verify(t, d.onESP(t, file)); err != nil || !strings.Contains(out, "Signature verification OK") {
