@@ -25,8 +25,6 @@ type enrolling struct {
 	stage
 	before, after *qemu.Store // the firmware's variables around the writes
 	writes        []string    // in their order
-	factor        []byte      // of the owner
-	recovery      string      // the box's recovery key
 }
 
 var enrolment struct {
@@ -272,7 +270,7 @@ func TestKEY8_ChangedKeysOfTheFirmware(t *testing.T) {
 	const why = "PCR 7 changed since the data was sealed: Secure Boot was switched, or its keys were changed."
 	block(t, guest, why)
 	visit(t, guest.Addr(443), nil).locked(got, why)
-	recovers(t, guest, b.stage, b.recovery)
+	recovers(t, guest, b.stage)
 	block(t, guest, "(grade A)")
 
 	boots.firmware.Add(1)
@@ -293,17 +291,17 @@ func TestKEY8_ChangedKeysOfTheFirmware(t *testing.T) {
 
 // recovers types the recovery key at the console of a locked box, a wrong one
 // first. The box goes on without a restart, as the one it was.
-func recovers(t *testing.T, guest *qemu.Guest, was stage, key string) {
+func recovers(t *testing.T, guest *qemu.Guest, was stage) {
 	t.Helper()
 	starts := strings.Count(guest.Serial(), "gatehouse: state=starting")
 	const question = "The recovery key of this box, eight groups of seven characters"
 	choose(t, guest, "9")
 	block(t, guest, question)
-	choose(t, guest, key[:len(key)-7]+"0000000")
+	choose(t, guest, was.recovery[:len(was.recovery)-7]+"0000000")
 	block(t, guest, "It did not work:")
 	choose(t, guest, "9")
 	block(t, guest, question)
-	choose(t, guest, key)
+	choose(t, guest, was.recovery)
 	same(t, "recovered", state(t, guest, "ready", "url"), was.line)
 	if n := strings.Count(guest.Serial(), "gatehouse: state=starting"); n != starts {
 		t.Error("the box was started anew to be recovered")

@@ -85,7 +85,7 @@ func TestBOX12_DamagedVolumeIsKept(t *testing.T) {
 	}
 	before := box.hash(t)
 	const why = "The data volume could not be read as a file system"
-	box.staysLocked(t, box, why)
+	off(t, box.locked(t, box.machine(t), why))
 	if box.hash(t) != before {
 		t.Error("the damaged volume was changed")
 	}

@@ -275,18 +275,18 @@ func (c *tool) setup(code string) []string {
 // busy host may not answer in time at first: exit code 6, and nothing is lost.
 func claim(t *testing.T, address, code string) *tool {
 	t.Helper()
-	const unreachable, tries = 6, 5
+	const unreachable = 6
 	c := newTool(t, address)
-	for i := range tries {
+	late := time.Now().Add(patience)
+	for {
 		out, err := c.command(c.setup(code)...).CombinedOutput()
 		var exit *exec.ExitError
 		switch {
 		case err == nil:
 			return c
-		case i == tries-1, !errors.As(err, &exit), exit.ExitCode() != unreachable:
+		case time.Now().After(late), !errors.As(err, &exit), exit.ExitCode() != unreachable:
 			t.Fatalf("gatehouse setup: %v\n%s", err, out)
 		}
 		t.Logf("gatehouse setup, tried again: %s", out)
 	}
-	return c
 }
