@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"html"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -168,7 +169,7 @@ func TestBOX5_BoxEnrolsTheKeysOfItsImage(t *testing.T) {
 		t.Errorf("after the start that was foreseen the keys are %+v", k)
 	}
 	off(t, guest)
-	if strings.Contains(guest.Serial(), kernelSays) {
+	if strings.Contains(guest.Serial(), foreignKernel) {
 		t.Error("the kernel was started with a foreign command line")
 	}
 }
@@ -287,6 +288,23 @@ func TestKEY8_ChangedKeysOfTheFirmware(t *testing.T) {
 		t.Errorf("after the recovery the keys are %+v", k)
 	}
 	off(t, guest)
+}
+
+// With Secure Boot off the loader's part of the UKI does take a command line from
+// the firmware's menu: the kernel is started with it, and PCR 12 says so. What is
+// sealed to approved systems stays closed.
+func TestKEY10_ForeignCommandLineOpensNothing(t *testing.T) {
+	t.Parallel()
+	b := enrols(t)
+	box := b.own(t, b.before)
+	box.bootFrom(t, menuEntry{name: "ours, with a foreign command line", file: "EFI/BOOT/BOOTX64.EFI", options: foreignLine})
+	guest := start(t, box.firmware(t))
+	say(t, guest, regexp.QuoteMeta(foreignKernel))
+	say(t, guest, `gatehouse: measured path=- epoch=1 pcr7=`)
+	got := state(t, guest, "locked", "url")
+	const why = "The system that was started (PCR 11, 12, 13) is not one that our release key approves for this box."
+	block(t, guest, why)
+	visit(t, guest.Addr(443), nil).locked(got, why)
 }
 
 // recovers types the recovery key at the console of a locked box, a wrong one

@@ -73,9 +73,18 @@ func (p *person) page(resp *http.Response, err error) (int, string, string) {
 	return resp.StatusCode, resp.Request.URL.Path, string(body)
 }
 
+// open asks again when the box did not answer in time.
 func (p *person) open(path string) (int, string, string) {
 	p.t.Helper()
-	return p.page(p.Get(p.base + path))
+	late := time.Now().Add(patience)
+	for {
+		resp, err := p.Get(p.base + path)
+		if err == nil || time.Now().After(late) {
+			return p.page(resp, err)
+		}
+		p.t.Logf("asked again: %v", err)
+		time.Sleep(time.Second)
+	}
 }
 
 func (p *person) send(path string, fields ...string) (int, string, string) {
