@@ -399,12 +399,18 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.System, c.SecureBoot = systemOf(t, key, epoch, now), true
+	return c
+}
+
+// systemOf is a release whose key approves these registers.
+func systemOf(t *testing.T, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values) *approval.System {
+	t.Helper()
 	a, err := pcr.Approve(key, approval.Reference(epoch), now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.System, c.SecureBoot = &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}, true
-	return c
+	return &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}
 }
 
 func releaseKey(t *testing.T) *ecdsa.PrivateKey {
