@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"net/url"
 	"time"
 
@@ -86,7 +85,7 @@ func (e *Engine) Begin(_ context.Context, q control.UpdateBegin) (control.Update
 	}
 	other := e.c.Running.Other()
 	// From here on the other slot counts for nothing, wherever the power goes.
-	if err := e.empty(other, s.Size); err != nil {
+	if err := e.empty(other); err != nil {
 		return control.UpdateOffset{}, err
 	}
 	now := e.c.Now()
@@ -102,7 +101,7 @@ func (e *Engine) Begin(_ context.Context, q control.UpdateBegin) (control.Update
 
 // empty takes away what the other slot held: the record first, then the
 // firmware's entry, then the bytes.
-func (e *Engine) empty(s slot.Slot, size int64) error {
+func (e *Engine) empty(s slot.Slot) error {
 	e.mu.Lock()
 	e.transfer = nil
 	e.mu.Unlock()
@@ -113,13 +112,7 @@ func (e *Engine) empty(s slot.Slot, size int64) error {
 		return err
 	}
 	e.entries()
-	return e.c.Disk.Empty(s, size)
-}
-
-func (e *Engine) entries() {
-	if e.c.Entries != nil {
-		e.c.Entries()
-	}
+	return e.c.Disk.Clear(s)
 }
 
 // keep has a transfer outlive a power cut.
@@ -185,7 +178,7 @@ func (e *Engine) Write(_ context.Context, q control.UpdateWrite) (control.Update
 	case int64(len(q.Data)) > t.Size-t.Offset:
 		return t.offset(), invalid(fmt.Sprintf("version %s has %d bytes, and this would be more", t.Version, t.Size))
 	}
-	if err := e.c.Disk.WriteAt(e.c.Running.Other(), q.Data, q.Offset); err != nil {
+	if err := e.c.Disk.Write(e.c.Running.Other(), q.Data, q.Offset); err != nil {
 		return t.offset(), err
 	}
 	e.hash.Write(q.Data)
@@ -218,8 +211,8 @@ func (e *Engine) checkpoint(t *transfer) (err error) {
 	return e.keep(t)
 }
 
-// finish is what follows the last piece: the digest of what came, the length of the
-// slot, and the digest of what the medium gives back.
+// finish is what follows the last piece: the digest of what came, and of what the
+// medium gives back. Only then the slot holds a program.
 func (e *Engine) finish(t *transfer) (control.UpdateOffset, error) {
 	m, s, err := e.open(t.Manifest)
 	if err != nil {
@@ -227,24 +220,19 @@ func (e *Engine) finish(t *transfer) (control.UpdateOffset, error) {
 	}
 	other := e.c.Running.Other()
 	again := func(cause error) (control.UpdateOffset, error) {
-		if err := e.empty(other, s.Size); err != nil {
-			cause = errors.Join(cause, err)
-		}
-		return control.UpdateOffset{Version: t.Version, Size: t.Size}, cause
+		return control.UpdateOffset{Version: t.Version, Size: t.Size}, errors.Join(cause, e.empty(other))
 	}
 	if sum := [32]byte(e.hash.Sum(nil)); sum != s.SHA256 {
 		return again(invalid(fmt.Sprintf("the system that came is not the one that the release names: its SHA-256 is %x, and not %x; offer it again", sum, s.SHA256)))
 	}
-	if err := errors.Join(e.c.Disk.Sync(), e.c.Disk.Finish(other, t.Size)); err != nil {
+	filled := installed(m, s)
+	if err := e.c.Disk.Complete(other, filled); err != nil {
 		return again(err)
 	}
-	if err := e.verify(other, s); err != nil {
-		return again(fmt.Errorf("what the disk gives back is not what was written: %w", err))
-	}
-	filled := slot.System{Version: m.Version, Epoch: m.Epoch, Size: s.Size, SHA256: s.SHA256}
 	if err := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(other, &filled), nil }); err != nil {
 		return t.offset(), err
 	}
+	e.entries()
 	next := *t
 	next.Done, next.Digest, next.Changed = true, nil, e.c.Now()
 	if err := e.keep(&next); err != nil {
@@ -254,14 +242,9 @@ func (e *Engine) finish(t *transfer) (control.UpdateOffset, error) {
 	return next.offset(), nil
 }
 
-// verify reads a slot to its end.
-func (e *Engine) verify(at slot.Slot, s firmware.System) error {
-	r, err := e.c.Disk.Read(at)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, s.Content(r))
-	return err
+// installed is a release's system as the record has it.
+func installed(m firmware.Manifest, s firmware.System) slot.System {
+	return slot.System{Version: m.Version, Epoch: m.Epoch, Size: s.Size, SHA256: s.SHA256}
 }
 
 // Cancel forgets what is on its way or waits.
@@ -277,7 +260,7 @@ func (e *Engine) Cancel(context.Context) error {
 	if none {
 		return refused("no release is on its way")
 	}
-	return e.empty(e.c.Running.Other(), 0)
+	return e.empty(e.c.Running.Other())
 }
 
 // checkMirror takes the address of a folder.

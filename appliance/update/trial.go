@@ -47,8 +47,8 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 	}
 	other := e.c.Running.Other()
 	// What was right when it was written may be another by now.
-	if err := e.verify(other, s); err != nil {
-		return fmt.Errorf("the system in slot %c is not what was received any more; offer the release again: %w", other, err)
+	if err := e.c.Disk.Check(other, installed(m, s)); err != nil {
+		return fmt.Errorf("what was received is not there any more; cancel it and offer the release again: %w", err)
 	}
 	if err := e.files.store(beforeFile, e.c.Look(ctx)); err != nil {
 		return err
@@ -95,6 +95,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.c.Log.Error("an update that was kept is not finished; the next start does it", "err", err)
 		}
 	}
+	e.tidy(ctx)
 	tick := time.NewTicker(lookEach)
 	defer tick.Stop()
 	for {
@@ -136,7 +137,7 @@ func (e *Engine) step(ctx context.Context) {
 func (e *Engine) take(ctx context.Context) error {
 	e.working.Lock()
 	defer e.working.Unlock()
-	if err := e.c.Disk.Choose(e.c.Running); err != nil {
+	if err := e.c.Disk.Commit(); err != nil {
 		return err
 	}
 	if err := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.Keep(e.c.Now()), nil }); err != nil {

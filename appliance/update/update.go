@@ -10,7 +10,6 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"strings"
@@ -22,20 +21,27 @@ import (
 	"gatehouse/firmware/slot"
 )
 
-// Disk is the two slots on the EFI system partition.
+// Disk is the two slots on the EFI system partition; *esp.Partition is one. It is
+// used by one goroutine at a time.
 type Disk interface {
-	// Empty takes a slot's content away, and makes room for so many bytes.
-	Empty(s slot.Slot, size int64) error
-	// WriteAt writes a piece into a slot that was emptied.
-	WriteAt(s slot.Slot, p []byte, offset int64) error
+	// Clear makes a slot no program any more.
+	Clear(s slot.Slot) error
+	// Write writes a piece into a slot that was cleared.
+	Write(s slot.Slot, b []byte, off int64) error
 	// Sync has what was written on the medium.
 	Sync() error
-	// Finish gives the slot its length; only then the boot loader sees a system in it.
-	Finish(s slot.Slot, size int64) error
-	// Read is what a slot holds, from the medium.
-	Read(s slot.Slot) (io.Reader, error)
-	// Choose makes a slot the one that starts: the commit point.
-	Choose(s slot.Slot) error
+	// Complete reads back what was written and makes it a program.
+	Complete(s slot.Slot, want slot.System) error
+	// Check says whether a slot holds a system, from the medium.
+	Check(s slot.Slot, want slot.System) error
+	// Commit has the loader start what runs: the commit point.
+	Commit() error
+	// Default is the slot that the loader starts.
+	Default() (slot.Slot, error)
+	// Digest is what a slot holds.
+	Digest(s slot.Slot) (slot.Digest, int64, error)
+	// Copy fills a slot with what the other holds.
+	Copy(from, to slot.Slot, want slot.System) error
 }
 
 // Firmware is the machine's own.
@@ -67,6 +73,7 @@ type Config struct {
 	Problem string        // why no update can be taken; "": nothing
 	Notes   []string      // what was mended at this start
 	Ended   *slot.Verdict // of a trial that went back just before this start
+	Mend    slot.Slot     // would not start, and is to be filled from what runs; 0: none
 
 	Disk     Disk
 	Book     *Book
@@ -77,8 +84,8 @@ type Config struct {
 	Look     func(ctx context.Context) Look
 	Audit    func(ctx context.Context, e control.Event) error
 	Restart  func()
-	// Entries puts the firmware's entries right, after something of the slots changed.
-	Entries func()
+	// Entries has the firmware start these slots by itself, in this order.
+	Entries func(direct []slot.Slot)
 	Now     func() time.Time
 	Log     *slog.Logger
 }

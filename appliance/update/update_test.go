@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,9 +32,12 @@ type machine struct {
 
 	content  map[slot.Slot][]byte
 	synced   map[slot.Slot]int
+	whole    map[slot.Slot]bool
 	chosen   slot.Slot
+	runs     slot.Slot
 	meta     *meta
 	oneShot  string
+	direct   []slot.Slot // what the firmware may start by itself
 	behind   string
 	expected []uint64
 	look     Look
@@ -49,20 +51,20 @@ func (m *machine) do(what string) error {
 	return m.fail[what]
 }
 
-func (m *machine) Empty(s slot.Slot, size int64) error {
-	if err := m.do("disk empty"); err != nil {
+func (m *machine) Clear(s slot.Slot) error {
+	if err := m.do("clear"); err != nil {
 		return err
 	}
-	m.content[s], m.synced[s] = make([]byte, 0, size), 0
+	m.whole[s], m.synced[s] = false, 0
 	return nil
 }
 
-func (m *machine) WriteAt(s slot.Slot, p []byte, offset int64) error {
-	if err := m.fail["disk write"]; err != nil {
+func (m *machine) Write(s slot.Slot, p []byte, offset int64) error {
+	if err := m.fail["write"]; err != nil {
 		return err
 	}
-	if s == m.chosen {
-		m.t.Error("the slot that starts was written")
+	if s == m.chosen || m.whole[s] {
+		m.t.Error("a system was written over")
 	}
 	c := m.content[s]
 	if n := int(offset) + len(p); n > len(c) {
@@ -77,25 +79,52 @@ func (m *machine) Sync() error {
 	for s, c := range m.content {
 		m.synced[s] = len(c)
 	}
-	return m.do("disk sync")
+	return m.do("sync")
 }
 
-func (m *machine) Finish(s slot.Slot, size int64) error {
-	if size != int64(len(m.content[s])) {
-		m.t.Errorf("finished with %d bytes, and %d were written", size, len(m.content[s]))
-	}
-	return m.do("disk finish")
+func (m *machine) Complete(s slot.Slot, want slot.System) error {
+	m.whole[s] = true
+	err := errors.Join(m.do("complete"), m.Check(s, want))
+	m.whole[s] = err == nil
+	return err
 }
 
-func (m *machine) Read(s slot.Slot) (io.Reader, error) {
-	return bytes.NewReader(m.content[s]), m.do("disk read")
-}
-
-func (m *machine) Choose(s slot.Slot) error {
-	if err := m.do("choose " + string(rune(s))); err != nil {
+func (m *machine) Check(s slot.Slot, want slot.System) error {
+	if err := m.do("check"); err != nil {
 		return err
 	}
-	m.chosen = s
+	sum, n, err := m.Digest(s)
+	if err == nil && (n != want.Size || sum != want.SHA256) {
+		err = errors.New("it has another SHA-256")
+	}
+	return err
+}
+
+func (m *machine) Digest(s slot.Slot) (slot.Digest, int64, error) {
+	if !m.whole[s] {
+		return slot.Digest{}, 0, nil
+	}
+	return sha256.Sum256(m.content[s]), int64(len(m.content[s])), m.fail["digest"]
+}
+
+func (m *machine) Default() (slot.Slot, error) { return m.chosen, m.fail["default"] }
+
+func (m *machine) Commit() error {
+	if err := m.do("commit"); err != nil {
+		return err
+	}
+	m.chosen = m.runs
+	return nil
+}
+
+func (m *machine) Copy(from, to slot.Slot, want slot.System) error {
+	if to == m.chosen {
+		m.t.Error("the slot that starts was copied over")
+	}
+	if err := errors.Join(m.do("copy"), m.Check(from, want)); err != nil {
+		return err
+	}
+	m.content[to], m.whole[to] = bytes.Clone(m.content[from]), true
 	return nil
 }
 
@@ -155,7 +184,7 @@ type house struct {
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{machine: &machine{t: t, fail: map[string]error{}, content: map[slot.Slot][]byte{}, synced: map[slot.Slot]int{}, chosen: slot.A,
+	h := &house{machine: &machine{t: t, fail: map[string]error{}, content: map[slot.Slot][]byte{}, synced: map[slot.Slot]int{}, whole: map[slot.Slot]bool{}, chosen: slot.A,
 		meta: &meta{bytes: make([]byte, 1<<20)}, look: all(), now: noon}}
 	for _, name := range []string{"ada", "bob", "eve"} {
 		secret, public, err := note.GenerateKey(rand.Reader, name)
@@ -183,7 +212,7 @@ func newHouse(t *testing.T) *house {
 		Look:    func(context.Context) Look { return h.look },
 		Audit:   func(_ context.Context, e control.Event) error { h.events = append(h.events, e); return h.fail["audit"] },
 		Restart: func() { h.restarts++; h.did = append(h.did, "restart") },
-		Entries: func() { h.did = append(h.did, "entries") },
+		Entries: func(direct []slot.Slot) { h.did, h.direct = append(h.did, "entries"), direct },
 		Now:     func() time.Time { h.now = h.now.Add(time.Millisecond); return h.now }, Log: slog.New(slog.DiscardHandler),
 	}
 	return h
@@ -191,7 +220,7 @@ func newHouse(t *testing.T) *house {
 
 // up is the engine of a start, with the record as it is on the disk.
 func (h *house) up(c Config) *Engine {
-	c.Book = NewBook(h.meta, h.record())
+	c.Book, h.runs = NewBook(h.meta, h.record()), c.Running
 	return New(c)
 }
 
@@ -493,7 +522,7 @@ func TestBOX4_TriedAndKept(t *testing.T) {
 	if err := start(e, false); err != nil {
 		t.Fatal(err)
 	}
-	h.order("disk read", "expect", "arm", "restart")
+	h.order("check", "expect", "arm", "restart")
 	if tr := h.record().Trial; tr == nil || tr.Slot != slot.B || tr.Tries != 1 || tr.System.SHA256 != h.release.Systems[0].SHA256 {
 		t.Errorf("recorded: %+v", tr)
 	}
@@ -522,7 +551,7 @@ func TestBOX4_TriedAndKept(t *testing.T) {
 	}
 	h.now = h.now.Add(2 * time.Second)
 	e.step(ctx)
-	h.order("choose b", "settle", "entries")
+	h.order("commit", "settle", "entries")
 	if v, ok := h.record().Last(); !ok || !v.Kept || h.record().Trial != nil {
 		t.Errorf("recorded: %+v", h.record())
 	}
@@ -752,5 +781,75 @@ func TestBOX4_RateIsOfLate(t *testing.T) {
 	}
 	if r := m.rate(now.Add(time.Minute)); r != 0 {
 		t.Errorf("nothing came for a minute: %v", r)
+	}
+}
+
+// A fresh image: nobody recorded what runs. A slot that did not start is filled
+// from the one that did, and then both may start.
+func TestBOX4_DamagedSlotIsMended(t *testing.T) {
+	h := newHouse(t)
+	h.content[slot.A], h.whole[slot.A] = []byte("the system that runs"), true
+	h.chosen = slot.A
+	e := h.up(h.config)
+	e.tidy(t.Context())
+	if a := h.record().A; a == nil || a.Version != h.config.Version || a.SHA256 != sha256.Sum256(h.content[slot.A]) {
+		t.Fatalf("recorded: %+v", a)
+	}
+	if !slices.Equal(h.direct, []slot.Slot{slot.A}) {
+		t.Errorf("the firmware may start %v", h.direct)
+	}
+	c := h.config
+	c.Mend = slot.B
+	h.fail["copy"] = errors.New("the disk is broken")
+	e = h.up(c)
+	e.tidy(t.Context())
+	if h.record().B != nil || slices.Contains(h.direct, slot.B) {
+		t.Error("not mended, and it counts")
+	}
+	delete(h.fail, "copy")
+	e.tidy(t.Context())
+	e.tidy(t.Context())
+	if b := h.record().B; b == nil || b.SHA256 != h.record().A.SHA256 || !slices.Equal(h.direct, []slot.Slot{slot.A, slot.B}) {
+		t.Errorf("recorded: %+v; the firmware may start %v", b, h.direct)
+	}
+	if len(h.events) != 1 || h.events[0].Action != "system mended" {
+		t.Errorf("recorded: %+v", h.events)
+	}
+}
+
+func TestBOX4_WhatTheFirmwareMayStart(t *testing.T) {
+	one, two := slot.System{Epoch: 1, Size: 1, SHA256: slot.Digest{1}}, slot.System{Epoch: 2, Size: 1, SHA256: slot.Digest{2}}
+	both := slot.Record{A: &one, B: &two}
+	with := func(r slot.Record, f func(*slot.Record)) slot.Record { f(&r); return r }
+	for name, c := range map[string]struct {
+		r     slot.Record
+		first slot.Slot
+		epoch uint64
+		want  string
+	}{
+		"nothing is known":      {slot.Record{}, slot.A, 0, "a"},
+		"both":                  {both, slot.A, 1, "ab"},
+		"the other way":         {both, slot.B, 1, "ba"},
+		"of an older epoch":     {both, slot.B, 2, "b"},
+		"on trial":              {with(both, func(r *slot.Record) { r.Trial = &slot.Trial{Slot: slot.B} }), slot.A, 1, "a"},
+		"failed":                {with(both, func(r *slot.Record) { r.Verdicts = []slot.Verdict{{System: two}} }), slot.A, 1, "a"},
+		"kept":                  {with(both, func(r *slot.Record) { r.Verdicts = []slot.Verdict{{System: two, Kept: true}} }), slot.A, 1, "ab"},
+		"emptied for a release": {both.With(slot.B, nil), slot.A, 1, "a"},
+	} {
+		got := ""
+		for _, s := range Bootable(c.r, c.first, c.epoch) {
+			got += s.String()
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestBOX4_VersionOfTheProgram(t *testing.T) {
+	for s, want := range map[string]string{"0.1.0": "0.1.0", "0.1.0+abc.changed": "0.1.0", "1.2": "", "0.1.0-dev": "", "": ""} {
+		if v, err := ParseVersion(s); (err == nil) != (want != "") || err == nil && v.String() != want {
+			t.Errorf("%q: %s, %v", s, v, err)
+		}
 	}
 }
