@@ -41,6 +41,8 @@ type Started struct {
 	Current []byte
 	// Image is the program that the firmware started first, \EFI\BOOT\BOOTX64.EFI.
 	Image string
+	// OneShot is what was armed and no loader has read; "": nothing.
+	OneShot string
 }
 
 // Started reads it. Nothing there is no error: a kernel may be started without any of that.
@@ -50,6 +52,9 @@ func (h *Host) Started() (s Started, err error) {
 		errs = append(errs, err)
 	}
 	if s.Image, err = h.loaderText(image); err != nil {
+		errs = append(errs, err)
+	}
+	if s.OneShot, err = h.loaderText(oneShot); err != nil {
 		errs = append(errs, err)
 	}
 	data, err := h.variable("BootCurrent", efiGlobal)

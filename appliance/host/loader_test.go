@@ -103,3 +103,18 @@ func TestBOX4_BootMenuIsReadAndChanged(t *testing.T) {
 		t.Error("half an entry in the order was read")
 	}
 }
+
+func TestBOX4_PanicIsFound(t *testing.T) {
+	x := newTree(t, nil)
+	if p := x.Panic(); p != "" {
+		t.Errorf("without pstore: %q", p)
+	}
+	x.write("sys/fs/pstore/dmesg-efi-1", "<6>[ 1.0] all is well\n")
+	if p := x.Panic(); !strings.Contains(p, "record of a crash") {
+		t.Errorf("a record without a reason: %q", p)
+	}
+	x.write("sys/fs/pstore/dmesg-efi-2", "Panic#1 Part2\n<0>[ 3.1] Kernel panic - not syncing: Attempted to kill init!\x07 exitcode=0x00000100\n<0>[ 3.2] CPU: 0\n")
+	if p := x.Panic(); !strings.HasPrefix(p, "Kernel panic - not syncing: Attempted to kill init!") || strings.Contains(p, "\x07") {
+		t.Errorf("%q", p)
+	}
+}

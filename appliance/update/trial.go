@@ -19,15 +19,14 @@ func (e *Engine) Start(ctx context.Context, q control.UpdateStart) error {
 		return err
 	}
 	e.mu.Lock()
-	t, window, wait := e.transfer, e.window, q.Wait && e.policy.Window != ""
+	t, w := e.transfer, e.window
 	e.mu.Unlock()
 	if t == nil || !t.Done {
 		return refused("no release was received that could be started")
 	}
 	next := *t
 	next.Actor, next.From = q.Actor, q.From
-	if wait {
-		at := window.Next(e.c.Now())
+	if at, ok := w.Next(e.c.Now()); ok && q.Wait {
 		next.Restart = &at
 		return e.keep(&next)
 	}

@@ -19,6 +19,7 @@ import (
 	"gatehouse/appliance/control"
 	"gatehouse/firmware"
 	"gatehouse/firmware/slot"
+	"gatehouse/firmware/window"
 )
 
 // Disk is the two slots on the EFI system partition; *esp.Partition is one. It is
@@ -102,7 +103,7 @@ type Engine struct {
 	problem  string
 	transfer *transfer
 	policy   control.UpdateSettings
-	window   Window
+	window   window.Window
 	gate     *Gate
 	rate     meter
 	pending  bool // the restart is about to come
@@ -141,10 +142,7 @@ func (e *Engine) loadPolicy() {
 	if e.policy, err = e.files.loadSettings(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e.c.Log.Warn("the settings of updates are those of a new box", "err", err)
 	}
-	if e.policy.Window == "" {
-		return
-	}
-	if e.window, err = ParseWindow(e.policy.Window); err != nil {
+	if e.window, err = window.Parse(e.policy.Window); err != nil {
 		e.c.Log.Warn("the settings of updates", "err", err)
 		e.policy.Window = ""
 	}
@@ -264,12 +262,9 @@ func (e *Engine) View(context.Context) (control.Update, error) {
 func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	e.working.Lock()
 	defer e.working.Unlock()
-	var w Window
-	if s.Window != "" {
-		var err error
-		if w, err = ParseWindow(s.Window); err != nil {
-			return invalid(err.Error())
-		}
+	w, err := window.Parse(s.Window)
+	if err != nil {
+		return invalid(err.Error())
 	}
 	if err := checkMirror(s.Mirror); err != nil {
 		return invalid(err.Error())
@@ -287,8 +282,7 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	if t := e.transfer; t != nil && t.Restart != nil {
 		next := *t
 		next.Restart = nil
-		if s.Window != "" {
-			at := w.Next(e.c.Now())
+		if at, ok := w.Next(e.c.Now()); ok {
 			next.Restart = &at
 		}
 		return e.replace(&next)
