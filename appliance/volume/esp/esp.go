@@ -125,7 +125,7 @@ func (p *Partition) Length(s slot.Slot) (int64, error) {
 	}
 	n := int64(binary.LittleEndian.Uint32(e[lengthAt:]))
 	if n > slot.Size {
-		return 0, refuse("%s is %d bytes long, and %d are kept for it", s.Path(), n, slot.Size)
+		return 0, fmt.Errorf("its file is %d bytes long, and %d are kept for it", n, slot.Size)
 	}
 	return n, nil
 }
