@@ -145,6 +145,7 @@ func (e *Engine) take(ctx context.Context) error {
 	e.mu.Lock()
 	e.gate = nil
 	e.mu.Unlock()
+	e.c.Kept()
 	return e.adopt(ctx)
 }
 

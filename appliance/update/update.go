@@ -85,6 +85,8 @@ type Config struct {
 	Look     func(ctx context.Context) Look
 	Audit    func(ctx context.Context, e control.Event) error
 	Restart  func()
+	// Kept tells that the trial is over, and well.
+	Kept func()
 	// Entries has the firmware start these slots by itself, in this order.
 	Entries func(direct []slot.Slot)
 	Now     func() time.Time
