@@ -23,8 +23,8 @@ import (
 // systems is what this start knows of the two systems of the box.
 type systems struct {
 	place    bootentry.Partition
-	disk     *esp.Partition // nil: there is none, and problem says why
-	running  slot.Slot      // 0: it cannot be told
+	disk     update.Disk // nil: there is none, and problem says why
+	running  slot.Slot   // 0: it cannot be told
 	book     *update.Book
 	trial    atomic.Bool // what runs is not kept yet
 	until    time.Time   // when the trial goes back by itself
@@ -90,11 +90,16 @@ func (b *box) judgeSystems(context.Context) error {
 		s.problem = err.Error()
 		return err
 	}
+	return b.decide(b.meta, record, time.Now())
+}
+
+// decide judges, records that, and does it.
+func (b *box) decide(meta slot.Device, record slot.Record, now time.Time) error {
+	s := &b.systems
 	e, notes := b.evidence(record)
 	s.notes = append(s.notes, notes...)
-	now := time.Now()
 	next, action := slot.Judge(record, e, now)
-	s.book = update.NewBook(b.meta, record)
+	s.book = update.NewBook(meta, record)
 	if err := s.book.Change(func(slot.Record) (slot.Record, error) { return next, nil }); err != nil {
 		return err
 	}
@@ -325,6 +330,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 
 // kept ends the trial.
 func (b *box) kept() {
+	b.say(fmt.Sprintf("systems: version %s is kept", b.release.Version))
 	b.systems.trial.Store(false)
 	if b.systems.overdue != nil {
 		b.systems.overdue.Stop()
