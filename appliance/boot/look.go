@@ -77,6 +77,11 @@ func (b *box) look(ctx context.Context, m *monitor.Monitor) update.Look {
 			set(update.CheckHTTPS, true, "%s answers", monitor.URL(a, s.HTTPSPort))
 		}
 	}
+	if m.HubLine() {
+		set(update.CheckHub, true, "the line to the hub stands")
+	} else {
+		set(update.CheckHub, false, "there is no line to the hub")
+	}
 	set(update.CheckRoles, true, "all processes run")
 	var bad []string
 	for _, r := range s.Roles {
