@@ -271,8 +271,8 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	if err := checkMirror(s.Mirror); err != nil {
 		return invalid(err.Error())
 	}
-	if s.Automatic && (s.Mirror == "" || s.Window == "") {
-		return invalid("updates without a question need a mirror to come from, and a window to start in")
+	if s.Automatic && s.Mirror == "" {
+		return invalid("updates without a question need a mirror to come from")
 	}
 	if err := e.files.store(settingsFile, s); err != nil {
 		return err

@@ -88,3 +88,32 @@ func TestBOX4_UpdateIsKept(t *testing.T) {
 	}
 	off(t, guest)
 }
+
+// A release whose PID 1 ends at once: the kernel panics, restarts by itself, and
+// the loader starts the system before, which says why and takes it no more.
+func TestBOX4_SickSystemGoesBack(t *testing.T) {
+	n := next{version: firmware.Version{Minor: 1, Patch: 2}, program: "tests/boot/testdata/exits"}
+	n.make(t)
+	guest := startSick(t, reachable(secure(t, newDisk(t))))
+	p, box := owned(t, guest)
+	p.bring(&n)
+
+	boots.firmware.Add(1)
+	say(t, guest, "Kernel panic - not syncing: Attempted to kill init!")
+	boots.firmware.Add(1)
+	say(t, guest, `gatehouse: systems: it crashed: Kernel panic - not syncing: Attempted to kill init!`)
+	same(t, "after the sick one", state(t, guest, "ready", "url"), box)
+	block(t, guest, "(grade A)")
+	back := visit(t, guest.Addr(443), nil)
+	back.key = p.key
+	p = back
+	p.enter()
+	u := p.systems()
+	if u.Stage != control.UpdateIdle || u.Last == nil || u.Last.Kept || !u.Last.Explained || !strings.Contains(u.Last.Reason, "Attempted to kill init") || u.Running.Slot != "a" {
+		t.Errorf("the page says %+v, last %+v", u, u.Last)
+	}
+	if status, body := p.post("/api/v1/update", "application/octet-stream", n.bundle(t)); status == http.StatusOK || !strings.Contains(body, "failed here before") {
+		t.Errorf("taken again: %d %.500s", status, body)
+	}
+	off(t, guest)
+}
