@@ -89,6 +89,7 @@ const MaxTries = 3
 const (
 	maxVerdicts = 16
 	maxReason   = 400 // bytes
+	maxTries    = 1 << 20
 )
 
 // Refused says that a system is not tried again unless somebody asks for it.
@@ -170,7 +171,7 @@ func (r Record) Begin(s Slot, again bool, now time.Time) (Record, error) {
 	}
 	tries := 1
 	if v, ok := r.Verdict(sys.SHA256); ok && !v.Kept {
-		tries = v.Tries + 1
+		tries = min(v.Tries+1, maxTries)
 	}
 	r.Trial = &Trial{Slot: s, System: *sys, Began: moment(now), Tries: tries}
 	return r, nil

@@ -93,7 +93,7 @@ func (r Record) check() error {
 	systems := []*System{r.A, r.B}
 	if t := r.Trial; t != nil {
 		systems = append(systems, &t.System)
-		if t.Slot != A && t.Slot != B || t.Tries < 1 || t.Tries > 1<<20 || !t.Began.Equal(moment(t.Began)) {
+		if t.Slot != A && t.Slot != B || t.Tries < 1 || t.Tries > maxTries || !t.Began.Equal(moment(t.Began)) {
 			return bad("a trial in slot %s, %d tries, since %s", t.Slot, t.Tries, t.Began)
 		}
 		if t.End != nil && t.End.Reason != short(t.End.Reason) {
@@ -107,7 +107,7 @@ func (r Record) check() error {
 	for i := range r.Verdicts {
 		v := &r.Verdicts[i]
 		systems = append(systems, &v.System)
-		if seen[v.System.SHA256] || v.Tries < 1 || v.Tries > 1<<20 || v.Reason != short(v.Reason) || !v.When.Equal(moment(v.When)) || v.Kept && v.Explained {
+		if seen[v.System.SHA256] || v.Tries < 1 || v.Tries > maxTries || v.Reason != short(v.Reason) || !v.When.Equal(moment(v.When)) || v.Kept && v.Explained {
 			return bad("verdict %d", i)
 		}
 		seen[v.System.SHA256] = true
@@ -130,6 +130,9 @@ func copies(dev io.ReaderAt) (r Record, generation uint64, place int, problem, e
 		}
 		got, g, err := Decode(buf)
 		if err != nil {
+			// A first write that the power was cut in leaves place 0 torn and place 1
+			// blank: no record was ever kept.
+			problem = nil
 			if len(bytes.Trim(buf, "\x00")) > 0 && len(bytes.Trim(buf, "\xff")) > 0 {
 				problem = fmt.Errorf("copy %d: %w", i, err)
 			}
