@@ -42,17 +42,7 @@ type Mirror struct {
 	wishes chan wish
 
 	mu    sync.Mutex
-	state MirrorState
-}
-
-// MirrorState is what came of asking the mirror.
-type MirrorState struct {
-	Busy bool `json:"busy"` // it is asked, or sends, now
-	// Offers is the version that the mirror has and the box does not; nobody has
-	// verified it before its bytes are asked for.
-	Offers  string    `json:"offers,omitempty"`
-	Looked  time.Time `json:"looked,omitzero"`
-	Problem string    `json:"problem,omitempty"` // in words
+	state control.MirrorState
 }
 
 // wish is what a person wants of the mirror.
@@ -71,7 +61,7 @@ func NewMirror(i *Intake, c MirrorConfig) *Mirror {
 }
 
 // State is what came of asking last.
-func (m *Mirror) State() MirrorState {
+func (m *Mirror) State() control.MirrorState {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.state
@@ -159,7 +149,7 @@ func (m *Mirror) ask(ctx context.Context, w wish) {
 			m.c.Log.Warn("asking the mirror", "err", err)
 		}
 		m.mu.Lock()
-		m.state = MirrorState{}
+		m.state = control.MirrorState{}
 		m.mu.Unlock()
 		return
 	}
@@ -169,7 +159,7 @@ func (m *Mirror) ask(ctx context.Context, w wish) {
 	offers, err := m.look(ctx, u, w)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.state = MirrorState{Offers: offers, Looked: m.c.Now().UTC()}
+	m.state = control.MirrorState{Offers: offers, Looked: m.c.Now().UTC()}
 	if err != nil && ctx.Err() == nil {
 		m.state.Problem = err.Error()
 		m.c.Log.Warn("the mirror was asked", "mirror", u.Policy.Mirror, "err", err)

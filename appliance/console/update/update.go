@@ -93,14 +93,7 @@ func none(err error) (why string, ok bool) {
 	return "", false
 }
 
-// Document is what the API answers, and what the pages show.
-type Document struct {
-	control.Update
-	Mirror   intake.MirrorState `json:"mirror"`
-	Sessions int                `json:"sessions"` // people's, that a restart ends
-}
-
-func (p *Pages) document(ctx context.Context) (d Document, err error) {
+func (p *Pages) document(ctx context.Context) (d control.UpdateView, err error) {
 	d.Update, err = p.Update(ctx)
 	d.Mirror, d.Sessions = p.Mirror.State(), p.Sessions()
 	return d, err
@@ -110,7 +103,7 @@ func (p *Pages) document(ctx context.Context) (d Document, err error) {
 const silence = 20 * time.Second
 
 type view struct {
-	Document
+	control.UpdateView
 	None     string // there are no systems of its own: why
 	Now      time.Time
 	Percent  int
@@ -123,7 +116,7 @@ type view struct {
 
 func (p *Pages) view(v *shell.Visit) (w view, err error) {
 	w.Now = v.Box.Wall()
-	w.Document, err = p.document(v.Ctx())
+	w.UpdateView, err = p.document(v.Ctx())
 	if err != nil {
 		var ok bool
 		if w.None, ok = none(err); ok {
