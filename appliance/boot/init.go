@@ -61,11 +61,11 @@ type box struct {
 	ending  string                  // restart or off, once asked for
 	erasing bool                    // the keys are erased, the rest is to follow
 	end     context.CancelFunc
-	restart context.CancelFunc // of the roles alone
+	anew    anew // the roles alone
 	boot    host.SecureBoot
 	broken  *vault.Locked // what the vault said, if it did not open
 
-	unlocking sync.Mutex // one recovery key at a time
+	unlocking sync.Mutex // one secret at a time
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -137,7 +137,7 @@ func (b *box) serve(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, err := b.roles()
 		if err == nil {
-			err = b.runRoles(ctx, r)
+			err = b.anew.run(ctx, r)
 		}
 		if ctx.Err() != nil {
 			return
@@ -154,30 +154,6 @@ func (b *box) serve(ctx context.Context) {
 		}
 		pause = min(2*pause, time.Minute)
 	}
-}
-
-// errUnlocked ends the roles of a locked box, to start those of an open one.
-var errUnlocked = errors.New("the box was unlocked")
-
-// runRoles runs them until ctx ends or the box is unlocked.
-func (b *box) runRoles(ctx context.Context, r *roles) error {
-	life, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	b.mu.Lock()
-	b.restart = func() { end(errUnlocked) }
-	b.mu.Unlock()
-	err := r.run(life)
-	if context.Cause(life) == errUnlocked {
-		return errUnlocked
-	}
-	return err
-}
-
-// again starts the roles anew, once the answer to the one who asked is out.
-func (b *box) again() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	time.AfterFunc(500*time.Millisecond, b.restart)
 }
 
 // ended notes why the roles ended. Without its audit log the box may do

@@ -123,6 +123,7 @@ type Monitor struct {
 	order       *order            // to the console, from a person at the box
 
 	certificates certificates
+	unlocking    unlocking
 
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time

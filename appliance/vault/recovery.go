@@ -13,6 +13,13 @@ import (
 // recoveryText is how a recovery key is written down.
 var recoveryText = keytext.Kind{Name: "recovery key", Label: "gatehouse/recovery/1 check "}
 
+// IsRecoveryKey says that a text has the form of a recovery key, of whatever box.
+func IsRecoveryKey(typed string) bool {
+	key, err := recoveryText.Parse(typed)
+	clear(key[:])
+	return err == nil
+}
+
 // MakeRecovery makes a new recovery key and gives it, once. One that was
 // confirmed before keeps working until this one is confirmed. Only a box that
 // has an owner gets one: whoever holds it counts as the owner.
@@ -132,7 +139,7 @@ func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 	)
 	for i := range h.slots {
 		if used = &h.slots[i]; used.kind == kindRecovery {
-			if data, err = h.take(used, seed[:], nil); err == nil {
+			if data, err = h.take(used, seed[:]); err == nil {
 				break
 			}
 		}
