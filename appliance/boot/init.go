@@ -66,6 +66,7 @@ type box struct {
 	broken  *vault.Locked // what the vault said, if it did not open
 
 	unlocking sync.Mutex // one secret at a time
+	spool     *spool     // opened with the first roles
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -257,6 +258,9 @@ func (b *box) roles() (*roles, error) {
 			Kernel:       kernel(b.machine),
 		},
 	}
+	if b.meta != nil {
+		r.spool = b.spooled()
+	}
 	r.monitor.Network = b.network()
 	r.monitor.Keys = &keyring{
 		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
@@ -277,6 +281,15 @@ func (b *box) roles() (*roles, error) {
 			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) })}
 	}
 	return r, nil
+}
+
+// spooled is where events wait while the box is locked: one for all starts of
+// the roles, so that what was not written to META is not lost between them.
+func (b *box) spooled() *spool {
+	if b.spool == nil {
+		b.spool = openSpool(b.meta, time.Now, b.log)
+	}
+	return b.spool
 }
 
 // pressed ends the box in order; a full disk or a broken log does not make the

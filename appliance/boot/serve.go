@@ -151,6 +151,7 @@ type hosted struct {
 	log     *slog.Logger
 	reaper  *supervise.Reaper
 	anew    anew
+	spool   *spool // of locked starts
 
 	http, https net.Listener
 
@@ -225,6 +226,10 @@ func (h *hosted) roles() (*roles, error) {
 	if err != nil {
 		return nil, err
 	}
+	if h.spool == nil {
+		h.spool = openSpool(ring.config.Meta, time.Now, h.log)
+	}
+	r.spool = h.spool
 	r.hostLists = h.cfg.Lists
 	r.monitor.Keys = &ring
 	r.monitor.Name, r.monitor.Names = name, h.cfg.Names

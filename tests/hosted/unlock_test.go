@@ -7,7 +7,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +73,24 @@ func (m *middle) relay(conn net.Conn) {
 		box.Close()
 	}()
 	io.Copy(conn, box)
+}
+
+// auditLog is all of it as text.
+func (b *box) auditLog() string {
+	b.Helper()
+	var all strings.Builder
+	err := filepath.WalkDir(filepath.Join(b.state, "audit"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		all.Write(text)
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return all.String()
 }
 
 // saw is what the tool said since it was last asked.
@@ -166,6 +187,15 @@ func TestKEY8_UnlockThroughAManInTheMiddle(t *testing.T) {
 		t.Errorf("it was %+v, and is %+v", was, now)
 	}
 	b.signIn(b.client())
+	log := b.auditLog()
+	for _, want := range []string{`"action":"unlock"`, `"actor":"recovery key"`, `"from":"127.0.0.1"`, `"locked":"unauthenticated"`, `"actor":"passphrase"`, `"error":"this is not the recovery key of this box`} {
+		if !strings.Contains(log, want) {
+			t.Errorf("what happened while locked is not in the audit log: %s", want)
+		}
+	}
+	if out, code := b.run("", "audit", "verify", filepath.Join(b.state, "audit")); code != 0 {
+		t.Errorf("the audit log does not verify: %s", out)
+	}
 	if out, code := b.run("", "unlock", "127.0.0.1", "--words", words, "--recovery-key", file); code != 5 {
 		t.Errorf("once more: exit %d\n%s", code, out)
 	}
