@@ -12,6 +12,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 
+	"gatehouse/appliance/keytext"
 	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -63,7 +64,7 @@ func TestKEY8_OtherRecoveryKeysOpenNothing(t *testing.T) {
 	v, text := owned(t, c)
 	before := bytes.Clone(c.Meta.(*disk).data)
 	for name, key := range map[string]string{
-		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": recoveryText.Format([32]byte{1, 2, 3}),
+		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": keytext.Recovery.Format([32]byte{1, 2, 3}),
 	} {
 		if w, err := Recover(t.Context(), c, key); err == nil {
 			w.Wipe()
