@@ -284,7 +284,7 @@ func TestKEY8_ChangedKeysOfTheFirmware(t *testing.T) {
 	if err := guest.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	say(t, guest, `gatehouse: state=starting`)
+	say(t, guest, `gatehouse: measured path=direct`)
 	same(t, "at the start after the recovery", state(t, guest, "ready", "url"), b.line)
 	p := visit(t, guest.Addr(443), nil)
 	p.returns(b.factor)
@@ -317,7 +317,7 @@ func TestKEY10_ForeignCommandLineOpensNothing(t *testing.T) {
 // first. The box goes on without a restart, as the one it was.
 func recovers(t *testing.T, guest *qemu.Guest, was stage) {
 	t.Helper()
-	starts := strings.Count(guest.Serial(), "gatehouse: state=starting")
+	starts := strings.Count(guest.Serial(), "gatehouse: measured")
 	const question = "The recovery key of this box, eight groups of seven characters"
 	choose(t, guest, "9")
 	block(t, guest, question)
@@ -327,7 +327,7 @@ func recovers(t *testing.T, guest *qemu.Guest, was stage) {
 	block(t, guest, question)
 	choose(t, guest, was.recovery)
 	same(t, "recovered", state(t, guest, "ready", "url"), was.line)
-	if n := strings.Count(guest.Serial(), "gatehouse: state=starting"); n != starts {
+	if n := strings.Count(guest.Serial(), "gatehouse: measured"); n != starts {
 		t.Error("the box was started anew to be recovered")
 	}
 }
