@@ -11,8 +11,12 @@ import (
 	"gatehouse/tpm"
 )
 
-// recoveryText is how a recovery key is written down.
-var recoveryText = keytext.Kind{Name: "recovery key", Label: "gatehouse/recovery/1 check "}
+// IsRecoveryKey says that a text has the form of a recovery key, of whatever box.
+func IsRecoveryKey(typed string) bool {
+	key, err := keytext.Recovery.Parse(typed)
+	clear(key[:])
+	return err == nil
+}
 
 // MakeRecovery makes a new recovery key and gives it, once. One that was
 // confirmed before keeps working until this one is confirmed. Only a box that
@@ -46,7 +50,7 @@ func (v *Vault) MakeRecovery(ctx context.Context) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
-	text = recoveryText.Format(seed)
+	text = keytext.Recovery.Format(seed)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.pending = text[len(text)-keytext.Group:]
@@ -56,7 +60,7 @@ func (v *Vault) MakeRecovery(ctx context.Context) (text string, err error) {
 // ConfirmRecovery takes the last group of the new recovery key, or all of it,
 // as proof that somebody keeps it. The key before opens nothing from then on.
 func (v *Vault) ConfirmRecovery(ctx context.Context, typed string) error {
-	text, err := recoveryText.Normal(typed)
+	text, err := keytext.Recovery.Normal(typed)
 	if err != nil {
 		return err
 	}
@@ -94,7 +98,7 @@ func (v *Vault) ConfirmRecovery(ctx context.Context, typed string) error {
 }
 
 func (s *slot) madeFrom(typed string) error {
-	seed, err := recoveryText.Parse(typed)
+	seed, err := keytext.Recovery.Parse(typed)
 	defer clear(seed[:])
 	if err != nil {
 		return err
@@ -111,7 +115,7 @@ func (s *slot) madeFrom(typed string) error {
 // data opens all the same, and Note says that the key is needed again.
 func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 	c = c.ready()
-	seed, err := recoveryText.Parse(typed)
+	seed, err := keytext.Recovery.Parse(typed)
 	defer clear(seed[:])
 	if err != nil {
 		return nil, err
@@ -133,7 +137,7 @@ func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 	)
 	for i := range h.slots {
 		if used = &h.slots[i]; used.kind == kindRecovery {
-			if data, err = h.take(used, seed[:], nil); err == nil {
+			if data, err = h.take(used, seed[:]); err == nil {
 				break
 			}
 		}

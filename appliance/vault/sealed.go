@@ -243,10 +243,8 @@ func (h *header) openTPM(c *Config) (data []byte, used *slot, err error) {
 	if capErr := c.closeTPM(&root); capErr != nil && err == nil {
 		err = lockedTPM("The TPM cannot be closed after the key was taken out.", capErr)
 	}
-	var guard []byte
-	if err == nil && h.guard != nil {
-		guard, err = h.askGuard(c)
-		defer clear(guard)
+	if err == nil {
+		data, err = h.behindTPM(c, used, seed)
 	}
 	if err != nil {
 		var l *Locked
@@ -255,13 +253,25 @@ func (h *header) openTPM(c *Config) (data []byte, used *slot, err error) {
 		}
 		return nil, nil, err
 	}
-	if data, err = h.take(used, seed, guard); err != nil {
-		if h.guard != nil {
-			return nil, nil, wrongPassphrase(c)
-		}
-		return nil, nil, lockedHeader(err)
-	}
 	return data, used, nil
+}
+
+// behindTPM reads the data key out of a slot that the TPM opened, and asks for
+// the passphrase where one is the inner of the two.
+func (h *header) behindTPM(c *Config, used *slot, seed []byte) ([]byte, error) {
+	if h.guard == nil {
+		data, err := h.take(used, seed)
+		if err != nil {
+			return nil, lockedHeader(err)
+		}
+		return data, nil
+	}
+	inner, err := openWith(seed, used.sealed, used.kind.String(), h.installID)
+	if err != nil {
+		return nil, lockedHeader(err)
+	}
+	w := &waiting{used: used, lock: h.guard, public: h.guard.public, inner: inner, what: guardInfo}
+	return w.ask(c, h)
 }
 
 // brokenPolicy names what no longer is as it was when the key was sealed: by

@@ -91,6 +91,18 @@ func copyDisk(t *testing.T, from, to string) {
 // test is in its output.
 func start(t *testing.T, m qemu.Machine) *qemu.Guest {
 	t.Helper()
+	guest := startSick(t, m)
+	t.Cleanup(func() {
+		if strings.Contains(guest.Serial(), "Kernel panic") {
+			t.Error("the kernel panicked")
+		}
+	})
+	return guest
+}
+
+// startSick starts a machine whose kernel may panic.
+func startSick(t *testing.T, m qemu.Machine) *qemu.Guest {
+	t.Helper()
 	if m.State == "" {
 		m.State = t.TempDir()
 	}
@@ -106,9 +118,6 @@ func start(t *testing.T, m qemu.Machine) *qemu.Guest {
 	t.Cleanup(func() {
 		if err := guest.Kill(); err != nil {
 			t.Errorf("the machine's end: %v", err)
-		}
-		if strings.Contains(guest.Serial(), "Kernel panic") {
-			t.Error("the kernel panicked")
 		}
 		if t.Failed() {
 			t.Logf("console:\n%s", guest.Serial())

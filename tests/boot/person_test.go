@@ -39,6 +39,7 @@ type person struct {
 	base string
 	*http.Client
 	seen string // SHA-256 of the certificate last seen, as the console writes it
+	key  []byte // of the second factor
 }
 
 // visit opens a browser on a box at an address. dial is nil on this host.
@@ -168,6 +169,7 @@ func (p *person) factor() []byte {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	p.key = key
 	if status, at, body := p.send("/welcome/factor", "code", onetime.Code(key, onetime.Step(time.Now()))); at != "/welcome/codes" {
 		p.t.Fatalf("the second factor led to %d %s:\n%s", status, at, body)
 	}
@@ -299,5 +301,16 @@ func claim(t *testing.T, address, code string) *tool {
 			t.Fatalf("gatehouse setup: %v\n%s", err, out)
 		}
 		t.Logf("gatehouse setup, tried again: %s", out)
+	}
+}
+
+// enter signs in with password and second factor.
+func (p *person) enter() {
+	p.t.Helper()
+	if status, at, body := p.send("/sign-in", "email", email, "password", password); at != "/sign-in/code" {
+		p.t.Fatalf("signing in led to %d %s:\n%s", status, at, body)
+	}
+	if status, at, body := p.send("/sign-in/code", "code", onetime.Code(p.key, onetime.Step(time.Now()))); status != 200 || strings.HasPrefix(at, "/sign-in") {
+		p.t.Fatalf("the code led to %d %s:\n%s", status, at, body)
 	}
 }
