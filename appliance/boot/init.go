@@ -61,13 +61,14 @@ type box struct {
 	ending  string                  // restart or off, once asked for
 	erasing bool                    // the keys are erased, the rest is to follow
 	end     context.CancelFunc
-	restart context.CancelFunc // of the roles alone
+	anew    anew // the roles alone
 	boot    host.SecureBoot
 	broken  *vault.Locked // what the vault said, if it did not open
 
 	systems systems
 
-	unlocking sync.Mutex // one recovery key at a time
+	unlocking sync.Mutex // one secret at a time
+	spool     *spool     // opened with the first roles
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -142,7 +143,7 @@ func (b *box) serve(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, err := b.roles()
 		if err == nil {
-			err = b.runRoles(ctx, r)
+			err = b.anew.run(ctx, r)
 		}
 		if ctx.Err() != nil {
 			return
@@ -159,30 +160,6 @@ func (b *box) serve(ctx context.Context) {
 		}
 		pause = min(2*pause, time.Minute)
 	}
-}
-
-// errUnlocked ends the roles of a locked box, to start those of an open one.
-var errUnlocked = errors.New("the box was unlocked")
-
-// runRoles runs them until ctx ends or the box is unlocked.
-func (b *box) runRoles(ctx context.Context, r *roles) error {
-	life, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	b.mu.Lock()
-	b.restart = func() { end(errUnlocked) }
-	b.mu.Unlock()
-	err := r.run(life)
-	if context.Cause(life) == errUnlocked {
-		return errUnlocked
-	}
-	return err
-}
-
-// again starts the roles anew, once the answer to the one who asked is out.
-func (b *box) again() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	time.AfterFunc(500*time.Millisecond, b.restart)
 }
 
 // ended notes why the roles ended. Without its audit log the box may do
@@ -289,6 +266,9 @@ func (b *box) roles() (*roles, error) {
 			Kernel:       kernel(b.machine),
 		},
 	}
+	if b.meta != nil {
+		r.spool = b.spooled()
+	}
 	r.monitor.Network = b.network()
 	r.monitor.Keys = &keyring{
 		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
@@ -316,6 +296,15 @@ func (b *box) roles() (*roles, error) {
 			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) }))
 	}
 	return r, nil
+}
+
+// spooled is where events wait while the box is locked: one for all starts of
+// the roles, so that what was not written to META is not lost between them.
+func (b *box) spooled() *spool {
+	if b.spool == nil {
+		b.spool = openSpool(b.meta, time.Now, b.log)
+	}
+	return b.spool
 }
 
 // pressed ends the box in order; a full disk or a broken log does not make the

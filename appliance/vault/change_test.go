@@ -12,6 +12,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 
+	"gatehouse/appliance/keytext"
 	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -63,7 +64,7 @@ func TestKEY8_OtherRecoveryKeysOpenNothing(t *testing.T) {
 	v, text := owned(t, c)
 	before := bytes.Clone(c.Meta.(*disk).data)
 	for name, key := range map[string]string{
-		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": recoveryText.Format([32]byte{1, 2, 3}),
+		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": keytext.Recovery.Format([32]byte{1, 2, 3}),
 	} {
 		if w, err := Recover(t.Context(), c, key); err == nil {
 			w.Wipe()
@@ -399,12 +400,18 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.System, c.SecureBoot = systemOf(t, key, epoch, now), true
+	return c
+}
+
+// systemOf is a release whose key approves these registers.
+func systemOf(t *testing.T, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values) *approval.System {
+	t.Helper()
 	a, err := pcr.Approve(key, approval.Reference(epoch), now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.System, c.SecureBoot = &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}, true
-	return c
+	return &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}
 }
 
 func releaseKey(t *testing.T) *ecdsa.PrivateKey {

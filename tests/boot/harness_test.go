@@ -141,13 +141,16 @@ func reachable(m qemu.Machine) qemu.Machine {
 	return m
 }
 
-// say waits for the console to say something that matches.
+// say waits for the console to say something that matches, and logs for how
+// long: that is where the time of these tests goes.
 func say(t *testing.T, guest *qemu.Guest, pattern string) []string {
 	t.Helper()
+	began := time.Now()
 	match, err := guest.WaitSerial(regexp.MustCompile(pattern), patience)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("waited %.1f s for %.60q", time.Since(began).Seconds(), match[0])
 	return match
 }
 

@@ -31,6 +31,8 @@ type next struct {
 	version firmware.Version
 	epoch   uint64            // 0: as the image
 	program string            // folder of the program, from the root of the repository
+	sick    change            // of its sources, that makes it sick; none: it is well
+	closed  bool              // its approvals are of something else: the TPM opens nothing for it
 	keys    firmware.Keys     // who signs the release after it; none: as now
 	approve *ecdsa.PrivateKey // nil: the key of the build
 	before  []slot.Digest     // of releases that were in the slot before this one

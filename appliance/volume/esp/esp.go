@@ -100,10 +100,7 @@ func (p *Partition) Commit() error {
 	if at, err := p.Default(); err == nil && at == p.running {
 		return nil
 	}
-	err := p.dev.Sync()
-	if err == nil {
-		_, err = p.dev.WriteAt(slot.Config(p.running), p.layout.config.start)
-	}
+	_, err := p.dev.WriteAt(slot.Config(p.running), p.layout.config.start)
 	if err == nil {
 		err = p.dev.Sync()
 	}

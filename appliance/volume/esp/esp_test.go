@@ -428,6 +428,22 @@ func (o *overlay) ReadAt(b []byte, off int64) (int, error) {
 func (o *overlay) WriteAt([]byte, int64) (int, error) { return 0, errors.New("only read") }
 func (o *overlay) Sync() error                        { return nil }
 
+func TestEntryOfRefusesTwoOfOneName(t *testing.T) {
+	p, _ := open(t, image(t, program("one", 100)), slot.A)
+	folder := make([]byte, clusterSize)
+	_, err := p.dev.ReadAt(folder, p.layout.a.entry/clusterSize*clusterSize)
+	must(t, err)
+	a := int(p.layout.a.entry % clusterSize)
+	end := int(p.layout.b.entry%clusterSize) + entrySize
+	copy(folder[end:], folder[a-2*entrySize:a+entrySize]) // a long name of two parts
+	if at, err := entryOf(folder, slot.B.Entry()); err != nil || at != end-entrySize {
+		t.Errorf("slot B is at %d, %v", at, err)
+	}
+	if at, err := entryOf(folder, slot.A.Entry()); !errors.Is(err, ErrLayout) || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("slot A is at %d, %v", at, err)
+	}
+}
+
 // Whatever a folder holds, looking into it ends, and in bounds.
 func FuzzEntryOf(f *testing.F) {
 	p, _ := open(f, image(f, program("one", 100)), slot.A)

@@ -114,7 +114,7 @@ func (o *Overlay) WriteAt(b []byte, off int64) (int, error) {
 
 // Torn is where the sector tears that the power was cut in: in halves and near the
 // ends, always between words of four bytes.
-func Torn() []int { return []int{0, 4, 28, 32, 64, 128, 256, 508} }
+func Torn() []int { return []int{4, 28, 64, 256, 508} }
 
 // Random chooses; *rand.Rand of math/rand/v2 does, always in the same way from one seed.
 type Random interface {
