@@ -52,11 +52,22 @@ func (p *person) bring(n *next) {
 	}
 }
 
-// owned is a box that was just claimed on its page, and its owner.
+// owned is a box that was just claimed, and its owner.
 func owned(t *testing.T, guest *qemu.Guest) (*person, line) {
 	t.Helper()
 	box := state(t, guest, "unclaimed", "url", "code")
-	claim(t, guest.Addr(443), box["code"])
+	c := newTool(t, guest.Addr(443))
+	late := time.Now().Add(patience)
+	for {
+		out, err := c.command(c.setup(box["code"])...).CombinedOutput()
+		// On a loaded machine the answer may be lost, and the claim was made.
+		if err == nil || strings.Contains(string(out), "This box is ready") {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("gatehouse setup: %v\n%s", err, out)
+		}
+	}
 	state(t, guest, "ready", "url")
 	p := visit(t, guest.Addr(443), nil)
 	p.signIn()
