@@ -300,6 +300,15 @@ func claim(t *testing.T, address, code string) *tool {
 	}
 }
 
+// again is the same person after a restart of the box.
+func (p *person) again() {
+	p.t.Helper()
+	fresh := visit(p.t, strings.TrimPrefix(p.base, "https://"), nil)
+	fresh.Timeout = p.Timeout
+	p.Client = fresh.Client
+	p.enter()
+}
+
 // enter signs in with password and second factor.
 func (p *person) enter() {
 	p.t.Helper()
