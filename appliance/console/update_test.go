@@ -334,15 +334,12 @@ func TestUSE3_ProgressOutlivesThePage(t *testing.T) {
 // A form has ten seconds, and its answer thirteen; an upload has them for each
 // piece of its way.
 func TestUSE3_ASlowUploadIsWaitedFor(t *testing.T) {
+	t.Parallel() // both wait more than they work
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			b, br, r := withSystems(t)
-			if protocol == "HTTP/1.1" {
-				br.Transport.(*http.Transport).ForceAttemptHTTP2 = false
-				br.Transport.(*http.Transport).TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
-				br.CloseIdleConnections()
-			}
+			speak(br, protocol)
 			bundle := r.Bundle("0.2.0", 400_000)
 			resp, err := br.Post(br.URL+"/api/v1/update", octets, &trickle{bundle, len(bundle) / 14, time.Second})
 			if err != nil {
@@ -353,6 +350,38 @@ func TestUSE3_ASlowUploadIsWaitedFor(t *testing.T) {
 				t.Errorf("%d by %s, stage %s", resp.StatusCode, resp.Proto, b.Systems().Stage)
 			}
 		})
+	}
+}
+
+// An upload that falls silent is not told that all is well.
+func TestUSE3_ASilentUploadIsRefused(t *testing.T) {
+	t.Parallel() // both wait more than they work
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			b, br, r := withSystems(t)
+			speak(br, protocol)
+			br.Timeout = 2 * time.Minute
+			bundle := r.Bundle("0.2.0", 400_000)
+			rest, hold := io.Pipe()
+			defer hold.Close()
+			resp, err := br.Post(br.URL+"/api/v1/update", octets, io.MultiReader(bytes.NewReader(bundle[:200_000]), rest))
+			if err != nil { // cut is right, too
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != 403 || !strings.Contains(string(body), "goes on from where it is") || err != nil {
+				t.Errorf("%d by %s, stage %s: %s %v", resp.StatusCode, resp.Proto, b.Systems().Stage, body, err)
+			}
+		})
+	}
+}
+
+// speak has a browser use a protocol.
+func speak(br *consoletest.Browser, protocol string) {
+	if protocol == "HTTP/1.1" {
+		br.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	}
 }
 
