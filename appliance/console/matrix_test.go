@@ -39,7 +39,7 @@ func wholeTable(t *testing.T) map[string]shell.Route {
 // reads: adding a route means adding it here, with what it needs.
 func TestRoutesAreTheOnesReviewed(t *testing.T) {
 	want := strings.Fields(`
-locked:GET:/:0: locked:GET:/api/v1/status:0: locked:GET:/assets/console.js:0: locked:GET:/assets/mark.svg:0: locked:GET:/assets/style.css:0:
+locked:GET:/:0: locked:GET:/api/v1/unlock:0: locked:POST:/api/v1/unlock:0: locked:GET:/api/v1/status:0: locked:GET:/assets/console.js:0: locked:GET:/assets/mark.svg:0: locked:GET:/assets/style.css:0:
 unclaimed:GET:/:0: unclaimed:GET:/api/v1/setup:0: unclaimed:GET:/api/v1/status:0: unclaimed:GET:/assets/console.js:0: unclaimed:GET:/assets/mark.svg:0:
 unclaimed:GET:/assets/style.css:0: unclaimed:GET:/setup:0: unclaimed:POST:/api/v1/password-strength:0: unclaimed:POST:/api/v1/setup/claim:0:
 unclaimed:POST:/api/v1/setup/proof:0: unclaimed:POST:/api/v1/site/enrol:0: unclaimed:POST:/api/v1/site/report:0: unclaimed:POST:/setup:0: unclaimed:POST:/api/v1/site/attend:0:

@@ -43,7 +43,7 @@ import (
 func (s *console) table(state control.State) []shell.Route {
 	routes := append(shell.Assets(), status.Brief(state))
 	if state == control.StateLocked {
-		return append(routes, locked.Routes(s.reason, s.keys)...)
+		return append(routes, locked.Routes(s.reason, s.lockedPorts())...)
 	}
 	exposed := exposure.New(s.exposure)
 	guarded := keys.New(s.keyPorts())
@@ -88,6 +88,16 @@ func (s *console) targetPorts() targets.Ports {
 
 func (s *console) keys(ctx context.Context) (control.Keys, error) {
 	return control.OpKeys.Call(ctx, s.control, control.None{})
+}
+
+// lockedPorts are the requests of a locked box.
+func (s *console) lockedPorts() locked.Ports {
+	return locked.Ports{
+		Keys: s.keys, Unlock: change(s, control.OpUnlock), Steady: s.steady,
+		UnlockKey: func(ctx context.Context) (control.UnlockKey, error) {
+			return control.OpUnlockKey.Call(ctx, s.control, control.None{})
+		},
+	}
 }
 
 // keyPorts are the requests about the keys.

@@ -54,6 +54,7 @@ type Box struct {
 	mu           sync.Mutex
 	claimed      bool // the fact in the TPM
 	locked       bool
+	unlocking    unlocking
 	noAudit      error
 	noCommit     error
 	state        control.State
