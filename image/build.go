@@ -26,6 +26,7 @@ type Build struct {
 	Version string       // shown on every face and in the boot menu
 	Built   string       // RFC 3339, the floor of the box's clock
 	Epoch   uint64       // of the release; 0 is Epoch. It goes up when older systems shall open nothing any more
+	Final   bool         // it is for a release: without it every face says "development"
 	Log     *slog.Logger // progress
 }
 

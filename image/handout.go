@@ -62,6 +62,7 @@ func (b Build) Release(ctx context.Context, minimum firmware.Version) (dir strin
 		return fail(err)
 	}
 	work := b
+	work.Final = true
 	work.Output, work.Cache, work.Lock = b.path(ReleaseDir+".work"), b.cachePath(), b.path(LockFile)
 	if b.Lock != "" {
 		work.Lock = b.Lock
