@@ -40,6 +40,7 @@ func TestBOX15_AnotherFolderSameImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Setenv("GOEXPERIMENT", "runtimesecret") // as the tool and make have it
 	there := filepath.Dir(built(t, image.Disk))
 	t.Chdir(b.Source) // u-root takes programs of the module that it stands in
 	if err := b.Run(t.Context()); err != nil {
