@@ -66,6 +66,8 @@ type box struct {
 	boot    host.SecureBoot
 	broken  *vault.Locked // what the vault said, if it did not open
 
+	systems systems
+
 	unlocking sync.Mutex // one secret at a time
 	spool     *spool     // opened with the first roles
 
@@ -94,6 +96,7 @@ var steps = []step{
 	{"kernel settings", (*box).settings},
 	{"filter", (*box).filter},
 	{"disk", (*box).findDisk},
+	{"systems", (*box).judgeSystems},
 	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
 	{"data volume", (*box).openData},
@@ -127,7 +130,9 @@ func Init(release Release) int {
 		}
 	}
 	log.Info("started", "took", time.Since(start).Round(time.Millisecond))
-	b.serve(ctx)
+	if !b.leaveTrial() {
+		b.serve(ctx)
+	}
 	b.shutdown()
 	// Only reached when the kernel refused. The watchdog was disarmed or will
 	// end this; returning would be a panic of the kernel.
@@ -173,6 +178,9 @@ func (b *box) ended(err error) {
 
 // power notes how to end and ends the roles; serve returns then.
 func (b *box) power(action string) {
+	// Whoever restarts a box in a trial says nothing against the new system. What was
+	// found against it stays.
+	b.endTrial("the box was restarted before it had proved itself", false)
 	b.mu.Lock()
 	if b.ending == "" {
 		b.ending = action
@@ -281,12 +289,19 @@ func (b *box) roles() (*roles, error) {
 		r.monitor.Name = nameOf(b.keys.InstallID())
 		b.verifier(&r.monitor)
 	}
+	var mon *monitor.Monitor
+	tasks := []task.Task{}
+	if b.keys != nil && b.mounted && b.systems.book != nil {
+		e := b.engine(func() *monitor.Monitor { return mon })
+		r.monitor.Systems, tasks = e, append(tasks, e)
+	}
 	if err := b.machine.SetName(r.monitor.Name); err != nil {
 		b.log.Warn("naming the machine", "err", err)
 	}
 	r.also = func(m *monitor.Monitor) []task.Task {
-		return []task.Task{b.panel(m), b.machine.PowerButton(b.pressed(m)),
-			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) })}
+		mon = m
+		return append(tasks, b.panel(m), b.machine.PowerButton(b.pressed(m)),
+			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) }))
 	}
 	return r, nil
 }

@@ -116,6 +116,7 @@ type Monitor struct {
 	material    control.ClaimMaterial // its key is made when first asked for
 	filtered    filterState
 	meeting     control.Meeting         // what sessions need to know of gateway and console
+	hubLine     bool                    // the agent's line to its hub stands
 	budgets     map[control.Role]budget // of events
 	lists       judged
 	files       hostFiles

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -171,6 +172,15 @@ func noRecovery(h *header) error {
 func (v *Vault) reseal(ctx context.Context) error {
 	switch v.mode() {
 	case modeHostID:
+		// Under a latch it would open nothing: this is a header of before the box
+		// was sealed to its TPM, or the TPM is somebody else's.
+		latched, err := v.c.latch()
+		if err != nil {
+			return lockedTPM("The TPM does not say whether this machine is sealed to it.", err)
+		}
+		if latched {
+			break
+		}
 		s, err := v.c.hostSlot()
 		if err != nil {
 			return err
@@ -186,8 +196,7 @@ func (v *Vault) reseal(ctx context.Context) error {
 	if err != nil {
 		return lockedTPM(sealCause, err)
 	}
-	old := v.tpmRoot()
-	if string(root.Name) == string(old.Name) {
+	if v.mode().sealed() && string(root.Name) == string(v.tpmRoot().Name) {
 		if err := v.rotateTPM(ctx); err != nil {
 			return err
 		}
@@ -219,13 +228,14 @@ func (v *Vault) TakeTPM(ctx context.Context) error {
 
 // takeTPM moves the box into another TPM: new keys there, a slot, and then
 // latch and claimed bit. The checkpoint key of this run stays: what is open
-// goes on as it began, and the new one counts from the next start. A TPM belongs to another installation is left alone; only erasing that one clears it.
+// goes on as it began, and the new one counts from the next start. A TPM that belongs to
+// another installation is left alone; only erasing that one clears it.
 func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 	latched, err := v.c.latch()
 	if err != nil {
 		return lockedTPM("The TPM does not say whether it belongs to another installation.", err)
 	}
-	if latched {
+	if latched && !v.latchIsOurs(root) {
 		return lockedLatch("This machine's TPM belongs to another installation.", nil)
 	}
 	v.mu.Lock()
@@ -236,6 +246,9 @@ func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 		return err
 	}
 	clear(seed)
+	if err := v.refuseWeaker(s); err != nil {
+		return err
+	}
 	var keys *tpmKeys
 	err = v.keys.use(func(_, _, base []byte) (err error) {
 		keys, err = v.c.newTPMKeys(root, base, v.installID)
@@ -259,6 +272,13 @@ func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 	}
 	v.use(s)
 	return v.settleNow()
+}
+
+// latchIsOurs says that the TPM was latched by this installation: the header of
+// before that was put back.
+func (v *Vault) latchIsOurs(root tpm.Root) bool {
+	data, _, err := v.c.TPM.ReadNV(root, latchIndex())
+	return err == nil && bytes.Equal(data, v.installID[:])
 }
 
 // Note is what a person should know of how the data was opened; "" if nothing.

@@ -304,11 +304,29 @@ func (h *header) brokenPolicy(c *Config, err error) error {
 		}
 	}
 	changes := pcr.Changes(old, now)
-	if s.approver != nil && c.approved(now) {
-		// Another release, and a good one: it is not what broke.
-		changes = slices.DeleteFunc(changes, func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) })
+	if s.approver == nil || !c.approved(now) {
+		return lockedPCR(changes, err)
 	}
-	return lockedPCR(changes, err)
+	// Another release, approved by its own key: the registers that it changed are
+	// not what broke, unless that key or its epoch is.
+	l := lockedPCR(slices.DeleteFunc(slices.Clone(changes), func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) }), err)
+	if len(l.PCRs) > 0 {
+		return l
+	}
+	key, keyErr := c.System.Key.Bytes()
+	switch {
+	case keyErr != nil:
+		return fmt.Errorf("reading the release key: %w", keyErr)
+	case !bytes.Equal(key, s.approver):
+		l = lockedPCR(changes, err)
+		l.Cause = "The system that was started is approved by another release key than the one that the data is sealed to."
+		l.Advice = "Start the version that ran before, or a newer one of the same maker. " + adviceErase
+	case c.System.Epoch < s.epoch:
+		l = lockedPCR(changes, err)
+		l.Cause = fmt.Sprintf("The system that was started is of epoch %d, and the data is sealed to epoch %d: older systems are shut out since a security release.", c.System.Epoch, s.epoch)
+		l.Advice = "Start the version that ran before, or a newer one. " + adviceErase
+	}
+	return l
 }
 
 func registers(v pcr.Values, s pcr.Selection) pcr.Values {

@@ -72,6 +72,7 @@ type Box struct {
 	acme         map[string]string // challenges, by token
 	exposure     *control.Exposure // nil: Busy
 	keys         keys
+	systems      systems
 	stop         func()
 }
 

@@ -16,6 +16,7 @@ func (b *Box) handle(s *control.Server) {
 	b.handleExposure(s)
 	b.handleMeeting(s)
 	b.handleKeys(s)
+	b.handleUpdate(s)
 	b.handleUnlock(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
