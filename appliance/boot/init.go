@@ -16,6 +16,7 @@ import (
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/journal"
+	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/netconf"
 	"gatehouse/appliance/supervise"
@@ -69,6 +70,10 @@ type box struct {
 
 	unlocking sync.Mutex // one secret at a time
 	spool     *spool     // opened with the first roles
+
+	remembering sync.Mutex      // of what follows
+	kept        *vault.Standing // of lists and network in META, once it was asked for
+	folder      *lists.Folder   // of the lists, once they are open
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -243,6 +248,9 @@ func (b *box) roles() (*roles, error) {
 	r.paths = supervise.Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: dataPath}
 	if b.keys != nil {
 		listPaths(&r.paths)
+		r.kept = b.rememberKept
+	} else {
+		b.unpackLists(context.Background(), &r.paths)
 	}
 	r.options = supervise.Options{Privileged: true, Locked: b.keys == nil, Version: b.release.Version}
 	if err := b.listen(r); err != nil {

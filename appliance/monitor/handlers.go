@@ -282,7 +282,7 @@ func (m *Monitor) firewall(state control.State, filtered filterState, multicast 
 
 // wall is the firewall in words, without its counters.
 func (m *Monitor) wall(state control.State, filtered filterState, multicast bool) control.Firewall {
-	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
+	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn() && state != control.StateLocked}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
 	}

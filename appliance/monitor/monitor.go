@@ -157,6 +157,9 @@ func New(cfg Config) (*Monitor, error) {
 		return nil, err
 	}
 	m.startNetwork()
+	if m.state == control.StateLocked {
+		m.loadLists(context.Background()) // those that were kept before, if they can be trusted
+	}
 	m.Refilter()
 	return m, nil
 }
@@ -254,8 +257,13 @@ func (m *Monitor) Refilter() {
 	m.mu.Lock()
 	state, last, multicast := m.state, m.filtered, m.multicast()
 	m.mu.Unlock()
-	if state == control.StateReady && closed {
+	switch judging := !closed && !lists.Off && len(lists.Names) > 0; {
+	case state == control.StateReady && closed:
 		state = control.StateLocked // the rules of it: the box's own networks
+	case state == control.StateLocked && judging:
+		state = control.StateReady // the rules of it: who is in the lists
+	case state == control.StateLocked:
+		lists = netfilter.Lists{Off: true} // lists that let anybody in are none here
 	}
 	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) && last.multicast == multicast {
 		return
