@@ -18,6 +18,7 @@ import (
 	"gatehouse/appliance/journal"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/netconf"
+	"gatehouse/appliance/seed"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
 	"gatehouse/appliance/vault"
@@ -50,6 +51,11 @@ type box struct {
 	mounted  bool
 	problem  string // of the data volume, in words
 	locked   string // why the box does not open, in words; "" while it does
+
+	modules     *host.Modules // until they are freed
+	seed        *seed.Seed    // nil: there is none that counts
+	medium      *medium       // where it lies
+	seedProblem string        // why the one that is there does not count
 
 	http, https net.Listener
 
@@ -90,6 +96,7 @@ var steps = []step{
 	{"disk", (*box).findDisk},
 	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
+	{"seed", (*box).readSeed},
 	{"data volume", (*box).openData},
 	{"links", (*box).raiseLinks},
 }
@@ -291,7 +298,11 @@ func (b *box) roles() (*roles, error) {
 	}
 	if b.keys != nil {
 		r.monitor.Name = nameOf(b.keys.InstallID())
+		if given := b.givenName(); given != "" {
+			r.monitor.Name = given
+		}
 		b.verifier(&r.monitor)
+		b.monitorSeed(&r.monitor)
 	}
 	if err := b.machine.SetName(r.monitor.Name); err != nil {
 		b.log.Warn("naming the machine", "err", err)

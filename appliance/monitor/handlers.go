@@ -248,7 +248,7 @@ func (m *Monitor) Status() control.Status {
 		s.URL = urlOf(s.Links, m.cfg.HTTPSPort)
 	}
 	m.mu.Lock()
-	s.State, s.Reason, s.Owner, s.Certificate = m.state, m.reason, m.owner, m.certificate
+	s.State, s.Reason, s.Owner, s.Certificate, s.Seed = m.state, m.reason, m.owner, m.certificate, m.seedProblem
 	s.Local = m.localNow()
 	multicast := m.multicast()
 	if s.Volume.Problem == "" {

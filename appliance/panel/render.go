@@ -77,6 +77,7 @@ func Render(s control.Status, screen Screen, width int) string {
 	case control.StateStarting:
 		d.row("Starting", "this takes some seconds")
 	}
+	d.row("Seed", s.Seed)
 	d.open(s)
 	if s.State == control.StateUnclaimed && screen.Code != "" {
 		d.row("Code", fmt.Sprintf("%-26s type it on the page, it works once", screen.Code))
