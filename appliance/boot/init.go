@@ -52,6 +52,7 @@ type box struct {
 	problem  string // of the data volume, in words
 	locked   string // why the box does not open, in words; "" while it does
 
+	install     *install      // the medium that this system was started from, if it installs
 	modules     *host.Modules // until they are freed
 	seed        *seed.Seed    // nil: there is none that counts
 	medium      *medium       // where it lies
@@ -302,8 +303,8 @@ func (b *box) roles() (*roles, error) {
 			r.monitor.Name = given
 		}
 		b.verifier(&r.monitor)
-		b.monitorSeed(&r.monitor)
 	}
+	b.monitorSeed(&r.monitor)
 	if err := b.machine.SetName(r.monitor.Name); err != nil {
 		b.log.Warn("naming the machine", "err", err)
 	}

@@ -40,9 +40,12 @@ func (b *box) readSeed(ctx context.Context) error {
 	if b.keys == nil {
 		return nil // said already
 	}
-	claimed, err := b.keys.Claimed(ctx)
-	if err != nil {
-		return fmt.Errorf("reading whether the box has an owner: %w", err)
+	claimed := false
+	if !b.fresh { // of new keys nothing is in the TPM before they are committed
+		var err error
+		if claimed, err = b.keys.Claimed(ctx); err != nil {
+			return fmt.Errorf("reading whether the box has an owner: %w", err)
+		}
 	}
 	m := disks.Machine{Root: "/"}
 	if claimed {

@@ -117,8 +117,12 @@ func (b *box) filter(context.Context) error {
 	return b.filtered
 }
 
-func (b *box) findDisk(context.Context) error {
+func (b *box) findDisk(ctx context.Context) error {
 	disk, err := volume.FindDisk(b.machine)
+	if b.findInstaller(ctx, disk.Name); b.install != nil {
+		b.lock(installerWords)
+		return b.installBySeed(ctx)
+	}
 	if err != nil {
 		b.lock("this system was not started from a disk of its own, so there is no place for its data: write the image to a disk and start from that")
 		return err
