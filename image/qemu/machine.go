@@ -202,15 +202,18 @@ func (m Machine) diskArguments(id string) []string {
 		format = "raw"
 	}
 	args = append(args, "-blockdev", "driver="+format+",node-name=disk,discard=unmap,file.driver=file,file.filename="+escape(m.Disk))
-	drive := "disk"
+	drive, order := "disk", ""
+	if m.CD != "" {
+		order = ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
+	}
 	if m.WriteLog != "" {
 		args = append(args, "-blockdev", "driver=blklogwrites,node-name=logged,file=disk,log.driver=file,log.filename="+escape(m.WriteLog))
 		drive = "logged"
 	}
 	if m.NVMe {
-		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20])
+		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20]+order)
 	}
-	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20])
+	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20]+order)
 }
 
 func (m Machine) networkArguments(id string, forward map[int]string) []string {
