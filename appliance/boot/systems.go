@@ -31,6 +31,7 @@ type systems struct {
 	overdue  *time.Timer
 	ended    *slot.Verdict // of a trial that ended before this start
 	mend     slot.Slot     // would not start; 0: none
+	waits    atomic.Bool   // a trial, for somebody to type the passphrase
 	notes    []string      // what was mended
 	problem  string        // why no update can be taken
 	leave    string        // why what runs is to be left at once; "": it is not
@@ -182,12 +183,7 @@ func (b *box) follow(a slot.Action, now time.Time) error {
 		b.say(fmt.Sprintf("systems: version %s is tried until %s", b.release.Version, s.until.UTC().Format("15:04:05")))
 		// Whatever hangs after this, the way back is open: the next start is that of
 		// the system before. The gate decides earlier.
-		s.overdue = time.AfterFunc(update.Patience+graceTime, func() {
-			b.endTrial("It did not come to a decision in time.", true)
-			if err := b.machine.Restart(); err != nil {
-				b.log.Error("going back", "err", err)
-			}
-		})
+		s.overdue = time.AfterFunc(update.Patience+graceTime, b.giveUp)
 	case slot.Finish:
 		return s.book.Change(func(r slot.Record) (slot.Record, error) { return r.Keep(now), nil })
 	case slot.Return:
@@ -198,6 +194,19 @@ func (b *box) follow(a slot.Action, now time.Time) error {
 		return b.replaceDefault(a)
 	}
 	return nil
+}
+
+// giveUp is the last way out of a trial. One that waits for a passphrase has not
+// begun to prove anything: the system before would wait as well.
+func (b *box) giveUp() {
+	if b.systems.waits.Load() {
+		b.systems.overdue.Reset(update.Patience + graceTime)
+		return
+	}
+	b.endTrial("it did not come to a decision in time", true)
+	if err := b.machine.Restart(); err != nil {
+		b.log.Error("going back", "err", err)
+	}
 }
 
 // graceTime is how much later than the gate the last way out of a trial is.
@@ -245,6 +254,9 @@ func (b *box) leaveTrial() bool {
 	s := &b.systems
 	switch {
 	case s.leave != "":
+	case s.trial.Load() && b.keys == nil && b.broken.WaitsForPassphrase():
+		b.systems.waits.Store(true)
+		return false
 	case s.trial.Load() && b.keys == nil:
 		s.leave = "It does not open the data: " + b.locked
 		b.endTrial(s.leave, true)
@@ -300,6 +312,10 @@ const releaseKeysFile = "/etc/gatehouse/release-keys"
 // those of the monitor, which is made after it.
 func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 	s := &b.systems
+	if b.systems.waits.Swap(false) { // the data are open now, and the trial begins
+		s.until = time.Now().Add(update.Patience)
+		s.overdue.Reset(update.Patience + graceTime)
+	}
 	c := update.Config{
 		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Running: s.running,
 		Trial: s.trial.Load(), Until: s.until, Problem: s.problem, Notes: s.notes, Ended: s.ended, Mend: s.mend,

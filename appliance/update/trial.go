@@ -85,6 +85,10 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 // String names the task.
 func (e *Engine) String() string { return "updates" }
 
+// tidyAfter is how long after the start the disk is looked at: first come those who
+// wait for the box to answer.
+const tidyAfter = 20 * time.Second
+
 // Run is the task that the trial is decided in, and that starts what waits for
 // its window.
 func (e *Engine) Run(ctx context.Context) error {
@@ -94,13 +98,16 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.c.Log.Error("an update that was kept is not finished; the next start does it", "err", err)
 		}
 	}
-	e.tidy(ctx)
+	tidy := time.After(tidyAfter)
 	tick := time.NewTicker(lookEach)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-tidy:
+			e.tidy(ctx)
+			continue
 		case <-tick.C:
 		}
 		e.step(ctx)

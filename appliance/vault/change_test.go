@@ -568,14 +568,14 @@ func TestKEY10_AnotherReleaseKeyIsExpected(t *testing.T) {
 	s := tpmtest.Start(t)
 	before, after := releaseKey(t), releaseKey(t)
 	c := measuredBox(t, s, before, 1)
-	v := mustCreate(t, c)
+	mustCreate(t, c)
 	next := c
 	next.System = measuredBox(t, s, after, 2).System
 	s.PowerCut(t)
 	_, err := Open(t.Context(), next)
 	wantLocked(t, err, "pcr") // nobody told the box of it
 	s.PowerCut(t)
-	v = mustOpen(t, c)
+	v := mustOpen(t, c)
 	if err := v.ExpectRelease(t.Context(), nil, 1); err == nil {
 		t.Error("a release without approvals was expected")
 	}

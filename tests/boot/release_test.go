@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 
 	"gatehouse/firmware"
 	"gatehouse/firmware/approval"
+	"gatehouse/firmware/slot"
 	"gatehouse/image"
 	"gatehouse/image/authenticode"
 	"gatehouse/image/keys"
@@ -29,8 +31,11 @@ type next struct {
 	version firmware.Version
 	epoch   uint64            // 0: as the image
 	program string            // folder of the program, from the root of the repository
+	sick    change            // of its sources, that makes it sick; none: it is well
+	closed  bool              // its approvals are of something else: the TPM opens nothing for it
 	keys    firmware.Keys     // who signs the release after it; none: as now
 	approve *ecdsa.PrivateKey // nil: the key of the build
+	before  []slot.Digest     // of releases that were in the slot before this one
 	bytes   []byte            // of the UKI
 	note    []byte
 }
@@ -58,7 +63,7 @@ func (n *next) make(t *testing.T) {
 		case ".osrel":
 			s.Content = fmt.Appendf(nil, "ID=gatehouse\nNAME=Gatehouse\nPRETTY_NAME=\"Gatehouse %s\"\nVERSION_ID=%q\n", n.version, n.version)
 		case ".initrd":
-			s.Content = append(bytes.Clone(s.Content), overlay(t, n.program, n.version.String())...)
+			s.Content = append(bytes.Clone(s.Content), n.overlay(t)...)
 		case ".pcrpkey":
 			s.Content = public
 		case ".cmdline", ".uname", ".linux":
@@ -75,6 +80,9 @@ func (n *next) make(t *testing.T) {
 		v, err := uki.Registers(parts, p)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if n.closed {
+			v[11] = [32]byte{1}
 		}
 		expected = append(expected, approval.Expected{Path: string(p), Registers: v})
 	}
@@ -116,6 +124,38 @@ func order(name string) int {
 	return slices.Index([]string{".osrel", ".cmdline", ".uname", ".pcrpkey", ".initrd", ".linux"}, name)
 }
 
+// change makes a program another one, by replacing a text in one of its sources.
+type change struct{ file, old, new string }
+
+// write has the compiler see the change, by its overlay; "" where there is none.
+func (c change) write(t *testing.T) string {
+	t.Helper()
+	if c.file == "" {
+		return ""
+	}
+	path, err := filepath.Abs(filepath.Join("../..", c.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(b, []byte(c.old)) {
+		t.Fatalf("%s has no %q (%v)", c.file, c.old, err)
+	}
+	dir := t.TempDir()
+	changed := filepath.Join(dir, filepath.Base(path))
+	text, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := filepath.Join(dir, "overlay.json")
+	for name, content := range map[string][]byte{changed: bytes.Replace(b, []byte(c.old), []byte(c.new), 1), list: text} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return list
+}
+
 // bundle is the release in one file.
 func (n *next) bundle(t *testing.T) []byte {
 	t.Helper()
@@ -142,14 +182,14 @@ func stub(t *testing.T) []byte {
 
 // overlay is an archive that the kernel unpacks over the built one: another
 // program in the place of the box's.
-func overlay(t *testing.T, program, version string) []byte {
+func (n *next) overlay(t *testing.T) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", file,
-		"-ldflags", "-s -w -buildid= -X main.version="+version+" -X main.built=2026-11-29T00:00:00Z", "./"+program)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-overlay", n.sick.write(t), "-o", file,
+		"-ldflags", "-s -w -buildid= -X main.version="+n.version.String()+" -X main.built=2026-11-29T00:00:00Z", "./"+n.program)
 	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v: %s", program, err, out)
+		t.Fatalf("building %s: %v: %s", n.program, err, out)
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {
