@@ -19,6 +19,7 @@ import (
 	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/netconf"
+	"gatehouse/appliance/seed"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
 	"gatehouse/appliance/vault"
@@ -51,6 +52,12 @@ type box struct {
 	mounted  bool
 	problem  string // of the data volume, in words
 	locked   string // why the box does not open, in words; "" while it does
+
+	install     *install      // the medium that this system was started from, if it installs
+	modules     *host.Modules // until they are freed
+	seed        *seed.Seed    // nil: there is none that counts
+	medium      *medium       // where it lies
+	seedProblem string        // why the one that is there does not count
 
 	http, https net.Listener
 
@@ -99,6 +106,7 @@ var steps = []step{
 	{"systems", (*box).judgeSystems},
 	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
+	{"seed", (*box).readSeed},
 	{"data volume", (*box).openData},
 	{"links", (*box).raiseLinks},
 }
@@ -287,8 +295,12 @@ func (b *box) roles() (*roles, error) {
 	}
 	if b.keys != nil {
 		r.monitor.Name = nameOf(b.keys.InstallID())
+		if given := b.givenName(); given != "" {
+			r.monitor.Name = given
+		}
 		b.verifier(&r.monitor)
 	}
+	b.monitorSeed(&r.monitor)
 	var mon *monitor.Monitor
 	tasks := []task.Task{}
 	if b.keys != nil && b.mounted && b.systems.book != nil {

@@ -156,7 +156,8 @@ func (b *box) network() *monitor.Network {
 // raiseLinks brings the network up as it was kept. Addresses set by hand are
 // there with it: a box that has them needs no role to be reached.
 func (b *box) raiseLinks(ctx context.Context) error {
-	return b.configure(ctx, b.netStore().load())
+	seeded := b.seedNetwork()
+	return errors.Join(seeded, b.configure(ctx, b.netStore().load()))
 }
 
 // configure applies settings to links and resolvers.

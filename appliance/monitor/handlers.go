@@ -256,7 +256,7 @@ func (m *Monitor) Status() control.Status {
 		s.URL = urlOf(s.Links, m.cfg.HTTPSPort)
 	}
 	m.mu.Lock()
-	s.State, s.Reason, s.Owner, s.Certificate, s.Unlocking = m.state, m.reason, m.owner, m.certificate, m.unlocking.shown
+	s.State, s.Reason, s.Owner, s.Certificate, s.Unlocking, s.Seed = m.state, m.reason, m.owner, m.certificate, m.unlocking.shown, m.seedProblem
 	s.Local = m.localNow()
 	multicast := m.multicast()
 	if s.Volume.Problem == "" {
