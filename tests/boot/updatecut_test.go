@@ -159,3 +159,61 @@ func (c *cuts) start(t *testing.T, at cutAt, box line) {
 	}
 	off(t, guest)
 }
+
+// damaged is the box with a byte of the slot that starts changed. The loader comes back
+// from it without having started anything, the firmware goes on to its next entries,
+// and the system before fills the damaged slot anew.
+func (c *cuts) damaged(t *testing.T, box line) {
+	t.Helper()
+	m := c.machine
+	m.WriteLog = ""
+	disk, err := os.OpenFile(m.Disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := find(t, disk, c.well.bytes[:sector]) + int64(len(c.well.bytes))/2
+	if _, err := disk.WriteAt(bytes.Repeat([]byte{0xA5}, sector), at); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Close(); err != nil {
+		t.Fatal(err)
+	}
+	guest := start(t, m)
+	say(t, guest, `gatehouse: systems: the firmware would not load slot b, and started slot a`)
+	same(t, "from the other slot", state(t, guest, "ready", "url"), box)
+	say(t, guest, `gatehouse: systems: slot b was filled anew`)
+	off(t, guest)
+	b, err := os.ReadFile(built(t, image.UKI))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if disk, err = os.Open(m.Disk); err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	info, err := disk.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(b))
+	if err != nil || found.Default != slot.A || found.A != found.B {
+		t.Errorf("on the disk: %+v, %v", found, err)
+	}
+}
+
+// find is where bytes stand on a disk, from the beginning of a sector.
+func find(t *testing.T, disk *os.File, want []byte) int64 {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); ; off += int64(len(buf)) {
+		n, err := disk.ReadAt(buf, off)
+		for at := 0; at+len(want) <= n; at += sector {
+			if bytes.Equal(buf[at:at+len(want)], want) && !bytes.Equal(buf[at:at+len(want)], make([]byte, len(want))) {
+				return off + int64(at)
+			}
+		}
+		if err != nil {
+			t.Fatal("it is not on the disk")
+		}
+	}
+}
