@@ -132,7 +132,7 @@ func TestBOX4_UpdateIsKept(t *testing.T) {
 	if soak() {
 		t.Run("damaged", func(t *testing.T) { cuts.damaged(t, box) })
 	}
-	for _, c := range cuts.moments(t) {
+	for _, c := range cuts.moments() {
 		t.Run(c.name, func(t *testing.T) { cuts.start(t, c, box) })
 	}
 }
