@@ -52,7 +52,7 @@ func (s *console) table(state control.State) []shell.Route {
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
-		welcome.New(s.settings, s.setClock).Routes(),
+		welcome.New(s.settings, s.setClock, updates.Window).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
 		status.New(s.settings, status.Ports{Sites: s.hub.Sites, Log: s.auditReader(), Exposure: exposed.Card, Inside: inside.Card, Keys: guarded.Known, Update: updates.Line}).Routes(),
 		guarded.Routes(),

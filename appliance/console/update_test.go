@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,7 +165,7 @@ func TestUSE3_AnUpdateFromThePage(t *testing.T) {
 			seen = append(seen, e.Event.Actor+" "+e.Event.Action)
 		}
 	}
-	if got := strings.Join(seen, ", "); got != "ada@example.org update cancelled, ada@example.org update started, ada@example.org update started, ada@example.org update offered" {
+	if got := strings.Join(seen, ", "); got != "ada@example.org update cancelled, ada@example.org update started, ada@example.org update offered" {
 		t.Errorf("the audit log: %s", got)
 	}
 }
@@ -183,7 +184,7 @@ func TestBOX4_ThePageSaysWhyItWentBack(t *testing.T) {
 	}
 	fail(false, "it ended before it could say anything")
 	p := br.Open("/system/updates")
-	for _, word := range []string{"Version 0.2.0 went back to 0.1.0", "It ended before it could say anything.", "Try again …", "tried once", "went back</span>"} {
+	for _, word := range []string{"Version 0.2.0 went back to 0.1.0", "It ended before it could say anything.", "Try again …", "tried once", `href="/system/updates/start"`} {
 		if !strings.Contains(p.Body, word) {
 			t.Errorf("unexplained, without %q:\n%s", word, p.Body)
 		}
@@ -191,6 +192,10 @@ func TestBOX4_ThePageSaysWhyItWentBack(t *testing.T) {
 	if p := br.Open("/"); !strings.Contains(p.Body, "version 0.2.0 went back: it ended before") {
 		t.Error("Status does not say so")
 	}
+	if p := br.Send("/system/updates/start", "when", "now"); p.Status != 200 || b.Systems().Stage != control.UpdateTrial {
+		t.Fatalf("it cannot be tried again without being sent again: %d", p.Status)
+	}
+	b.EndTrial(false, false, "it ended before it could say anything")
 	fail(true, "nothing answered on 443")
 	p = br.Open("/system/updates")
 	if !strings.Contains(p.Body, "not tried again unless you insist") || !strings.Contains(p.Body, "Nothing answered on 443.") {
@@ -324,6 +329,98 @@ func TestUSE3_ProgressOutlivesThePage(t *testing.T) {
 		t.Error("the one that was overtaken was told that all is well")
 	}
 	write.Close()
+}
+
+// A form has ten seconds, and its answer thirteen; an upload has them for each
+// piece of its way.
+func TestUSE3_ASlowUploadIsWaitedFor(t *testing.T) {
+	t.Parallel() // both wait more than they work
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			b, br, r := withSystems(t)
+			speak(br, protocol)
+			bundle := r.Bundle("0.2.0", 400_000)
+			resp, err := br.Post(br.URL+"/api/v1/update", octets, &trickle{bundle, len(bundle) / 14, time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 200 || resp.Proto != protocol || b.Systems().Stage != control.UpdateReceived {
+				t.Errorf("%d by %s, stage %s", resp.StatusCode, resp.Proto, b.Systems().Stage)
+			}
+		})
+	}
+}
+
+// An upload that falls silent is not told that all is well.
+func TestUSE3_ASilentUploadIsRefused(t *testing.T) {
+	t.Parallel() // both wait more than they work
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			b, br, r := withSystems(t)
+			speak(br, protocol)
+			br.Timeout = 2 * time.Minute
+			bundle := r.Bundle("0.2.0", 400_000)
+			rest, hold := io.Pipe()
+			defer hold.Close()
+			resp, err := br.Post(br.URL+"/api/v1/update", octets, io.MultiReader(bytes.NewReader(bundle[:200_000]), rest))
+			if err != nil { // cut is right, too
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != 403 || !strings.Contains(string(body), "goes on from where it is") || err != nil {
+				t.Errorf("%d by %s, stage %s: %s %v", resp.StatusCode, resp.Proto, b.Systems().Stage, body, err)
+			}
+		})
+	}
+}
+
+// speak has a browser use a protocol.
+func speak(br *consoletest.Browser, protocol string) {
+	if protocol == "HTTP/1.1" {
+		br.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	}
+}
+
+// trickle gives a piece each pause.
+type trickle struct {
+	rest  []byte
+	piece int
+	pause time.Duration
+}
+
+func (s *trickle) Read(b []byte) (int, error) {
+	if len(s.rest) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(s.pause)
+	n := copy(b[:min(len(b), s.piece)], s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+// What is chosen at the set-up is what updates go by, in UTC, until it is chosen
+// anew; a finer window of the settings is left alone.
+func TestTheWindowOfTheSetUpCounts(t *testing.T) {
+	b, br, _ := withSystems(t)
+	place := func(site, zone, choice, want string) {
+		t.Helper()
+		if p := br.Send("/welcome/place", "site", site, "zone", zone, "window", choice); p.Path != "/" {
+			t.Fatalf("%d %s", p.Status, p.Body)
+		}
+		if got := b.Systems().Policy.Window; got != want {
+			t.Errorf("%s in %s: the window is %q, want %q", choice, zone, got, want)
+		}
+	}
+	place("Here", "Asia/Tokyo", "weekend", "Fri,Sat 17:00-21:00")
+	br.Send("/system/updates/settings", "window", "Tue 09:00-10:00")
+	place("There", "Asia/Tokyo", "weekend", "Tue 09:00-10:00")
+	place("There", "UTC", "weekend", "Sat,Sun 02:00-06:00")
+	place("There", "UTC", "night", "daily 02:00-04:00")
+	place("There", "UTC", "asked", "")
 }
 
 // A form of Gatehouse without systems of its own has the pages, and says so.

@@ -89,6 +89,10 @@ func (f *folder) get(ctx context.Context, file string, offset int64) (*http.Resp
 		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
 	resp, err := f.client.Do(r)
+	var told *url.Error // it names the address again
+	if errors.As(err, &told) {
+		err = told.Err
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -195,8 +195,16 @@ func (m *Mirror) lookIn(ctx context.Context, f *folder, u control.Update, w wish
 		return "", nil
 	}
 	received := u.Stage == control.UpdateReceived || u.Stage == control.UpdateWaiting
-	if u.Stage == control.UpdateTrial || received && u.Transfer != nil && u.Transfer.Version == version {
+	byItself := u.Policy.Automatic && u.Policy.Window != ""
+	switch {
+	case u.Stage == control.UpdateTrial:
 		return version, nil
+	case received && u.Transfer != nil && u.Transfer.Version == version:
+		// A trial that ended without a reason left it here: it has another one.
+		if byItself && u.Stage == control.UpdateReceived {
+			err = m.c.Start(ctx, control.UpdateStart{By: w.by, Wait: true})
+		}
+		return version, err
 	}
 	if !u.Policy.Automatic && !w.receive {
 		return version, nil
@@ -204,7 +212,7 @@ func (m *Mirror) lookIn(ctx context.Context, f *folder, u control.Update, w wish
 	if err := m.receive(ctx, f, control.UpdateBegin{By: w.by, Manifest: note, Again: w.again}, version); err != nil {
 		return version, err
 	}
-	if u.Policy.Automatic && u.Policy.Window != "" {
+	if byItself {
 		err = m.c.Start(ctx, control.UpdateStart{By: w.by, Wait: true})
 	}
 	return version, err

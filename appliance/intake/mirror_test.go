@@ -207,8 +207,13 @@ func TestUSE3_AMirrorIsTakenFromAtTheWindow(t *testing.T) {
 	}
 	// It waits for its window now: the next day changes nothing.
 	p.update.Stage, p.update.Transfer = control.UpdateWaiting, &control.Transfer{Version: "0.2.0", Size: size, Received: size}
-	if offers, err = p.look(t, wish{by: system}); err != nil || offers != "0.2.0" || len(p.begun) != 1 {
-		t.Errorf("%q, %v: it was offered again", offers, err)
+	if offers, err = p.look(t, wish{by: system}); err != nil || offers != "0.2.0" || len(p.begun) != 1 || len(p.started) != 1 {
+		t.Errorf("%q, %v: it was offered again, or started", offers, err)
+	}
+	// Its trial ended without a reason: at the next window it has another one.
+	p.update.Stage, p.update.Last = control.UpdateReceived, &control.Outcome{Version: "0.2.0"}
+	if _, err = p.look(t, wish{by: system}); err != nil || len(p.begun) != 1 || len(p.started) != 2 {
+		t.Errorf("%v: offered %d times, started %d times", err, len(p.begun), len(p.started))
 	}
 }
 

@@ -147,6 +147,7 @@ const (
 	internalClaimed    = "vault:nv-claimed"
 	internalCheckpoint = "vault:checkpoint"
 	internalMemory     = "vault:nv-memory"
+	internalKept       = "vault:nv-kept"
 	rolePrefix         = "role:"
 )
 

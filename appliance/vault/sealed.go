@@ -20,6 +20,7 @@ const (
 	nvLatch   = 0x01814701 // "this box is sealed to its TPM": install id; anybody may read it
 	nvClaimed = 0x01814702 // install id and one byte: 1 if the box has an owner; authorised from the base secret
 	nvCounter = 0x01814703 // counts epochs: what was sealed before it was counted up opens no more
+	nvKept    = 0x01814705 // digest of what a locked box uses of META; anybody may read it, written with an authorisation from the base secret
 	nvMemory  = 0x01814704 // how far the data had come; anybody may read it, written with an authorisation from the base secret
 )
 

@@ -17,7 +17,7 @@ import (
 )
 
 func imageCommand() *cobra.Command {
-	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageLockCommand(), imageKeysCommand())
+	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageCustomizeCommand(), imageFlashCommand(), imageLockCommand(), imageKeysCommand())
 }
 
 func imageBuildCommand() *cobra.Command {

@@ -42,14 +42,12 @@ at(page, "/system/updates");
 await says(page, "Version 0.2.0 is here, and verified", "received");
 await until(other, "Version 0.2.0 is here"); // by itself
 await other.close();
-await look(page, "803-received");
 
 await page.click("a:has-text('Settings')");
 await page.fill("#window", "Sundays at night");
 await page.click("button:has-text('Store')");
 expect((await page.textContent("#problem")).includes("Write it like"), "a window that is not understood");
 expect(await page.inputValue("#window") === "Sundays at night", "the form is as it was left");
-await look(page, "804-settings-wrong");
 await page.fill("#window", "Sun 02:00-04:00");
 await page.fill("#mirror", "http://127.0.0.1:9/gatehouse/");
 await page.click("button:has-text('Store')");
@@ -65,7 +63,6 @@ await look(page, "807-waiting");
 await page.click("a:has-text('Start it now')");
 await page.click("button:has-text('Restart into it now')");
 await says(page, "restarts into version 0.2.0", "the box restarts");
-await look(page, "808-going");
 await page.click("a:has-text('Open it again')");
 await says(page, "Version 0.2.0 is on trial", "the trial");
 await look(page, "809-trial");
@@ -74,7 +71,6 @@ await until(page, "went back to 0.1.0");
 await look(page, "810-gone-back");
 await page.goto(url + "/");
 await says(page, "version 0.2.0 went back", "Status");
-await look(page, "811-status");
 
 // Again, without scripts, and it is known to be bad then.
 const plain = await open({ javaScriptEnabled: false });
@@ -82,11 +78,15 @@ await sign(plain.context);
 const p = plain.page;
 const again = async (insist) => {
 	await p.goto(url + "/system/updates");
-	await p.click(insist ? "a:has-text('in spite of that')" : "a:has-text('Try again')");
-	if (insist) await p.check("[name=again]");
-	await p.setInputFiles("#bundle", file);
-	await p.click("button:has-text('Send it')");
-	await p.click("a:has-text('Start it')");
+	if (insist) {
+		await p.click("a:has-text('in spite of that')");
+		await p.check("[name=again]");
+		await p.setInputFiles("#bundle", file);
+		await p.click("button:has-text('Send it')");
+		await p.click("a:has-text('Start it')");
+	} else {
+		await p.click("a:has-text('Try again')"); // it is still there
+	}
 	await p.click("button:has-text('Restart into it now')");
 	await p.click("a:has-text('Open it again')");
 	expect((await p.textContent("main")).includes("is on trial"), "a trial, without scripts");

@@ -123,9 +123,16 @@ func (b *Box) EndTrial(kept, explained bool, reason string) {
 	u := &b.systems.now
 	u.Last = &control.Outcome{Version: u.Trial.Version, When: time.Now().UTC(), Kept: kept, Explained: explained, Reason: reason, Tries: 1}
 	u.Stage, u.Trial = control.UpdateIdle, nil
+	if !kept && !explained { // it stays received, to be tried again
+		now := time.Now().UTC()
+		size := int64(len(b.systems.content))
+		u.Stage, u.Transfer = control.UpdateReceived, &control.Transfer{Version: u.Last.Version, Size: size, Received: size, Began: now, Changed: now, Actor: "ada@example.org"}
+	}
 	if !kept {
 		u.Running, *u.Other = *u.Other, u.Running
-		u.Other.State, u.Other.Reason = "refused", reason
+		if explained {
+			u.Other.State, u.Other.Reason = "refused", reason
+		}
 	}
 	u.Running.State = "running"
 }
@@ -198,12 +205,10 @@ func (s *systems) start(q control.UpdateStart) error {
 		if err != nil {
 			return refused(control.CodeInvalid, "%v", err)
 		}
-		at, ok := w.Next(time.Now())
-		if !ok {
-			return refused(control.CodeInvalid, "there is no window to wait for: set one, or start it now")
+		if at, ok := w.Next(time.Now()); ok {
+			s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
+			return nil
 		}
-		s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
-		return nil
 	}
 	now := time.Now().UTC()
 	version := s.now.Transfer.Version

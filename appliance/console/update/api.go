@@ -29,7 +29,7 @@ func (p *Pages) apiBundle(v *shell.Visit) error {
 	u := uploadOf(v)
 	at, err := p.Intake.Bundle(v.Ctx(), by(v), v.R.URL.Query().Get("again") == "yes", u.source(u))
 	if err != nil {
-		return err
+		return stopped(err)
 	}
 	return v.JSON(http.StatusOK, at)
 }
@@ -69,7 +69,7 @@ func (p *Pages) apiPart(v *shell.Visit) error {
 	u := uploadOf(v)
 	at, err := p.Intake.Part(v.Ctx(), control.UpdateOffset{Version: t.Version, Size: t.Size, Offset: offset}, u.source(u))
 	if err != nil {
-		return err
+		return stopped(err)
 	}
 	return v.JSON(http.StatusOK, at)
 }

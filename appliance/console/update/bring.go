@@ -1,9 +1,11 @@
 package update
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"gatehouse/appliance/console/shell"
@@ -38,6 +40,15 @@ func (u *upload) Read(b []byte) (int, error) {
 // source is what is read of it, for the intake.
 func (u *upload) source(r io.Reader) intake.Source {
 	return intake.Source{Reader: r, Interrupt: func() { _ = u.rc.SetReadDeadline(time.Unix(1, 0)) }} // it is over already where that fails
+}
+
+// stopped puts a transfer that was cut into words. Without an answer of its own
+// a connection that still stands would be told that all is well.
+func stopped(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return shell.Refuse("The transfer stopped: nothing came for " + silent.String() + ", or the connection was cut. Send the same again, the box goes on from where it is.")
+	}
+	return err
 }
 
 func (p *Pages) askBring(v *shell.Visit) error {
@@ -89,7 +100,7 @@ func (p *Pages) takeForm(v *shell.Visit, u *upload) error {
 				return shell.Refuse("Choose the file of a release.")
 			}
 			_, err := p.Intake.Bundle(v.Ctx(), by(v), again, u.source(part))
-			return err
+			return stopped(err)
 		}
 	}
 }

@@ -111,6 +111,8 @@ type view struct {
 	Left     string // the same; "" if it cannot be told
 	Silent   bool   // nothing comes any more
 	GoneBack bool   // the last trial did, and nothing was done since
+	Retry    bool   // what went back is still there, to be tried again
+	Typed    bool   // somebody has to type a passphrase at each start
 	OtherIs  string // slot
 }
 
@@ -129,7 +131,10 @@ func (p *Pages) view(v *shell.Visit) (w view, err error) {
 		w.Silent = w.Stage == control.UpdateReceiving && w.Now.Sub(t.Changed) > silence
 		w.Rate, w.Left = shell.Size(uint64(max(t.Rate, 0))), left(*t)
 	}
-	w.GoneBack = w.Last != nil && !w.Last.Kept && w.Stage == control.UpdateIdle
+	if l := w.Last; l != nil && !l.Kept {
+		w.Retry = w.Stage == control.UpdateReceived && !l.Explained && w.Transfer != nil && w.Transfer.Version == l.Version
+		w.GoneBack = w.Retry || w.Stage == control.UpdateIdle
+	}
 	w.OtherIs = map[string]string{"a": "B", "b": "A"}[w.Running.Slot]
 	return w, nil
 }
@@ -195,6 +200,11 @@ func (p *Pages) askStart(v *shell.Visit) error {
 		v.Redirect("/system/updates")
 		return nil
 	}
+	st, err := v.Box.Status(v.Ctx())
+	if err != nil {
+		return err
+	}
+	w.Typed = strings.HasSuffix(st.Trust.Mechanism, "passphrase")
 	return v.Show(p.start, w)
 }
 
@@ -219,6 +229,9 @@ func (p *Pages) begin(v *shell.Visit, wait bool) (version string, err error) {
 	}
 	if u.Transfer != nil {
 		version = u.Transfer.Version
+	}
+	if wait && u.Policy.Window == "" {
+		return "", shell.Refuse("There is no window to wait for: set one in the settings, or start it now.")
 	}
 	if err := p.Start(v.Ctx(), control.UpdateStart{By: by(v), Wait: wait}); err != nil {
 		return "", err
@@ -286,6 +299,20 @@ func (p *Pages) set(v *shell.Visit, s control.UpdateSettings) error {
 	}
 	s.Window = w.String()
 	return p.Set(v.Ctx(), control.UpdateSet{By: by(v), Settings: s})
+}
+
+// Window changes the window alone, for the set-up of a box. It does nothing where
+// there are no systems to update.
+func (p *Pages) Window(v *shell.Visit, hours string) error {
+	u, err := p.Update(v.Ctx())
+	if _, ok := none(err); ok {
+		return nil
+	}
+	if err != nil || u.Policy.Window == hours {
+		return err
+	}
+	u.Policy.Window = hours
+	return p.set(v, u.Policy)
 }
 
 func notUnderstood(err error) error { return shell.Refuse(shell.Sentence(fmt.Sprint(err))) }
