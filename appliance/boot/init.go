@@ -79,7 +79,7 @@ type box struct {
 	spool     *spool     // opened with the first roles
 
 	remembering sync.Mutex      // of what follows
-	kept        *vault.Standing // of lists and network in META, once it was asked for
+	standing    *vault.Standing // of lists and network in META, once it was asked for
 	folder      *lists.Folder   // of the lists, once they are open
 }
 

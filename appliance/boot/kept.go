@@ -38,14 +38,14 @@ func (b *box) rememberKept(folder *lists.Folder) {
 func (b *box) judgeKept(ctx context.Context) vault.Standing {
 	b.remembering.Lock()
 	defer b.remembering.Unlock()
-	if b.kept != nil {
-		return *b.kept
+	if b.standing != nil {
+		return *b.standing
 	}
 	standing, err := vault.JudgeKept(ctx, b.config)
 	if err != nil {
 		b.log.Warn("whether lists and network in META are what was kept is not known", "err", err)
 	}
-	b.kept = &standing
+	b.standing = &standing
 	return standing
 }
 

@@ -36,6 +36,8 @@ import (
 type Release struct {
 	Version string
 	Built   string // RFC 3339; the clock is never set before it
+	// Final: it was built as a release, with keys that are not everybody's.
+	Final bool
 }
 
 func (r Release) time() time.Time {
@@ -131,7 +133,7 @@ func (r *roles) run(ctx context.Context) error {
 		return err
 	}
 	c := r.monitor
-	c.Version, c.Development = r.release.Version, true
+	c.Version, c.Development = r.release.Version, !r.release.Final
 	c.Roles, c.Alive, c.Restart = supervisor.Status, supervisor.Alive, supervisor.Restart
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
