@@ -323,7 +323,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		Look:    func(ctx context.Context) update.Look { return b.look(ctx, m()) },
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
-		Kept:    b.keepTrial,
+		Kept:    b.kept,
 		Mended:  func(s slot.Slot) { b.say("systems: slot " + s.String() + " was filled anew") },
 		Entries: b.setEntries, Now: time.Now, Log: b.log,
 	}
@@ -345,8 +345,8 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 	return update.New(c)
 }
 
-// keepTrial ends the trial, well.
-func (b *box) keepTrial() {
+// kept ends the trial.
+func (b *box) kept() {
 	b.say(fmt.Sprintf("systems: version %s is kept", b.release.Version))
 	b.systems.trial.Store(false)
 	if b.systems.overdue != nil {
