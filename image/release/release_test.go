@@ -63,6 +63,7 @@ type maker struct {
 	signers keys.Signers
 	lock    string
 	program string
+	disks   bool // that are built, too: each takes a second
 	// archive is kept while the keys in it stay, since it takes a compiler.
 	archive []byte
 	inside  string
@@ -147,6 +148,13 @@ func (m *maker) sign(t *testing.T, program []byte) []byte {
 func (m *maker) hand(t *testing.T, system, loader []byte) Build {
 	t.Helper()
 	dir := t.TempDir()
+	b := Build{Arch: "amd64", Files: map[string]string{System: filepath.Join(dir, "a.efi"), Lock: m.lock}}
+	if err := os.WriteFile(b.Files[System], system, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !m.disks {
+		return b
+	}
 	f, err := os.Create(filepath.Join(dir, "disk.img"))
 	if err != nil {
 		t.Fatal(err)
@@ -159,11 +167,9 @@ func (m *maker) hand(t *testing.T, system, loader []byte) Build {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "a.efi"), system, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	pack(t, f.Name(), filepath.Join(dir, "a.img.gz"))
-	return Build{Arch: "amd64", Files: map[string]string{System: filepath.Join(dir, "a.efi"), Disk: filepath.Join(dir, "a.img.gz"), Lock: m.lock}}
+	b.Files[Disk] = filepath.Join(dir, "a.img.gz")
+	pack(t, f.Name(), b.Files[Disk])
+	return b
 }
 
 func withoutDisk(b Build) Build {
@@ -269,6 +275,7 @@ func good(t *testing.T, path string, trust Trust) {
 // A release that was spoiled in any place is found out, by the check that is for it.
 func TestBOX3_SpoiledReleasesAreFound(t *testing.T) {
 	m := newMaker(t, 1, "ada")
+	m.disks = true
 	fine := m.build(t, "1.5.0", 3, nil)
 	good(t, m.release(t, "1.5.0", fine), m.trust())
 	whole := m.release(t, "1.5.0", withoutDisk(fine)) // a disk takes a second each time
@@ -374,7 +381,7 @@ func TestBOX3_SystemsThatAreNotWhatTheySay(t *testing.T) {
 		"a section that nobody approved":     {m.build(t, "1.5.0", 1, func(s []uki.Section) []uki.Section { return append(s, uki.Section{Name: ".dtb", Content: []byte("x")}) }), "registers amd64"},
 		"another version inside":             {m.build(t, "1.4.0", 1, nil), "next amd64"},
 	} {
-		dir := m.release(t, "1.5.0", withoutDisk(c.build))
+		dir := m.release(t, "1.5.0", c.build)
 		bad, _ := verify(t, dir, m.trust())
 		if len(bad) != 1 || bad[0].Name != c.want {
 			t.Errorf("%s: %+v, want %s alone", what, bad, c.want)
@@ -384,6 +391,7 @@ func TestBOX3_SystemsThatAreNotWhatTheySay(t *testing.T) {
 		}
 	}
 
+	m.disks = true
 	fine := m.build(t, "1.5.0", 1, nil)
 	system, err := os.ReadFile(fine.Files[System])
 	if err != nil {
@@ -410,6 +418,7 @@ func TestBOX3_SystemsThatAreNotWhatTheySay(t *testing.T) {
 func TestBOX3_EachFileIsVerifiedAlone(t *testing.T) {
 	m := newMaker(t, 1, "ada")
 	v := firmware.Version{Major: 1, Minor: 5}
+	m.disks = true
 	dir := m.release(t, "1.5.0", m.build(t, "1.5.0", 1, nil))
 	for _, end := range []string{System, Bundle, Disk} {
 		good(t, filepath.Join(dir, File(v, "amd64", end)), m.trust())
@@ -444,7 +453,7 @@ func TestBOX3_EachFileIsVerifiedAlone(t *testing.T) {
 // not matter, nor how often.
 func TestBOX4_SignedByOneAfterAnother(t *testing.T) {
 	m := newMaker(t, 2, "ada", "bob", "eve")
-	build := withoutDisk(m.build(t, "1.5.0", 1, nil))
+	build := m.build(t, "1.5.0", 1, nil)
 	apart := make(map[string]keys.Signers)
 	for _, name := range []string{"ada", "bob", "eve"} {
 		s := m.signers
@@ -503,7 +512,7 @@ func TestKEY10_ReleasesCarryARotation(t *testing.T) {
 	// The old set alone: nobody could follow it.
 	whole := m.signers
 	m.signers.Private = map[string]note.Signer{"ada": whole.Private["ada"]}
-	build := withoutDisk(m.build(t, "2.0.0", 1, nil))
+	build := m.build(t, "2.0.0", 1, nil)
 	dir := m.release(t, "2.0.0", build)
 	if bad, _ := verify(t, dir, before); len(bad) != 1 || bad[0].Name != "rotation" {
 		t.Errorf("by the old set alone: %+v", bad)
@@ -536,7 +545,7 @@ func TestKEY10_ReleasesCarryARotation(t *testing.T) {
 	if err := Sign(dir, m.signers); err != nil {
 		t.Errorf("signed once more afterwards: %v", err)
 	}
-	second := m.release(t, "2.1.0", withoutDisk(m.build(t, "2.1.0", 1, nil)))
+	second := m.release(t, "2.1.0", m.build(t, "2.1.0", 1, nil))
 	good(t, second, m.trust())
 	if _, err := after.Open(manifest(second)); err != nil {
 		t.Errorf("a box that followed: %v", err)
@@ -547,7 +556,7 @@ func TestKEY10_ReleasesCarryARotation(t *testing.T) {
 
 	// The image goes by other keys than its manifest names.
 	m.inside, m.signers.Next = before.Keys.Text(), *before.Keys
-	third := m.release(t, "2.2.0", withoutDisk(m.build(t, "2.2.0", 1, nil)))
+	third := m.release(t, "2.2.0", m.build(t, "2.2.0", 1, nil))
 	if bad, _ := verify(t, third, m.trust()); !slices.ContainsFunc(bad, func(c Check) bool { return c.Name == "next amd64" }) {
 		t.Errorf("an image with other keys: %+v", bad)
 	}
@@ -556,6 +565,7 @@ func TestKEY10_ReleasesCarryARotation(t *testing.T) {
 // Made again of the same it is the same bytes, whoever asks.
 func TestBOX15_ReleaseSameBytes(t *testing.T) {
 	m := newMaker(t, 2, "ada", "bob", "eve")
+	m.disks = true
 	build := m.build(t, "1.5.0", 1, nil)
 	one, two := m.release(t, "1.5.0", build), m.release(t, "1.5.0", build)
 	entries, err := os.ReadDir(one)
