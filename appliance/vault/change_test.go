@@ -189,6 +189,7 @@ func TestKEY8_RecoveryLeavesAnotherInstallationAlone(t *testing.T) {
 	if !strings.Contains(w.Note(), "another installation") {
 		t.Errorf("Note = %q", w.Note())
 	}
+	other.PowerCut(t) // it was closed all the same
 	same(t, u, mustOpen(t, theirs))
 }
 

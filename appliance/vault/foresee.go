@@ -3,7 +3,6 @@ package vault
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"gatehouse/tpm/pcr"
@@ -31,7 +30,7 @@ func (v *Vault) Expect(ctx context.Context, boots []Boot) error {
 	}
 	n, err := v.c.count(root)
 	if err != nil {
-		return err
+		return lockedTPM(countCause, err)
 	}
 	var add []slot
 	for _, b := range boots {
@@ -86,13 +85,13 @@ func (v *Vault) Settle(ctx context.Context) error {
 	for own.tpm.atMost > 0 {
 		n, err := v.c.count(root)
 		if err != nil {
-			return err
+			return lockedTPM(countCause, err)
 		}
 		if n >= own.tpm.atMost {
 			break
 		}
 		if err := v.c.TPM.Count(root, counter()); err != nil {
-			return fmt.Errorf("shutting out releases of older epochs: %w", err)
+			return lockedTPM("The TPM does not shut out releases of older epochs.", err)
 		}
 	}
 	v.mu.Lock()

@@ -9,11 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"gatehouse/tpm/pcr"
 	"gatehouse/tpm/tpmtest"
 )
-
-func pcrValues(m map[int][32]byte) pcr.Values { return m }
 
 func headerSize(raw []byte) int {
 	return headerFixed + int(binary.BigEndian.Uint32(raw[headerFixed-4:])) + 64

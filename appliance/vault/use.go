@@ -138,6 +138,10 @@ func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, er
 			return nil, err
 		}
 		defer clear(auth)
+		// One answer that came late must not end the checkpoints of this run.
+		if err := v.c.reopenTPM(); err != nil {
+			return nil, err
+		}
 		return v.c.TPM.Sign(v.signer.root, v.signer.checkpoint, auth, digest)
 	}
 	err = v.keys.use(func(_, _, base []byte) error {
