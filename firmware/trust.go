@@ -21,6 +21,10 @@ type Keys struct {
 	Keys      []string `json:"keys"`
 }
 
+// KeysFile is where an image carries who signs the release after it, as
+// Keys.Text, below the root of the initramfs.
+const KeysFile = "etc/gatehouse/release-keys"
+
 // Text is the set as lines: of a manifest, and of a file of its own.
 func (k Keys) Text() string {
 	var b strings.Builder

@@ -66,6 +66,10 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	signers, err := b.signers()
+	if err != nil {
+		return err
+	}
 	lock, err := b.lock(ctx)
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key, err := b.inputs(ctx, text, signing)
+	key, err := b.inputs(ctx, text, signing, signers)
 	if err != nil {
 		return err
 	}
@@ -93,6 +97,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err := p.addKeys(signing, b.Built); err != nil {
 		return err
 	}
+	p.addSigners(signers)
 	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
 		if err := stage(p); err != nil {
 			return err
@@ -164,6 +169,27 @@ func (b Build) keys() (keys.Set, error) {
 		}
 	}
 	return set, err
+}
+
+// development is the one who signs releases made with development keys.
+const development = "development"
+
+// signers reads who signs releases. As with the other keys, only development
+// ones are made.
+func (b Build) signers() (keys.Signers, error) {
+	if b.Keys != "" {
+		s, err := keys.LoadSigners(b.Keys)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: gatehouse image keys new %s makes them", err, b.Keys)
+		}
+		return s, err
+	}
+	dir := b.path(keysDir)
+	s, err := keys.LoadSigners(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		s, err = keys.NewSigners(dir, []string{development}, 1)
+	}
+	return s, err
 }
 
 func (b Build) cache() debian.Cache {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/firmware"
 	"gatehouse/firmware/approval"
 	"gatehouse/image/keys"
 	"gatehouse/image/uki"
@@ -71,11 +72,15 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signing := one
+	signer, err := keys.NewSigners(t.TempDir(), []string{"ada"}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signing, signers := one, signer
 	key := func(change func(*Build), lock string) string {
 		b := build(t)
 		change(&b)
-		k, err := b.inputs(t.Context(), []byte(lock), signing)
+		k, err := b.inputs(t.Context(), []byte(lock), signing, signers)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,6 +96,13 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		t.Error("another key is taken for the same image")
 	}
 	signing = one
+	if signers, err = keys.NewSigners(t.TempDir(), []string{"ada"}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if key(same, "lock") == first {
+		t.Error("whom the image lets sign the next one is none of its inputs")
+	}
+	signers = signer
 	for name, other := range map[string]string{
 		"lock":    key(same, "other lock"),
 		"version": key(func(b *Build) { b.Version = "2" }, "lock"),
@@ -202,5 +214,37 @@ func TestKEY10_SystemIsApprovedForEachWay(t *testing.T) {
 	again, err := approve(release, 7, sections)
 	if err != nil || !bytes.Equal(again, signatures) {
 		t.Errorf("approved again, it is other bytes: %v", err)
+	}
+}
+
+// A box started from an image goes by the keys in it: those that sign the next
+// release, so that a rotation holds for new boxes too.
+func TestBOX4_ImageCarriesWhoSignsTheNextRelease(t *testing.T) {
+	b := build(t)
+	made, err := b.signers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := b.signers(); err != nil || again.Keys.Text() != made.Keys.Text() {
+		t.Errorf("development keys were made anew: %v", err)
+	}
+	rotated, err := keys.Rotate(b.path(keysDir), []string{"ada"}, []string{development}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p payload
+	p.addSigners(rotated)
+	if len(p.files) != 1 || p.files[0].Path != firmware.KeysFile {
+		t.Fatalf("the image got %+v", p.files)
+	}
+	if got, err := firmware.ParseKeys(string(p.files[0].Content)); err != nil || got.Text() != rotated.Next.Text() || got.Text() == made.Keys.Text() {
+		t.Errorf("the image carries %v, %v", got, err)
+	}
+	b.Keys = t.TempDir()
+	if _, err := b.signers(); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "image keys new "+b.Keys) {
+		t.Errorf("a folder without manifest keys: %v", err)
+	}
+	if left, _ := os.ReadDir(b.Keys); len(left) != 0 {
+		t.Errorf("keys were made in a folder that was named: %v", left)
 	}
 }

@@ -19,12 +19,13 @@ import (
 // the sources of the program with the versions of its modules and compiler,
 // the version string, the epoch, the keys that sign, and the program that builds (its
 // lists are inputs too).
-func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set) (string, error) {
+func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signers keys.Signers) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %d\n%s\n", b.Version, b.Built, b.Epoch, lock)
 	for _, r := range keys.Roles() {
 		fmt.Fprintf(h, "%s\n", signing[r].Fingerprint())
 	}
+	fmt.Fprint(h, signers.Next.Text())
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("finding this program: %w", err)

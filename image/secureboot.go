@@ -5,6 +5,7 @@ import (
 	"path"
 	"time"
 
+	"gatehouse/firmware"
 	"gatehouse/image/efivar"
 	"gatehouse/image/initramfs"
 	"gatehouse/image/keys"
@@ -31,4 +32,10 @@ func (p *payload) addKeys(set keys.Set, built string) error {
 		p.files = append(p.files, initramfs.File{Path: path.Join(secureBootFolder, string(r)+".auth"), Content: signed, Mode: 0o644})
 	}
 	return nil
+}
+
+// addSigners puts into the image who signs the release after it: that is what a
+// box started from it goes by.
+func (p *payload) addSigners(s keys.Signers) {
+	p.files = append(p.files, initramfs.File{Path: firmware.KeysFile, Content: []byte(s.Next.Text()), Mode: 0o644})
 }

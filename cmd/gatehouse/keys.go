@@ -20,21 +20,37 @@ func imageKeysCommand() *cobra.Command {
 func keysNewCommand() *cobra.Command {
 	var name string
 	var asJSON bool
+	var signers []string
+	var threshold int
 	c := &cobra.Command{
 		Use:   "new FOLDER",
-		Short: "Make the keys PK, KEK, db and release in a new folder",
+		Short: "Make the keys of images and releases in a new folder",
 		Long: `Make the keys of Secure Boot: PK, who owns a machine; KEK, who may change what
 starts on it; db, what starts. And the key that approves releases: a TPM opens
 the data of a box for what this key has signed. Each is a certificate and a
-private key, PEM. A folder from before there were release keys gets that one.
+private key, PEM. And the manifest keys, one for each name of --signers: a box
+takes the releases that --threshold of them have signed. A folder that lacks
+release or manifest keys, since it is from before there were any, gets those.
 
 Keep the folder where the private keys are safe: who has db.key and release.key
 makes systems that your boxes start and open their data for, and a box that
-knows these keys starts no others.`,
-		Example: "  gatehouse image keys new keys\n  gatehouse image build --keys keys",
+knows these keys starts no others. Each manifest-NAME.key may be taken to where
+its person keeps it.`,
+		Example: "  gatehouse image keys new keys\n  gatehouse image keys new keys --signers ada,bob,eve --threshold 2\n  gatehouse image build --keys keys",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := keys.LoadSigners(args[0])
+			missing := errors.Is(err, fs.ErrNotExist)
+			if missing {
+				_, err = keys.NewSigners(args[0], signers, threshold) // judges before it writes
+			}
+			if err != nil {
+				return err
+			}
 			set, err := keys.New(args[0], name, time.Now())
+			if errors.Is(err, keys.ErrExist) && missing {
+				set, err = keys.Load(args[0])
+			}
 			if err != nil {
 				return err
 			}
@@ -42,6 +58,8 @@ knows these keys starts no others.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringSliceVar(&signers, "signers", []string{"release"}, "`NAMES` of those who sign releases, with commas between")
+	c.Flags().IntVar(&threshold, "threshold", 1, "how `many` of them have to sign")
 	c.Flags().StringVar(&name, "name", "Gatehouse", "`NAME` that stands in the certificates")
 	return c
 }

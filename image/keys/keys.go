@@ -45,6 +45,9 @@ var all = []Role{Platform, Exchange, Programs, Release}
 // ErrNoRelease: a folder from before there were release keys.
 var ErrNoRelease = errors.New("has the keys PK, KEK and db, and none to approve releases with (release.crt and release.key)")
 
+// ErrExist: a folder has all keys, and none is made anew.
+var ErrExist = errors.New("has keys already: a box that knows them would not start what others sign")
+
 // Roles are all of them, from the top of the chain down.
 func Roles() []Role { return slices.Clone(all) }
 
@@ -150,7 +153,7 @@ func New(dir, name string, now time.Time) (Set, error) {
 		wanted = []Role{Release}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
-			err = fmt.Errorf("%s has keys already: a box that knows them would not start what others sign", dir)
+			err = fmt.Errorf("%s %w", dir, ErrExist)
 		}
 		return nil, err
 	}
