@@ -428,7 +428,7 @@ func TestKEY1_NoKeyCrossesTheBus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, purpose := range []string{internalMAC, internalClaimed, internalCheckpoint, internalMemory} {
+		for _, purpose := range []string{internalMAC, internalClaimed, internalCheckpoint, internalMemory, internalAttest, internalTunnel} {
 			if secrets[purpose], err = v.derive(purpose, 32); err != nil {
 				t.Fatal(err)
 			}
@@ -471,8 +471,8 @@ func TestKEY1_NoKeyCrossesTheBus(t *testing.T) {
 	if root := v.h.tpm.root.Name[:part]; !bytes.Contains(bus.Bytes(), root) {
 		t.Fatal("the tap does not see even what is public")
 	}
-	if len(secrets) != 13 {
-		t.Errorf("%d secrets, want 13", len(secrets))
+	if len(secrets) != 15 {
+		t.Errorf("%d secrets, want 15", len(secrets))
 	}
 	for name, x := range secrets {
 		for i := range len(x) - part + 1 {
