@@ -389,7 +389,7 @@ func TestKEY2_PassphraseBesidesTheTPM(t *testing.T) {
 }
 
 // measuredBox is one whose image brings an approval of what was measured.
-func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch uint64) Config {
+func measuredBox(t testing.TB, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch uint64) Config {
 	t.Helper()
 	c := box(s, newDisk())
 	root, err := c.TPM.Root()
@@ -408,7 +408,7 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	return c
 }
 
-func releaseKey(t *testing.T) *ecdsa.PrivateKey {
+func releaseKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -500,18 +500,3 @@ func TestTPMThatBelongsToSomebodyElseIsRefused(t *testing.T) {
 		t.Errorf("%v does not say that somebody set a password", l)
 	}
 }
-
-// BenchmarkOpen is what a start of the box waits for; package tpm has the
-// unsealing alone beside the same raw commands.
-func BenchmarkOpen(b *testing.B) {
-	c := box(tpmtest.Start(b), newDisk())
-	c.Form = Host
-	mustCreate(b, c)
-	for b.Loop() {
-		v, err := Open(b.Context(), c)
-		if err != nil {
-			b.Fatal(err)
-		}
-		v.Wipe()
-	}
-}
