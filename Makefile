@@ -16,6 +16,8 @@ TEST_NEEDS := $(CHECK_NEEDS) asciinema=asciinema script=bsdutils avahi-daemon=av
 
 # what needs no machine of its own; the rest lies under tests/
 UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...
+# those of them that check runs in part: shorter, or not under the race detector
+LONG = $$(grep -rlE 'testing\.Short\(\)|^//go:build !race' --include='*_test.go' cmd appliance tpm netfilter image firmware | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 # xterm.js for the console's pages, bundled from a lock file; go build works without it
 XTERM := appliance/console/xterm
@@ -48,12 +50,12 @@ check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short u
 	$(GO) vet ./...
 	$(GO) vet -tags alone ./appliance/relay
 	$(GO) tool staticcheck ./...
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 5m $(UNIT)
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 10m $(UNIT)
 
 test: ## every test, on the real thing
 	@sh .ci/need $(TEST_NEEDS)
 	$(MAKE) check
-	$(GO) test -count=1 -timeout 10m $(UNIT)
+	$(GO) test -count=1 -timeout 10m $(LONG)
 	$(GO) test -count=1 -timeout 10m -tags alone ./appliance/relay
 	$(MAKE) image
 	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/hosted/... ./tests/web/... ./tests/boot/...

@@ -71,7 +71,13 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 			return d.DialContext(ctx, "unix", env.Gateway)
 		},
 		pause: pause,
+		told: func(ctx context.Context, up bool) {
+			if _, err := control.OpHubLine.Call(ctx, c, control.HubLine{Up: up}); err != nil && ctx.Err() == nil {
+				log.Warn("telling of the line to the hub", "err", err)
+			}
+		},
 	}
+	a.told(ctx, false) // one that was killed did not say so
 	desk, err := a.openDesk(env, c)
 	if err != nil {
 		return err
@@ -93,6 +99,7 @@ type site struct {
 	log           *slog.Logger
 	dial          func(context.Context) (net.Conn, error)
 	pause         func(context.Context, time.Duration)
+	told          func(ctx context.Context, up bool) // whether the line to the hub stands
 }
 
 // run connects, enrols and reports, again and again, with growing pauses while
@@ -186,6 +193,8 @@ func (s *site) wait(ctx context.Context, d *desk) (worked bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	s.told(ctx, true)
+	defer s.told(ctx, false)
 	return true, d.Wait(ctx, c)
 }
 

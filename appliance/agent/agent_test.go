@@ -90,6 +90,7 @@ func newSite(t *testing.T, path string) *site {
 			return d.DialContext(ctx, "unix", path)
 		},
 		pause: func(ctx context.Context, _ time.Duration) { pause(ctx, 20*time.Millisecond) },
+		told:  func(context.Context, bool) {},
 	}
 }
 

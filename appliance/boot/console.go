@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"time"
 
@@ -32,9 +33,30 @@ func (b *box) terminals() (all []panel.Terminal) {
 			b.log.Info("there is no console here", "terminal", t.path, "err", err)
 			continue
 		}
-		all = append(all, panel.Terminal{Name: t.path, ReadWriter: f, Screen: t.screen})
+		all = append(all, panel.Terminal{Name: t.path, ReadWriter: f, Screen: t.screen, Echo: echo(f)})
 	}
 	return all
 }
 
-func statusLine(m *monitor.Monitor) string { return panel.Line(m.Status(), m.Code()) }
+// echo switches the kernel's echo of a terminal.
+func echo(f *os.File) func(on bool) error {
+	return func(on bool) error {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var failed error
+		err = raw.Control(func(fd uintptr) {
+			t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+			if err == nil {
+				t.Lflag &^= unix.ECHO
+				if on {
+					t.Lflag |= unix.ECHO
+				}
+				err = unix.IoctlSetTermios(int(fd), unix.TCSETS, t)
+			}
+			failed = err
+		})
+		return errors.Join(err, failed)
+	}
+}

@@ -61,11 +61,14 @@ type box struct {
 	ending  string                  // restart or off, once asked for
 	erasing bool                    // the keys are erased, the rest is to follow
 	end     context.CancelFunc
-	restart context.CancelFunc // of the roles alone
+	anew    anew // the roles alone
 	boot    host.SecureBoot
 	broken  *vault.Locked // what the vault said, if it did not open
 
-	unlocking sync.Mutex // one recovery key at a time
+	systems systems
+
+	unlocking sync.Mutex // one secret at a time
+	spool     *spool     // opened with the first roles
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -88,6 +91,7 @@ var steps = []step{
 	{"kernel settings", (*box).settings},
 	{"filter", (*box).filter},
 	{"disk", (*box).findDisk},
+	{"systems", (*box).judgeSystems},
 	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
 	{"data volume", (*box).openData},
@@ -121,7 +125,9 @@ func Init(release Release) int {
 		}
 	}
 	log.Info("started", "took", time.Since(start).Round(time.Millisecond))
-	b.serve(ctx)
+	if !b.leaveTrial() {
+		b.serve(ctx)
+	}
 	b.shutdown()
 	// Only reached when the kernel refused. The watchdog was disarmed or will
 	// end this; returning would be a panic of the kernel.
@@ -137,7 +143,7 @@ func (b *box) serve(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, err := b.roles()
 		if err == nil {
-			err = b.runRoles(ctx, r)
+			err = b.anew.run(ctx, r)
 		}
 		if ctx.Err() != nil {
 			return
@@ -156,30 +162,6 @@ func (b *box) serve(ctx context.Context) {
 	}
 }
 
-// errUnlocked ends the roles of a locked box, to start those of an open one.
-var errUnlocked = errors.New("the box was unlocked")
-
-// runRoles runs them until ctx ends or the box is unlocked.
-func (b *box) runRoles(ctx context.Context, r *roles) error {
-	life, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	b.mu.Lock()
-	b.restart = func() { end(errUnlocked) }
-	b.mu.Unlock()
-	err := r.run(life)
-	if context.Cause(life) == errUnlocked {
-		return errUnlocked
-	}
-	return err
-}
-
-// again starts the roles anew, once the answer to the one who asked is out.
-func (b *box) again() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	time.AfterFunc(500*time.Millisecond, b.restart)
-}
-
 // ended notes why the roles ended. Without its audit log the box may do
 // nothing, but must not be silent either: it is locked, and says why.
 func (b *box) ended(err error) {
@@ -191,6 +173,9 @@ func (b *box) ended(err error) {
 
 // power notes how to end and ends the roles; serve returns then.
 func (b *box) power(action string) {
+	// Whoever restarts a box in a trial says nothing against the new system. What was
+	// found against it stays.
+	b.endTrial("the box was restarted before it had proved itself", false)
 	b.mu.Lock()
 	if b.ending == "" {
 		b.ending = action
@@ -281,6 +266,9 @@ func (b *box) roles() (*roles, error) {
 			Kernel:       kernel(b.machine),
 		},
 	}
+	if b.meta != nil {
+		r.spool = b.spooled()
+	}
 	r.monitor.Network = b.network()
 	r.monitor.Keys = &keyring{
 		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
@@ -293,14 +281,30 @@ func (b *box) roles() (*roles, error) {
 		r.monitor.Name = nameOf(b.keys.InstallID())
 		b.verifier(&r.monitor)
 	}
+	var mon *monitor.Monitor
+	tasks := []task.Task{}
+	if b.keys != nil && b.mounted && b.systems.book != nil {
+		e := b.engine(func() *monitor.Monitor { return mon })
+		r.monitor.Systems, tasks = e, append(tasks, e)
+	}
 	if err := b.machine.SetName(r.monitor.Name); err != nil {
 		b.log.Warn("naming the machine", "err", err)
 	}
 	r.also = func(m *monitor.Monitor) []task.Task {
-		return []task.Task{b.panel(m), b.machine.PowerButton(b.pressed(m)),
-			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) })}
+		mon = m
+		return append(tasks, b.panel(m), b.machine.PowerButton(b.pressed(m)),
+			b.machine.KernelLog(func(l host.KernelLine) { b.journal.Append("kernel", l.Text) }))
 	}
 	return r, nil
+}
+
+// spooled is where events wait while the box is locked: one for all starts of
+// the roles, so that what was not written to META is not lost between them.
+func (b *box) spooled() *spool {
+	if b.spool == nil {
+		b.spool = openSpool(b.meta, time.Now, b.log)
+	}
+	return b.spool
 }
 
 // pressed ends the box in order; a full disk or a broken log does not make the

@@ -7,6 +7,7 @@ import (
 
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/host"
+	"gatehouse/appliance/unlock"
 	"gatehouse/appliance/vault"
 	"gatehouse/tpm/eventlog"
 )
@@ -22,7 +23,7 @@ type keyring struct {
 	owner  firmwareDoor // the firmware's keys; nil: on a host
 	image  fs.FS        // the initramfs, which brings the keys to enrol
 	// unlock opens the data; nil: this form cannot, but by being started anew.
-	unlock func(ctx context.Context, recoveryKey []byte) error
+	unlock func(context.Context, unlock.Secret) error
 }
 
 var errKeysClosed = errors.New("the box is locked: its keys are not open")
@@ -152,14 +153,12 @@ func (k *keyring) Rotate(ctx context.Context, what string) error {
 	return v.Rotate(ctx, what)
 }
 
-// SetPassphrase has a passphrase asked for at each start, by GATEHOUSE_KEY.
+// SetPassphrase has a passphrase asked for at each start: at the console and by
+// gatehouse unlock, or on a host by its variable.
 func (k *keyring) SetPassphrase(ctx context.Context, passphrase []byte) error {
 	v, err := k.open()
 	if err != nil {
 		return err
-	}
-	if k.unlock != nil {
-		return errors.New("a box of ours cannot ask for a passphrase at its console yet, so none is set")
 	}
 	return v.SetPassphrase(ctx, passphrase)
 }
@@ -171,37 +170,4 @@ func (k *keyring) TakeTPM(ctx context.Context) error {
 		return err
 	}
 	return v.TakeTPM(ctx)
-}
-
-// Unlock opens a locked box by the recovery key.
-func (k *keyring) Unlock(ctx context.Context, recoveryKey []byte) error {
-	if k.unlock == nil {
-		return errors.New("this form of Gatehouse takes its recovery key by gatehoused recover, while serve is stopped")
-	}
-	return k.unlock(ctx, recoveryKey)
-}
-
-// unlocks opens the data of this box by the recovery key, and has the roles
-// started anew over it. Two may type at the same time, at display and serial
-// line: the second finds the box open.
-func (b *box) unlocks(ctx context.Context, recoveryKey []byte) error {
-	b.unlocking.Lock()
-	defer b.unlocking.Unlock()
-	switch {
-	case b.keys != nil:
-		return errors.New("the data is open already, and the box goes on")
-	case b.config.Meta == nil:
-		return errors.New("there is no disk of this box, so there is nothing to unlock")
-	}
-	keys, err := vault.Recover(ctx, b.config, string(recoveryKey))
-	if err != nil {
-		return err
-	}
-	b.keys, b.locked = keys, ""
-	if err := b.openData(ctx); err != nil {
-		return err
-	}
-	b.log.Warn("unlocked by the recovery key", "note", keys.Note())
-	b.again()
-	return nil
 }

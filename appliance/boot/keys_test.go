@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"gatehouse/appliance/unlock"
 	"gatehouse/appliance/vault"
 	"gatehouse/tpm/hostid"
 )
@@ -44,7 +45,7 @@ func ownedVault(t *testing.T) (*vault.Vault, vault.Config, string) {
 func TestKEY8_WhatIsNoLockedBoxTakesNoRecoveryKey(t *testing.T) {
 	v, c, key := ownedVault(t)
 	for name, b := range map[string]*box{"open already": {keys: v, config: c}, "without a disk": {}} {
-		if err := b.unlocks(t.Context(), []byte(key)); err == nil {
+		if err := b.unlocks(t.Context(), unlock.Secret{Text: []byte(key)}); err == nil {
 			t.Errorf("%s: it was taken", name)
 		}
 	}
@@ -52,7 +53,7 @@ func TestKEY8_WhatIsNoLockedBoxTakesNoRecoveryKey(t *testing.T) {
 		t.Errorf("a second recovery key closed the box: %v", err)
 	}
 	b := &box{config: c}
-	if err := b.unlocks(t.Context(), []byte("0"+key[1:])); err == nil || b.keys != nil {
+	if err := b.unlocks(t.Context(), unlock.Secret{Text: []byte("0" + key[1:])}); err == nil || b.keys != nil {
 		t.Errorf("another key: %v", err)
 	}
 }

@@ -58,6 +58,7 @@ type roles struct {
 	https   net.Listener // port 443
 	files   map[string]*os.File
 	monitor monitor.Config
+	spool   *spool // of a locked start; nil: there is no place for one
 	form    netfilter.Form
 	ports   netfilter.Ports
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
@@ -102,6 +103,18 @@ func (r *roles) run(ctx context.Context) error {
 		if _, err := writer.Append(ctx, control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Detail: map[string]string{"version": r.release.Version, "keys": r.keys.OpenedBy()}}); err != nil {
 			return fmt.Errorf("%w: recording the start: %w", errAuditLog, err)
 		}
+		if r.spool != nil {
+			err := r.spool.chain(ctx, func(ctx context.Context, e control.Event) error {
+				_, err := writer.Append(ctx, e)
+				return err
+			})
+			if err != nil {
+				r.log.Error("what happened while locked is not in the audit log yet", "err", err)
+			}
+		}
+	} else if r.spool != nil {
+		r.monitor.Spool = r.spool.Append
+		r.spool.Append(control.Event{Actor: "system", Action: "start", Object: r.monitor.Name, Outcome: "failed", Detail: map[string]string{"error": r.monitor.Locked}})
 	}
 	listener, err := r.openFiles()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,8 +23,10 @@ import (
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/journal"
 	"gatehouse/appliance/monitor"
+	"gatehouse/appliance/panel"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
+	"gatehouse/appliance/unlock"
 	"gatehouse/appliance/vault"
 	"gatehouse/appliance/watch"
 	"gatehouse/netfilter"
@@ -130,39 +133,117 @@ func serve(ctx context.Context, release Release, sources config.Sources, cfg con
 	if err != nil {
 		return err
 	}
-	keys := ring.vault
-	name := cfg.Name
-	if keys != nil {
-		defer keys.Wipe()
-		if err := lines.Attach(filepath.Join(cfg.State, "log"), 4<<20); err != nil {
-			log.Warn("the log is kept in memory only", "err", err)
+	h := &hosted{release: release, sources: sources, cfg: cfg, form: form, ring: ring, lines: lines, level: level, log: log, reaper: supervise.NewReaper(log)}
+	ring.unlock = h.unlocks
+	defer h.close()
+	return h.run(ctx)
+}
+
+// hosted is a service on somebody's host, from the look at its keys on.
+type hosted struct {
+	release Release
+	sources config.Sources
+	cfg     config.Config
+	form    config.Form
+	ring    *keyring
+	lines   *journal.Journal
+	level   *slog.LevelVar
+	log     *slog.Logger
+	reaper  *supervise.Reaper
+	anew    anew
+	spool   *spool // of locked starts
+
+	http, https net.Listener
+
+	unlocking sync.Mutex // one secret at a time; holds ring.vault while the roles of a locked one run
+}
+
+func (h *hosted) close() {
+	h.unlocking.Lock()
+	defer h.unlocking.Unlock()
+	if h.ring.vault != nil {
+		h.ring.vault.Wipe()
+	}
+	h.lines.Close()
+}
+
+// run runs the roles under the one waiter of all children, and starts them
+// anew if the box is unlocked.
+func (h *hosted) run(ctx context.Context) error {
+	reaping, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.reaper.Run(reaping) }() // ends below, after the last role
+	err := errUnlocked
+	for errors.Is(err, errUnlocked) {
+		var r *roles
+		if r, err = h.roles(); err == nil {
+			err = h.anew.run(ctx, r)
 		}
-		defer lines.Close()
+	}
+	stop()
+	if e := <-done; e != nil && !errors.Is(e, context.Canceled) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// unlocks opens the data of a locked service, and has the roles started anew.
+func (h *hosted) unlocks(ctx context.Context, s unlock.Secret) error {
+	h.unlocking.Lock()
+	defer h.unlocking.Unlock()
+	if h.ring.vault != nil {
+		return errors.New("the data is open already, and the service goes on")
+	}
+	v, err := openBy(ctx, h.ring.config, h.ring.locked, s)
+	if err != nil {
+		return err
+	}
+	h.ring.vault = v
+	h.log.Warn("unlocked", "by", v.OpenedBy(), "note", v.Note())
+	h.anew.start()
+	return nil
+}
+
+// roles puts together what runs over the keys as they are now. The ring is
+// copied: the roles of a locked service see a locked one to their end.
+func (h *hosted) roles() (*roles, error) {
+	h.unlocking.Lock()
+	ring := *h.ring
+	h.unlocking.Unlock()
+	name := h.cfg.Name
+	if ring.vault != nil {
+		if err := h.lines.Attach(filepath.Join(h.cfg.State, "log"), 4<<20); err != nil {
+			h.log.Warn("the log is kept in memory only", "err", err)
+		}
 		if name == "" {
-			name = nameOf(keys.InstallID())
+			name = nameOf(ring.vault.InstallID())
 		}
 	}
 	if name == "" {
 		name = "gatehouse"
 	}
-	r, err := hostedRoles(release, cfg, form, keys, lines, log)
+	r, err := h.hostedRoles(ring.vault)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.hostLists = cfg.Lists
-	r.monitor.Keys = ring
-	r.monitor.Name, r.monitor.Names = name, cfg.Names
-	if keys == nil {
+	if h.spool == nil {
+		h.spool = openSpool(ring.config.Meta, time.Now, h.log)
+	}
+	r.spool = h.spool
+	r.hostLists = h.cfg.Lists
+	r.monitor.Keys = &ring
+	r.monitor.Name, r.monitor.Names = name, h.cfg.Names
+	if ring.vault == nil {
 		r.monitor.Locked = ring.why()
 	}
 	r.also = func(m *monitor.Monitor) []task.Task {
-		tasks := []task.Task{announce(m, os.Stdout), watchConfig(sources, cfg, level, log), watchCertificate(m, cfg.Certificate, cfg.Key, log)}
-		if cfg.Lists != "" && keys != nil {
-			tasks = append(tasks, watch.Folder("lists of the host", cfg.Lists, log, m.ReadFiles))
+		tasks := []task.Task{announce(m, os.Stdout), watchConfig(h.sources, h.cfg, h.level, h.log), watchCertificate(m, h.cfg.Certificate, h.cfg.Key, h.log)}
+		if h.cfg.Lists != "" && ring.vault != nil {
+			tasks = append(tasks, watch.Folder("lists of the host", h.cfg.Lists, h.log, m.ReadFiles))
 		}
 		return tasks
 	}
-	return r.withReaper(ctx)
+	return r, nil
 }
 
 // lockState keeps two programs from one state folder: they would write the
@@ -244,28 +325,40 @@ func listenSoon(address string) (net.Listener, error) {
 	return net.Listen("tcp", address)
 }
 
-func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vault.Vault, lines *journal.Journal, log *slog.Logger) (*roles, error) {
-	r := &roles{release: release, log: log, journal: lines, keys: keys, reaper: supervise.NewReaper(log)}
-	var err error
-	if r.https, err = listenSoon(cfg.HTTPS.String()); err != nil {
-		return nil, fmt.Errorf("listening for the console: %w (choose another port with --https)", err)
+// listen opens the two ports, once: they outlive the roles of a locked start.
+func (h *hosted) listen() (err error) {
+	if h.https == nil {
+		if h.https, err = listenSoon(h.cfg.HTTPS.String()); err != nil {
+			return fmt.Errorf("listening for the console: %w (choose another port with --https)", err)
+		}
 	}
-	if r.http, err = listenSoon(cfg.HTTP.String()); err != nil {
-		return nil, fmt.Errorf("listening for the plain page: %w (choose another port with --http)", err)
+	if h.http == nil {
+		if h.http, err = listenSoon(h.cfg.HTTP.String()); err != nil {
+			return fmt.Errorf("listening for the plain page: %w (choose another port with --http)", err)
+		}
 	}
+	return nil
+}
+
+func (h *hosted) hostedRoles(keys *vault.Vault) (*roles, error) {
+	if err := h.listen(); err != nil {
+		return nil, err
+	}
+	cfg, log := h.cfg, h.log
+	r := &roles{release: h.release, log: log, journal: h.lines, keys: keys, reaper: h.reaper, http: h.http, https: h.https}
 	run := filepath.Join(cfg.State, "run")
 	r.paths = supervise.Paths{Control: filepath.Join(run, "control.sock"), GatewaySocket: filepath.Join(run, "gateway.sock"), Data: cfg.State}
 	if keys != nil {
 		listPaths(&r.paths)
 	}
 	r.options = supervise.Options{
-		Hosted: string(form), Privileged: os.Geteuid() == 0, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
-		Locked: keys == nil, Version: release.Version,
+		Hosted: string(h.form), Privileged: os.Geteuid() == 0, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
+		Locked: keys == nil, Version: h.release.Version,
 	}
 	machine := host.New(log)
 	r.monitor = monitor.Config{
 		Hosted: true, PublicURL: publicURL(r.https), HTTPSPort: cfg.HTTPS.Port(), HTTPPort: cfg.HTTP.Port(),
-		Clock: monitor.NewClock(release.time(), time.Time{}, "host", nil),
+		Clock: monitor.NewClock(h.release.time(), time.Time{}, "host", nil),
 		Machine: monitor.Machine{
 			Links:  func() []control.Link { return links(machine, "host", log) },
 			Volume: func() control.Volume { return usage(cfg.State, false) },
@@ -288,19 +381,6 @@ func hostedRoles(release Release, cfg config.Config, form config.Form, keys *vau
 	return r, nil
 }
 
-// withReaper runs the roles under the one waiter of all children.
-func (r *roles) withReaper(ctx context.Context) error {
-	reaping, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.reaper.Run(reaping) }() // ends below, after the last role
-	err := r.run(ctx)
-	stop()
-	if e := <-done; e != nil && !errors.Is(e, context.Canceled) {
-		err = errors.Join(err, e)
-	}
-	return err
-}
-
 // watchConfig follows the file: the log level changes at once, the rest is
 // named as taking effect at the next start.
 func watchConfig(sources config.Sources, first config.Config, level *slog.LevelVar, log *slog.Logger) task.Task {
@@ -315,14 +395,20 @@ func watchConfig(sources config.Sources, first config.Config, level *slog.LevelV
 	})
 }
 
-// announce prints the line that automation reads, whenever it changes.
+// announce prints the line that automation reads, whenever it changes, and the
+// words of a locked service: standard output is its console.
 func announce(m *monitor.Monitor, w io.Writer) task.Task {
 	return task.Func("announcement", func(ctx context.Context) error {
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
 		last := ""
 		for {
-			if line := statusLine(m); line != last {
+			s := m.Status()
+			line := panel.Line(s, m.Code())
+			if words := panel.UnlockLine(s); words != "" {
+				line += "\n" + words
+			}
+			if line != last {
 				fmt.Fprintln(w, line)
 				last = line
 			}

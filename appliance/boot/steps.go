@@ -206,10 +206,13 @@ func (b *box) openData(ctx context.Context) error {
 	}
 	// The data are open, so this start is the one that was foreseen, or none
 	// was. What waits for others is dropped: the slot of a firmware without
-	// keys would open for who takes them out again. (A release of a raised
-	// epoch that is only tried has to be kept before this.)
-	if err := b.keys.Settle(ctx); err != nil {
-		b.log.Warn("slots of starts that were foreseen are still there", "err", err)
+	// keys would open for who takes them out again. In a trial nothing is settled
+	// before the new system is kept: the one before has to open the data again if
+	// it is not.
+	if !b.systems.trial.Load() {
+		if err := b.keys.Settle(ctx); err != nil {
+			b.log.Warn("slots of starts that were foreseen are still there", "err", err)
+		}
 	}
 	if ok, err := volume.Reserve(dataPath); err != nil || !ok {
 		b.problem = "the data volume is full: signing in, reading and erasing work, changes are refused"

@@ -370,6 +370,23 @@ func (b *Broker) endOf(ctx context.Context, target int64, why string) {
 	})
 }
 
+// Live is how many sessions somebody is in.
+func (b *Broker) Live() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.live {
+		if l.state != api.Waiting {
+			n++
+		}
+	}
+	return n
+}
+
+// EndAll ends every session, and tells both of its ends why.
+func (b *Broker) EndAll(ctx context.Context, why string) {
+	b.endIf(ctx, func(*live) string { return why })
+}
+
 // Recheck ends the sessions of sources that may not have any more, whatever way
 // their bytes go.
 func (b *Broker) Recheck(ctx context.Context, admitted func(netip.Addr) bool) {

@@ -34,6 +34,7 @@ import (
 	"gatehouse/appliance/enroll"
 	"gatehouse/appliance/enroll/hub"
 	"gatehouse/appliance/handover"
+	"gatehouse/appliance/intake"
 	"gatehouse/appliance/setup"
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/store"
@@ -60,7 +61,9 @@ type console struct {
 	broker   *broker.Broker      // nil while locked
 	identity control.Certificate // the box's own one, that tools pin
 	keeper   *keeper.Keeper      // nil while locked
-	reason   string              // why locked
+	intake   *intake.Intake      // nil while locked, as the mirror
+	mirror   *intake.Mirror
+	reason   string // why locked
 	steady   func() time.Time
 	lists    *admission.Watch
 
@@ -116,6 +119,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 	}
 	if s.broker != nil {
 		tasks = append(tasks, s.broker.Task())
+		tasks = append(tasks, s.mirror.Tasks()...)
 	}
 	return task.Run(ctx, tasks...)
 }
@@ -185,6 +189,7 @@ func (s *console) open(ctx context.Context) (*tls.Config, error) {
 	if err := s.openBroker(ctx); err != nil {
 		return nil, err
 	}
+	s.openIntake()
 	if err := s.openHub(ctx); err != nil {
 		return nil, err
 	}

@@ -157,10 +157,16 @@ func TestKEY5_RotationOnThePage(t *testing.T) {
 func TestKEY5_PassphraseOfTheStart(t *testing.T) {
 	b, br := consoletest.Owned(t, Run)
 	const good = "amber canyon violin drift"
-	if p := br.Open("/keys"); strings.Contains(p.Body, `href="/keys/passphrase"`) {
-		t.Error("a box that cannot ask for a passphrase offers to")
+	if p := br.Open("/keys"); !strings.Contains(p.Body, `href="/keys/passphrase"`) {
+		t.Error("a box does not offer to ask for a passphrase")
+	}
+	if p := br.Open("/keys/passphrase"); strings.Contains(p.Body, "GATEHOUSE_KEY") || !strings.Contains(p.Body, "gatehouse unlock") {
+		t.Error("a box of ours does not say how its passphrase is given")
 	}
 	b.Host()
+	if p := br.Open("/keys/passphrase"); !strings.Contains(p.Body, "GATEHOUSE_KEY") {
+		t.Error("a service does not say how its passphrase is given")
+	}
 	set := func(text, again string) consoletest.Page {
 		return br.Send("/keys/passphrase", "password", text, "again", again)
 	}
@@ -169,7 +175,7 @@ func TestKEY5_PassphraseOfTheStart(t *testing.T) {
 	}
 	br.Send("/keys/recovery/confirm", "typed", lastGroup(t, br.Send("/keys/recovery")))
 	for name, c := range map[string][2]string{
-		"empty": {"", ""}, "not the same": {good, good + "s"}, "short": {"xq7 vw3 zz", "xq7 vw3 zz"}, "weak": {"passwordpassword", "passwordpassword"},
+		"empty": {"", ""}, "not the same": {good, good + "s"}, "short": {"xq7 vw3 zz", "xq7 vw3 zz"}, "a space at the end": {good + " ", good + " "}, "longer than a line": {strings.Repeat(good, 9), strings.Repeat(good, 9)}, "weak": {"passwordpassword", "passwordpassword"},
 		"no key for it": {"amber cañon violin drift", "amber cañon violin drift"}, "a line end": {good + "\n", good + "\n"}, "endless": {strings.Repeat("amber canyon ", 100), strings.Repeat("amber canyon ", 100)},
 	} {
 		if p := set(c[0], c[1]); p.Status != 422 || !strings.Contains(p.Body, `role="alert"`) || c[0] != "" && strings.Contains(p.Body, c[0]) {

@@ -39,7 +39,7 @@ func wholeTable(t *testing.T) map[string]shell.Route {
 // reads: adding a route means adding it here, with what it needs.
 func TestRoutesAreTheOnesReviewed(t *testing.T) {
 	want := strings.Fields(`
-locked:GET:/:0: locked:GET:/api/v1/status:0: locked:GET:/assets/console.js:0: locked:GET:/assets/mark.svg:0: locked:GET:/assets/style.css:0:
+locked:GET:/:0: locked:GET:/api/v1/unlock:0: locked:POST:/api/v1/unlock:0: locked:GET:/api/v1/status:0: locked:GET:/assets/console.js:0: locked:GET:/assets/mark.svg:0: locked:GET:/assets/style.css:0:
 unclaimed:GET:/:0: unclaimed:GET:/api/v1/setup:0: unclaimed:GET:/api/v1/status:0: unclaimed:GET:/assets/console.js:0: unclaimed:GET:/assets/mark.svg:0:
 unclaimed:GET:/assets/style.css:0: unclaimed:GET:/setup:0: unclaimed:POST:/api/v1/password-strength:0: unclaimed:POST:/api/v1/setup/claim:0:
 unclaimed:POST:/api/v1/setup/proof:0: unclaimed:POST:/api/v1/site/enrol:0: unclaimed:POST:/api/v1/site/report:0: unclaimed:POST:/setup:0: unclaimed:POST:/api/v1/site/attend:0:
@@ -79,6 +79,11 @@ ready:GET:/keys/rotate:3:manage-keys:fresh ready:POST:/keys/rotate:3:manage-keys
 ready:GET:/keys/tpm:3:manage-keys:fresh ready:POST:/keys/tpm:3:manage-keys:fresh ready:GET:/keys/secure-boot:3:manage-keys:fresh ready:POST:/keys/secure-boot:3:manage-keys:fresh
 ready:GET:/api/v1/keys:3:manage-keys ready:POST:/api/v1/keys/recovery:3:manage-keys:fresh ready:POST:/api/v1/keys/recovery/confirm:3:manage-keys ready:POST:/api/v1/keys/rotate:3:manage-keys:fresh
 ready:POST:/api/v1/keys/passphrase:3:manage-keys:fresh ready:POST:/api/v1/keys/tpm:3:manage-keys:fresh ready:POST:/api/v1/keys/secure-boot:3:manage-keys:fresh
+ready:GET:/system/updates:3:update ready:GET:/system/updates/live:3:update ready:GET:/system/updates/bring:3:update:fresh ready:POST:/system/updates/bring:3:update:fresh
+ready:GET:/system/updates/start:3:update:fresh ready:POST:/system/updates/start:3:update:fresh ready:GET:/system/updates/settings:3:update:fresh ready:POST:/system/updates/settings:3:update:fresh
+ready:POST:/system/updates/cancel:3:update ready:POST:/system/updates/look:3:update
+ready:GET:/api/v1/update:3:update ready:POST:/api/v1/update:3:update:fresh ready:POST:/api/v1/update/offer:3:update:fresh ready:POST:/api/v1/update/part:3:update
+ready:POST:/api/v1/update/start:3:update:fresh ready:POST:/api/v1/update/cancel:3:update ready:POST:/api/v1/update/settings:3:update:fresh ready:POST:/api/v1/update/look:3:update
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure
 ready:GET:/welcome/codes:3:own-account ready:POST:/welcome/codes:3:own-account:fresh
 ready:GET:/account:3:own-account ready:GET:/api/v1/session:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account

@@ -28,11 +28,13 @@ import (
 	"gatehouse/appliance/console/targets"
 	"gatehouse/appliance/console/terminal"
 	"gatehouse/appliance/console/tokens"
+	"gatehouse/appliance/console/update"
 	"gatehouse/appliance/console/welcome"
 	"gatehouse/appliance/console/xterm"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/enroll"
 	"gatehouse/appliance/enroll/attend"
+	"gatehouse/appliance/intake"
 	"gatehouse/netfilter/allowlist"
 )
 
@@ -41,17 +43,18 @@ import (
 func (s *console) table(state control.State) []shell.Route {
 	routes := append(shell.Assets(), status.Brief(state))
 	if state == control.StateLocked {
-		return append(routes, locked.Routes(s.reason, s.keys)...)
+		return append(routes, locked.Routes(s.reason, s.lockedPorts())...)
 	}
 	exposed := exposure.New(s.exposure)
 	guarded := keys.New(s.keyPorts())
+	updates := update.New(s.updatePorts())
 	inside := sessions.New(sessions.Ports{Sessions: s.broker.Sessions, End: s.broker.End})
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
-		welcome.New(s.settings, s.setClock).Routes(),
+		welcome.New(s.settings, s.setClock, updates.Window).Routes(),
 		factor.New(s.settings, s.steady).Routes(),
-		status.New(s.settings, status.Ports{Sites: s.hub.Sites, Log: s.auditReader(), Exposure: exposed.Card, Inside: inside.Card, Keys: guarded.Known}).Routes(),
+		status.New(s.settings, status.Ports{Sites: s.hub.Sites, Log: s.auditReader(), Exposure: exposed.Card, Inside: inside.Card, Keys: guarded.Known, Update: updates.Line}).Routes(),
 		guarded.Routes(),
 		exposed.Routes(),
 		targets.New(s.targetPorts()).Routes(),
@@ -64,6 +67,7 @@ func (s *console) table(state control.State) []shell.Route {
 		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
 		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		updates.Routes(),
 		tokens.New().Routes(),
 		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
@@ -86,6 +90,16 @@ func (s *console) keys(ctx context.Context) (control.Keys, error) {
 	return control.OpKeys.Call(ctx, s.control, control.None{})
 }
 
+// lockedPorts are the requests of a locked box.
+func (s *console) lockedPorts() locked.Ports {
+	return locked.Ports{
+		Keys: s.keys, Unlock: change(s, control.OpUnlock), Steady: s.steady,
+		UnlockKey: func(ctx context.Context) (control.UnlockKey, error) {
+			return control.OpUnlockKey.Call(ctx, s.control, control.None{})
+		},
+	}
+}
+
 // keyPorts are the requests about the keys.
 func (s *console) keyPorts() keys.Ports {
 	return keys.Ports{
@@ -100,6 +114,36 @@ func (s *console) keyPorts() keys.Ports {
 		Enrol:           change(s, control.OpSecureBootEnrol),
 		Steady:          s.steady,
 	}
+}
+
+// updatePorts are the requests about the box's two systems.
+func (s *console) updatePorts() update.Ports {
+	return update.Ports{
+		Update: s.systems, Start: change(s, control.OpUpdateStart), Cancel: change(s, control.OpUpdateCancel), Set: change(s, control.OpUpdateSet),
+		Intake: s.intake, Mirror: s.mirror, Sessions: s.broker.Live, Warn: s.warnSessions,
+	}
+}
+
+func (s *console) systems(ctx context.Context) (control.Update, error) {
+	return control.OpUpdate.Call(ctx, s.control, control.None{})
+}
+
+// warnSessions ends the sessions that a restart would cut off without a word.
+func (s *console) warnSessions(ctx context.Context, version string) {
+	s.broker.EndAll(ctx, "the box restarts into version "+version)
+}
+
+// openIntake makes what brings releases in.
+func (s *console) openIntake() {
+	s.intake = intake.New(intake.Ports{
+		Begin: func(ctx context.Context, q control.UpdateBegin) (control.UpdateOffset, error) {
+			return control.OpUpdateBegin.Call(ctx, s.control, q)
+		},
+		Write: func(ctx context.Context, q control.UpdateWrite) (control.UpdateOffset, error) {
+			return control.OpUpdateWrite.Call(ctx, s.control, q)
+		},
+	})
+	s.mirror = intake.NewMirror(s.intake, intake.MirrorConfig{View: s.systems, Start: change(s, control.OpUpdateStart), Warn: s.warnSessions, Now: time.Now, Log: s.log})
 }
 
 // change is a request whose answer is only that it was done.

@@ -8,7 +8,15 @@ var (
 	OpMeetingSet = Op[Meeting, None]{"meeting-set", []Role{Gateway, Console}}
 	// OpMeeting reads both.
 	OpMeeting = Op[None, Meeting]{"meeting", []Role{Gateway, Console, Agent}}
+	// OpHubLine tells whether the site's line to its hub stands: a new system has to
+	// get there, too.
+	OpHubLine = Op[HubLine, None]{"hub-line", []Role{Agent}}
 )
+
+// HubLine is the line on which a site waits for its hub's word.
+type HubLine struct {
+	Up bool `json:"up"`
+}
 
 // Meeting is empty where the role has not said it yet.
 type Meeting struct {

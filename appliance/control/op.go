@@ -79,6 +79,7 @@ type Status struct {
 	URL         string       `json:"url,omitempty"`   // what a person opens
 	Local       string       `json:"local,omitempty"` // gatehouse-7f3k.local, while the box answers mDNS under it
 	Certificate Certificate  `json:"certificate"`
+	Unlocking   Unlocking    `json:"unlocking,omitzero"` // while locked
 	Trust       Trust        `json:"trust"`
 	Clock       Clock        `json:"clock"`
 	Firewall    Firewall     `json:"firewall"`

@@ -205,6 +205,7 @@ func TestEachOperationRefusesOtherRoles(t *testing.T) {
 			{"exposure", []Role{Console}, offer(s, OpExposure)},
 			{"meeting-set", []Role{Gateway, Console}, offer(s, OpMeetingSet)},
 			{"meeting", []Role{Gateway, Console, Agent}, offer(s, OpMeeting)},
+			{"hub-line", []Role{Agent}, offer(s, OpHubLine)},
 		}
 		if len(rows) != len(s.ops) {
 			t.Errorf("%d operations, %d rows", len(s.ops), len(rows))

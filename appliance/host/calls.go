@@ -1,6 +1,9 @@
 package host
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -24,12 +27,16 @@ type Calls struct {
 	Getrandom   func(buf []byte, flags int) (int, error)
 	Sync        func()
 	Reboot      func(cmd int) error
+	// Variables are the firmware's; fs.ErrNotExist: there are none.
+	Variables func(path string) (Variables, error)
 }
 
-// variables reads and writes firmware variables; u-root's efivarfs is one.
-type variables interface {
+// Variables reads and writes firmware variables; u-root's efivarfs is one.
+type Variables interface {
 	Get(efivarfs.VariableDescriptor) (efivarfs.VariableAttributes, []byte, error)
 	Set(efivarfs.VariableDescriptor, efivarfs.VariableAttributes, []byte) error
+	Remove(efivarfs.VariableDescriptor) error
+	List() ([]efivarfs.VariableDescriptor, error)
 }
 
 func kernelCalls() Calls {
@@ -74,5 +81,12 @@ func kernelCalls() Calls {
 		Getrandom: unix.Getrandom,
 		Sync:      unix.Sync,
 		Reboot:    unix.Reboot,
+		Variables: func(path string) (Variables, error) {
+			v, err := efivarfs.NewPath(path)
+			if errors.Is(err, efivarfs.ErrNoFS) {
+				return nil, fmt.Errorf("%w (no efivarfs is mounted)", fs.ErrNotExist)
+			}
+			return v, err
+		},
 	}
 }

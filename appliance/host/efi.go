@@ -65,19 +65,27 @@ func (h *Host) LoaderPartition() (string, error) {
 }
 
 func parseLoaderPartition(data []byte) (string, error) {
-	if len(data)%2 != 0 || len(data) > 2*64 {
+	text, ok := narrow(data, 64)
+	if !ok {
 		return "", fmt.Errorf("LoaderDevicePartUUID has %d bytes: not a partition id in UTF-16", len(data))
 	}
-	units := make([]uint16, len(data)/2)
-	for i := range units {
-		units[i] = binary.LittleEndian.Uint16(data[2*i:])
-	}
-	text := strings.TrimRight(string(utf16.Decode(units)), "\x00")
 	id, err := uuid.Parse(text)
 	if err != nil || len(text) != 36 {
 		return "", fmt.Errorf("LoaderDevicePartUUID holds %q: not a partition id", text)
 	}
 	return id.String(), nil
+}
+
+// narrow reads UTF-16 of at most so many units, without the NULs at its end.
+func narrow(data []byte, limit int) (string, bool) {
+	if len(data)%2 != 0 || len(data) > 2*limit {
+		return "", false
+	}
+	units := make([]uint16, len(data)/2)
+	for i := range units {
+		units[i] = binary.LittleEndian.Uint16(data[2*i:])
+	}
+	return strings.TrimRight(string(utf16.Decode(units)), "\x00"), true
 }
 
 // signed are the attributes of a variable that only who signs may change.
@@ -134,19 +142,27 @@ func (h *Host) EnrolSecureBoot(name string, change []byte) error {
 // variable reads one firmware variable. No variables at all (no UEFI, or
 // efivarfs not mounted) is fs.ErrNotExist too.
 func (h *Host) variable(name string, vendor uuid.UUID) ([]byte, error) {
+	v, err := h.variables()
+	if err != nil {
+		return nil, fmt.Errorf("reading firmware variable %s: %w", name, err)
+	}
+	_, data, err := v.Get(efivarfs.VariableDescriptor{Name: name, GUID: vendor})
+	if err != nil {
+		return nil, fmt.Errorf("reading firmware variable %s: %w", name, err)
+	}
+	return data, nil
+}
+
+func (h *Host) variables() (Variables, error) {
 	if h.vars == nil {
-		v, err := efivarfs.NewPath(h.path(efivarfs.DefaultVarFS))
-		if errors.Is(err, efivarfs.ErrNoFS) {
-			return nil, fmt.Errorf("firmware variable %s: %w (no efivarfs is mounted)", name, fs.ErrNotExist)
+		if h.calls.Variables == nil {
+			return nil, fs.ErrNotExist
 		}
+		v, err := h.calls.Variables(h.path(efivarfs.DefaultVarFS))
 		if err != nil {
 			return nil, fmt.Errorf("opening the firmware's variables: %w", err)
 		}
 		h.vars = v
 	}
-	_, data, err := h.vars.Get(efivarfs.VariableDescriptor{Name: name, GUID: vendor})
-	if err != nil {
-		return nil, fmt.Errorf("reading firmware variable %s: %w", name, err)
-	}
-	return data, nil
+	return h.vars, nil
 }

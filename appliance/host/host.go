@@ -28,7 +28,7 @@ type Host struct {
 	root  string // "/" but for tests
 	log   *slog.Logger
 	calls Calls
-	vars  variables
+	vars  Variables
 
 	mu         sync.Mutex
 	ours       map[string]applied // what Apply set, by interface

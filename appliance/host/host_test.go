@@ -222,6 +222,10 @@ func (f firmware) Get(d efivarfs.VariableDescriptor) (efivarfs.VariableAttribute
 // ends set-up mode, as UEFI 2.10, 32.3, has it.
 func (f firmware) Set(d efivarfs.VariableDescriptor, a efivarfs.VariableAttributes, data []byte) error {
 	const setup = "SetupMode-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	if a == 7 && len(data) > 0 { // an ordinary one
+		f[d.Name+"-"+d.GUID.String()] = bytes.Clone(data)
+		return nil
+	}
 	if a != 0x27 || len(data) == 0 || !bytes.Equal(f[setup], []byte{1}) {
 		return os.ErrPermission
 	}
@@ -230,6 +234,22 @@ func (f firmware) Set(d efivarfs.VariableDescriptor, a efivarfs.VariableAttribut
 		f[setup] = []byte{0}
 	}
 	return nil
+}
+
+func (f firmware) Remove(d efivarfs.VariableDescriptor) error {
+	if _, ok := f[d.Name+"-"+d.GUID.String()]; !ok {
+		return efivarfs.ErrVarNotExist
+	}
+	delete(f, d.Name+"-"+d.GUID.String())
+	return nil
+}
+
+func (f firmware) List() (out []efivarfs.VariableDescriptor, err error) {
+	for k := range f {
+		at := len(k) - 37
+		out = append(out, efivarfs.VariableDescriptor{Name: k[:at], GUID: uuid.MustParse(k[at+1:])})
+	}
+	return out, nil
 }
 
 func TestBOX5_EnrolRefuses(t *testing.T) {

@@ -23,6 +23,9 @@ type Kind struct {
 	Label string // never changed: it is in every key that was written down
 }
 
+// Recovery is how a recovery key is written down.
+var Recovery = Kind{Name: "recovery key", Label: "gatehouse/recovery/1 check "}
+
 // Format writes the key in eight groups of seven characters.
 func (k Kind) Format(key [32]byte) string {
 	var b strings.Builder

@@ -118,6 +118,7 @@ func (m *Monitor) consoleReady(ctx context.Context, _ control.Role, q control.Co
 	state, reason := m.state, m.reason
 	m.mu.Unlock()
 	if state == control.StateLocked {
+		m.prepareUnlock(ctx, q.Certificate)
 		return control.ConsoleState{State: state, Reason: reason}, nil
 	}
 	claimed, err := m.cfg.Vault.Claimed(ctx)

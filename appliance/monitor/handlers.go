@@ -50,6 +50,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerExposure(s)
 	m.registerMeeting(s)
 	m.registerKeys(s)
+	m.registerUnlock(s)
 	m.registerUpdate(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
@@ -91,10 +92,21 @@ const (
 	agentEach  = time.Second
 )
 
-// budget is a bucket of events that fills with time.
+// budget is a bucket that fills with time.
 type budget struct {
 	used int
 	last time.Time
+}
+
+func (b *budget) take(now time.Time, burst int, each time.Duration) bool {
+	if back := int(now.Sub(b.last) / each); back > 0 {
+		b.used, b.last = max(0, b.used-back), now
+	}
+	if b.used >= burst {
+		return false
+	}
+	b.used++
+	return true
 }
 
 func (m *Monitor) mayRecord(from control.Role, e control.Event) error {
@@ -109,18 +121,14 @@ func (m *Monitor) mayRecord(from control.Role, e control.Event) error {
 	defer m.mu.Unlock()
 	// Setting the clock gives nothing back: times of this process are compared
 	// by the clock that is never set.
-	now, b := m.cfg.Now(), m.budgets[from]
+	b := m.budgets[from]
 	burst, each := eventBurst, eventEach
 	if from == control.Agent {
 		burst, each = agentBurst, agentEach
 	}
-	if back := int(now.Sub(b.last) / each); back > 0 {
-		b.used, b.last = max(0, b.used-back), now
-	}
-	if b.used >= burst {
+	if !b.take(m.cfg.Now(), burst, each) {
 		return &control.Error{Code: control.CodeState, Text: fmt.Sprintf("%s has said too much of late", from)}
 	}
-	b.used++
 	m.budgets[from] = b
 	return nil
 }
@@ -248,7 +256,7 @@ func (m *Monitor) Status() control.Status {
 		s.URL = urlOf(s.Links, m.cfg.HTTPSPort)
 	}
 	m.mu.Lock()
-	s.State, s.Reason, s.Owner, s.Certificate = m.state, m.reason, m.owner, m.certificate
+	s.State, s.Reason, s.Owner, s.Certificate, s.Unlocking = m.state, m.reason, m.owner, m.certificate, m.unlocking.shown
 	s.Local = m.localNow()
 	multicast := m.multicast()
 	if s.Volume.Problem == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/unlock"
 )
 
 // Keys is what the machine can do with the data key and what guards it. An
@@ -17,8 +18,10 @@ type Keys interface {
 	SetPassphrase(ctx context.Context, passphrase []byte) error // empty: none is asked for any more
 	TakeTPM(ctx context.Context) error
 	EnrolSecureBoot(ctx context.Context) error
+	// Takes is what opens a locked box (control.Takes…); nothing of an open one.
+	Takes(ctx context.Context) []string
 	// Unlock opens a locked box; when it returns nil the roles are about to be started anew.
-	Unlock(ctx context.Context, recoveryKey []byte) error
+	Unlock(ctx context.Context, s unlock.Secret) error
 }
 
 var errNoKeys = &control.Error{Code: control.CodeState, Text: "this form of Gatehouse has no keys that could be changed"}
@@ -90,18 +93,4 @@ func (m *Monitor) outcome(ctx context.Context, event control.Event, err error) e
 		return e
 	}
 	return &control.Error{Code: control.CodeFailed, Text: err.Error()}
-}
-
-// Unlock opens a locked box by the recovery key, for a person at the console. No
-// role may ask for it: none that faces the network is to be given that key.
-func (m *Monitor) Unlock(ctx context.Context, recoveryKey []byte) error {
-	defer clear(recoveryKey)
-	if m.cfg.Keys == nil || m.State() != control.StateLocked {
-		return &control.Error{Code: control.CodeState, Text: "this box is not locked: there is nothing to unlock"}
-	}
-	event := control.Event{Actor: "console", Action: "unlock", Object: m.cfg.Name}
-	if err := m.audit(ctx, event); err != nil {
-		return err
-	}
-	return m.outcome(ctx, event, m.cfg.Keys.Unlock(ctx, recoveryKey))
 }

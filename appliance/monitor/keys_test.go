@@ -3,16 +3,19 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/unlock"
 )
 
 // keyring notes what it was asked to do.
 type keyring struct {
-	done []string
-	err  error
+	done  []string
+	takes []string
+	err   error
 }
 
 func (k *keyring) do(what string) error {
@@ -35,8 +38,9 @@ func (k *keyring) SetPassphrase(_ context.Context, p []byte) error {
 }
 func (k *keyring) TakeTPM(context.Context) error         { return k.do("take") }
 func (k *keyring) EnrolSecureBoot(context.Context) error { return k.do("enrol") }
-func (k *keyring) Unlock(_ context.Context, key []byte) error {
-	return k.do("unlock " + string(key))
+func (k *keyring) Takes(context.Context) []string        { return k.takes }
+func (k *keyring) Unlock(_ context.Context, s unlock.Secret) error {
+	return k.do(fmt.Sprintf("unlock %d %s", s.Kind, s.Text))
 }
 
 // changes are all that a role may ask to be done to the keys.
@@ -114,7 +118,7 @@ func TestKEY8_OnlyALockedBoxIsUnlocked(t *testing.T) {
 	}
 	locked := newBox(t, func(c *Config) { c.Keys, c.Locked, c.Vault, c.Audit = k, "the TPM is another", nil, nil })
 	typed := []byte("A-B")
-	if err := locked.Unlock(t.Context(), typed); err != nil || !slices.Equal(k.done, []string{"unlock A-B"}) {
+	if err := locked.Unlock(t.Context(), typed); err != nil || !slices.Equal(k.done, []string{"unlock 0 A-B"}) {
 		t.Errorf("%v, %q", err, k.done)
 	}
 	if string(typed) == "A-B" {

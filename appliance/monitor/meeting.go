@@ -17,6 +17,19 @@ func (m *Monitor) registerMeeting(s *control.Server) {
 		defer m.mu.Unlock()
 		return m.meeting, nil
 	})
+	control.Handle(s, control.OpHubLine, func(_ context.Context, _ control.Role, l control.HubLine) (control.None, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.hubLine = l.Up
+		return control.None{}, nil
+	})
+}
+
+// HubLine says whether the agent's line to its hub stands, as the agent has it.
+func (m *Monitor) HubLine() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hubLine
 }
 
 // setMeeting takes from each role what it may say of itself.

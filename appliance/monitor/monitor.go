@@ -69,6 +69,8 @@ type Config struct {
 	Locked string // why the vault is not open; the state is locked then
 	Trust  control.Trust
 	Audit  Audit // nil while locked
+	// Spool keeps events while there is no audit log; nil: nothing does.
+	Spool func(control.Event)
 
 	// Verifier is a claim code's verifier set when flashing; nil: a code is
 	// made at each start. Claimed tells that it may be forgotten.
@@ -114,6 +116,7 @@ type Monitor struct {
 	material    control.ClaimMaterial // its key is made when first asked for
 	filtered    filterState
 	meeting     control.Meeting         // what sessions need to know of gateway and console
+	hubLine     bool                    // the agent's line to its hub stands
 	budgets     map[control.Role]budget // of events
 	lists       judged
 	files       hostFiles
@@ -123,6 +126,7 @@ type Monitor struct {
 	order       *order            // to the console, from a person at the box
 
 	certificates certificates
+	unlocking    unlocking
 
 	changing  sync.Mutex // one change of lists or network at a time
 	filtering sync.Mutex // one writer of the kernel's rules at a time
@@ -292,11 +296,14 @@ func (m *Monitor) addresses() []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// audit appends an event; without an open log (locked) it goes to the bounded
-// log only, and nothing that needs an audit trail is possible in that state.
+// audit appends an event; without an open log (locked) it waits in the spool,
+// and nothing that needs an audit trail is possible in that state.
 func (m *Monitor) audit(ctx context.Context, e control.Event) error {
 	if m.cfg.Audit == nil {
-		m.cfg.Logger.Info("event while locked", "actor", e.Actor, "action", e.Action, "object", e.Object)
+		m.cfg.Logger.Info("event while locked", "actor", e.Actor, "action", e.Action, "object", e.Object, "outcome", e.Outcome)
+		if m.cfg.Spool != nil {
+			m.cfg.Spool(e)
+		}
 		return nil
 	}
 	if _, err := m.cfg.Audit.Append(ctx, e); err != nil {

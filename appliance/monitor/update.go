@@ -70,3 +70,6 @@ func (m *Monitor) changeSystems(ctx context.Context, by control.By, action, obje
 	}
 	return m.outcome(ctx, event, f(m.cfg.Systems))
 }
+
+// Record writes an event of the box's own: of what happens without a question.
+func (m *Monitor) Record(ctx context.Context, e control.Event) error { return m.audit(ctx, e) }

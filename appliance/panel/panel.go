@@ -23,10 +23,10 @@ type Actions interface {
 	PowerOff(ctx context.Context) error
 	Erase(ctx context.Context) error // everything; the box then restarts
 	// The ways out for those who locked themselves out.
-	RevertAll(ctx context.Context) error                  // what waits to be kept goes back
-	ListsOff(ctx context.Context) error                   // the lists stay, and judge nobody
-	ResetFactor(ctx context.Context) error                // the owner sets up a new second factor
-	Unlock(ctx context.Context, recoveryKey []byte) error // of a locked box
+	RevertAll(ctx context.Context) error            // what waits to be kept goes back
+	ListsOff(ctx context.Context) error             // the lists stay, and judge nobody
+	ResetFactor(ctx context.Context) error          // the owner sets up a new second factor
+	Unlock(ctx context.Context, typed []byte) error // of a locked box, by what it takes
 }
 
 // Network is what the menu sets of the network. Who stands here needs no way
@@ -45,6 +45,8 @@ type Terminal struct {
 	// for a log: they get the block only when it changes, and the line that
 	// automation reads.
 	Screen bool
+	// Echo switches on and off that what is typed is seen; nil: it always is.
+	Echo func(on bool) error
 }
 
 // Config is what a Panel is made of.
@@ -112,6 +114,7 @@ type session struct {
 	notice string
 
 	line  string // last written
+	words string // of UnlockLine, last written
 	block string // last drawn, without the time of day
 	drawn time.Time
 }
@@ -121,6 +124,7 @@ type question struct {
 	shown []string // in the place of the block; nil: the block stays
 	text  string
 	wait  time.Duration
+	blind bool // what is typed is not to be seen
 	take  func(ctx context.Context, s *session, answer string)
 }
 
@@ -136,10 +140,14 @@ func (s *session) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+			if s.ask != nil {
+				s.answered() // what is typed next is seen again
+			}
 			return
 		case <-tick.C:
 			if s.ask != nil && s.c.Now().Sub(s.asked) > s.ask.wait {
-				s.ask, s.notice = nil, "No answer: nothing was done."
+				s.answered()
+				s.notice = "No answer: nothing was done."
 			}
 		case l, open := <-lines:
 			if !open {
@@ -189,6 +197,14 @@ func (s *session) draw(now bool) error {
 		}
 		s.line = l
 	}
+	if l := UnlockLine(status); !s.t.Screen && l != s.words {
+		if l != "" {
+			if _, err := fmt.Fprintf(s.t, "%s\n", l); err != nil {
+				return err
+			}
+		}
+		s.words = l
+	}
 	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice, Network: s.c.Network != nil}
 	if s.ask != nil {
 		screen.Prompt, screen.Dialogue = s.ask.text, s.ask.shown
@@ -217,7 +233,7 @@ func (s *session) draw(now bool) error {
 func (s *session) input(ctx context.Context, l string) {
 	s.notice, s.qr = "", false
 	if q := s.ask; q != nil {
-		s.ask = nil
+		s.answered()
 		q.take(ctx, s, l)
 		return
 	}
@@ -239,7 +255,7 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 	case "0":
 		s.qr = true
 	case "9":
-		s.recovery()
+		s.unlock(takesPassphrase(status))
 	case "1":
 		s.network()
 	case "2":
@@ -276,10 +292,15 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 	}
 }
 
-// recovery asks for the recovery key. It is seen while it is typed: who stands
-// here has the paper in his hand.
-func (s *session) recovery() {
-	s.asks(question{text: "The recovery key of this box, eight groups of seven characters, then Enter: ", wait: addressPause, take: func(ctx context.Context, s *session, l string) {
+// unlock asks for what opens the box. A recovery key is seen while it is typed:
+// who stands here has the paper in his hand. A passphrase is known by heart,
+// and not seen; a recovery key in its place then is not either.
+func (s *session) unlock(passphrase bool) {
+	text := "The recovery key of this box, eight groups of seven characters, then Enter: "
+	if passphrase {
+		text = "The passphrase of this box, or its recovery key, then Enter: "
+	}
+	s.asks(question{text: text, wait: addressPause, blind: passphrase, take: func(ctx context.Context, s *session, l string) {
 		if strings.TrimSpace(l) == "" {
 			s.notice = "Nothing was done."
 			return
@@ -327,7 +348,29 @@ func (s *session) question(text, answer string, then func(context.Context, *sess
 	}})
 }
 
-func (s *session) asks(q question) { s.ask, s.asked = &q, s.c.Now() }
+func (s *session) asks(q question) {
+	s.ask, s.asked = &q, s.c.Now()
+	if q.blind {
+		s.echo(false)
+	}
+}
+
+// answered ends a question. The line that answers it was read to its end.
+func (s *session) answered() {
+	if s.ask.blind {
+		s.echo(true)
+	}
+	s.ask = nil
+}
+
+func (s *session) echo(on bool) {
+	if s.t.Echo == nil {
+		return
+	}
+	if err := s.t.Echo(on); err != nil {
+		s.c.Log.Warn("whether what is typed is seen cannot be switched", "terminal", s.t.Name, "err", err)
+	}
+}
 
 // choices are those of the menu, with the network where it can be set.
 func (s *session) choices(status control.Status) []choice {

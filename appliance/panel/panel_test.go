@@ -193,8 +193,9 @@ func FuzzRender(f *testing.F) {
 // terminal is a console whose keyboard is a pipe.
 type terminal struct {
 	io.Reader
-	mu  sync.Mutex
-	out strings.Builder
+	mu     sync.Mutex
+	out    strings.Builder
+	echoed []string
 }
 
 func (c *terminal) Write(b []byte) (int, error) {
@@ -207,6 +208,19 @@ func (c *terminal) text() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.out.String()
+}
+
+func (c *terminal) echo(on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.echoed = append(c.echoed, map[bool]string{true: "on", false: "off"}[on])
+	return nil
+}
+
+func (c *terminal) echoes() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.echoed, " ")
 }
 
 type actions struct {
@@ -289,7 +303,7 @@ func start(t *testing.T, screen bool, change func(*control.Status)) *bench {
 	b := &bench{t: t, keyboard: w, console: &terminal{Reader: r}, actions: &actions{}, links: newLinks(), now: time.Unix(1e9, 0), status: status()}
 	change(&b.status)
 	p := New(Config{
-		Terminals: []Terminal{{Name: "test", ReadWriter: b.console, Screen: screen}},
+		Terminals: []Terminal{{Name: "test", ReadWriter: b.console, Screen: screen, Echo: b.console.echo}},
 		Read: func() (control.Status, string) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -375,6 +389,56 @@ func TestKEY8_ALockedBoxTakesTheRecoveryKeyAtItsConsole(t *testing.T) {
 	b.types("AAAAAAA-BBBBBBB\n")
 	b.shows("The data is open.")
 	if done := b.actions.list(); done != "unlock by AAAAAAA-BBBBBBB" {
+		t.Errorf("done: %s", done)
+	}
+}
+
+// The words stand on a line of their own only where somebody can use them.
+func TestUnlockLine(t *testing.T) {
+	s := status()
+	s.Unlocking.Words = "amber canyon violin drift pencil north"
+	if s.State = control.StateReady; UnlockLine(s) != "" {
+		t.Errorf("an open box: %q", UnlockLine(s))
+	}
+	if s.State = control.StateLocked; UnlockLine(s) != "gatehouse: unlock words: amber canyon violin drift pencil north" {
+		t.Errorf("%q", UnlockLine(s))
+	}
+	if s.Unlocking.Words = ""; UnlockLine(s) != "" {
+		t.Errorf("without words: %q", UnlockLine(s))
+	}
+}
+
+// A passphrase is not seen while it is typed, nor is anything typed in its
+// place; afterwards what is typed is seen again, whatever the answer was.
+func TestKEY2_ALockedBoxTakesThePassphraseAtItsConsole(t *testing.T) {
+	b := start(t, false, func(s *control.Status) {
+		s.State = control.StateLocked
+		s.Unlocking = control.Unlocking{Words: "amber canyon violin drift pencil north", Takes: []string{control.TakesPassphrase, control.TakesRecovery}}
+	})
+	for _, shown := range []string{"Proof amber canyon violin drift pencil north for gatehouse unlock, which asks for them", "9 Passphrase or recovery key"} {
+		b.types("\n")
+		b.shows(shown)
+	}
+	for _, answer := range []string{"", "a long passphrase"} {
+		b.types("9\n")
+		b.shows("The passphrase of this box")
+		if got := b.console.echoes(); !strings.HasSuffix(got, "off") {
+			t.Errorf("while it is typed, echo went %s", got)
+		}
+		b.types(answer + "\n")
+		b.shows(map[bool]string{true: "Nothing was done.", false: "The data is open."}[answer == ""])
+		if got := b.console.echoes(); !strings.HasSuffix(got, "on") {
+			t.Errorf("afterwards, echo went %s", got)
+		}
+	}
+	b.types("9\n")
+	b.shows("The passphrase of this box")
+	b.set(func() { b.now = b.now.Add(time.Hour) })
+	b.shows("No answer: nothing was done.")
+	if got := b.console.echoes(); got != "off on off on off on" {
+		t.Errorf("echo went %s", got)
+	}
+	if done := b.actions.list(); done != "unlock by a long passphrase" {
 		t.Errorf("done: %s", done)
 	}
 }

@@ -7,6 +7,7 @@ package panel
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,17 @@ func Line(s control.Status, code string) string {
 		field(string(s.State)), field(s.Name), field(s.URL), field(code), field(s.Certificate.SHA256))
 }
 
+// UnlockLine is what stands behind Line while somebody can unlock the box from
+// afar: the words that gatehouse unlock asks for. "" if nobody can.
+//
+//	gatehouse: unlock words: amber canyon violin drift pencil north
+func UnlockLine(s control.Status) string {
+	if s.State != control.StateLocked || s.Unlocking.Words == "" {
+		return ""
+	}
+	return "gatehouse: unlock words: " + clean(s.Unlocking.Words)
+}
+
 // Render draws the block for a console of width columns.
 func Render(s control.Status, screen Screen, width int) string {
 	d := &drawing{width: max(width, 40)}
@@ -85,6 +97,10 @@ func Render(s control.Status, screen Screen, width int) string {
 		d.row("Proof", s.Certificate.Words)
 		d.row("", "for gatehouse setup, which asks for them")
 	}
+	if s.Unlocking.Words != "" && s.State == control.StateLocked {
+		d.row("Proof", s.Unlocking.Words)
+		d.row("", "for gatehouse unlock, which asks for them")
+	}
 	d.hash(s.Certificate.SHA256)
 	if s.Trust.Sentence != "" {
 		d.row("Keys", s.Trust.Sentence+grade(s.Trust))
@@ -109,7 +125,7 @@ func Render(s control.Status, screen Screen, width int) string {
 // choices are the menu's entries that do something now. A number means the
 // same in every state, so that a page of paper beside the box stays true.
 func choices(s control.Status, network bool) []choice {
-	started := s.State != control.StateStarting
+	started, passphrase := s.State != control.StateStarting, takesPassphrase(s)
 	all := []struct {
 		choice
 		now bool
@@ -123,7 +139,8 @@ func choices(s control.Status, network bool) []choice {
 		{choice{"6", "Undo the change that waits"}, len(s.Waiting) > 0},
 		{choice{"7", "Switch the allowlists off"}, s.Firewall.Lists},
 		{choice{"8", "Reset second factor"}, s.State == control.StateReady},
-		{choice{"9", "Recovery key"}, s.State == control.StateLocked},
+		{choice{"9", "Recovery key"}, s.State == control.StateLocked && !passphrase},
+		{choice{"9", "Passphrase or recovery key"}, s.State == control.StateLocked && passphrase},
 		{choice{"0", "Show QR"}, s.URL != ""},
 	}
 	var c []choice
@@ -136,6 +153,10 @@ func choices(s control.Status, network bool) []choice {
 }
 
 type choice struct{ key, name string }
+
+func takesPassphrase(s control.Status) bool {
+	return slices.Contains(s.Unlocking.Takes, control.TakesPassphrase)
+}
 
 type drawing struct {
 	strings.Builder

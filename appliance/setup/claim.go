@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/account"
+	"gatehouse/appliance/brake"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/setup/proof"
 )
@@ -40,10 +41,10 @@ type Claimer struct {
 	deriving chan struct{} // one at a time: 32 MiB each
 	claiming sync.Mutex
 
+	tries *brake.Brake
+
 	mu      sync.Mutex
 	tickets map[string]ticket
-	tries   map[netip.Prefix]*tries
-	all     tries
 }
 
 // ticket is what a right code was traded for. It ends with its code, which the
@@ -62,12 +63,11 @@ const (
 	sourceEach  = 5 * time.Second
 	allBurst    = 60
 	allEach     = 500 * time.Millisecond
-	maxSources  = 1024
 )
 
 // NewClaimer makes a Claimer.
 func NewClaimer(c Config) *Claimer {
-	return &Claimer{c: c, deriving: make(chan struct{}, 1), tickets: make(map[string]ticket), tries: make(map[netip.Prefix]*tries)}
+	return &Claimer{c: c, deriving: make(chan struct{}, 1), tickets: make(map[string]ticket), tries: brake.New(brake.Rate{Burst: sourceBurst, Each: sourceEach}, brake.Rate{Burst: allBurst, Each: allEach})}
 }
 
 // WhereTheCodeIs is said whenever a code is missing or wrong.
@@ -75,36 +75,8 @@ const WhereTheCodeIs = "The code stands on the box's own screen (HDMI), on its s
 
 func refuse(format string, a ...any) error { return &account.Refusal{Text: fmt.Sprintf(format, a...)} }
 
-type tries struct {
-	n    int
-	last time.Time
-}
-
-// take takes one try out of a bucket that refills.
-func (t *tries) take(now time.Time, burst int, each time.Duration) bool {
-	if back := int(now.Sub(t.last) / each); back > 0 {
-		t.n, t.last = max(0, t.n-back), now
-	}
-	if t.n >= burst {
-		return false
-	}
-	t.n++
-	return true
-}
-
 func (c *Claimer) brake(source netip.Prefix) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.c.Now()
-	t := c.tries[source]
-	if t == nil {
-		if len(c.tries) >= maxSources {
-			clear(c.tries) // the bound on all together still holds
-		}
-		t = &tries{last: now}
-		c.tries[source] = t
-	}
-	if !t.take(now, sourceBurst, sourceEach) || !c.all.take(now, allBurst, allEach) {
+	if !c.tries.Take(c.c.Now(), source) {
 		return refuse("Too many tries. Wait a few seconds and try again. %s", WhereTheCodeIs)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 	_ "time/tzdata" // the image has no zoneinfo of its own
@@ -15,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"gatehouse/appliance/store"
+	"gatehouse/firmware/window"
 )
 
 //go:embed migrations/*.sql
@@ -37,13 +39,16 @@ type Place struct {
 }
 
 // Window is one choice of when updates may restart the box, in local time.
-type Window struct{ Key, Words string }
+type Window struct {
+	Key, Words string
+	hours      string // as package window reads them
+}
 
 // Windows are the choices.
 var Windows = []Window{
-	{"night", "Every night, 02:00 to 04:00"},
-	{"weekend", "Weekends, 02:00 to 06:00"},
-	{"asked", "Only when asked"},
+	{"night", "Every night, 02:00 to 04:00", "daily 02:00-04:00"},
+	{"weekend", "Weekends, 02:00 to 06:00", "Sat,Sun 02:00-06:00"},
+	{"asked", "Only when asked", ""},
 }
 
 // Check says what is wrong with a place.
@@ -60,6 +65,25 @@ func (p Place) Check() error {
 		}
 	}
 	return refuse("Choose one of the windows for updates.")
+}
+
+// Hours is the window in UTC, as updates go by it. Summer time moves what people
+// call the same hour: it is that of now.
+func (p Place) Hours(now time.Time) (string, error) {
+	zone, err := time.LoadLocation(p.Zone)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(Windows, func(w Window) bool { return w.Key == p.Window })
+	if i < 0 {
+		return "", fmt.Errorf("%q is none of the windows for updates", p.Window)
+	}
+	w, err := window.Parse(Windows[i].hours)
+	if err != nil {
+		return "", err
+	}
+	_, east := now.In(zone).Zone()
+	return w.UTC(time.Duration(east) * time.Second).String(), nil
 }
 
 // Todo is something of set-up that can be left for later.

@@ -69,7 +69,23 @@ func (v *Vault) rotateTPM(ctx context.Context) error {
 		return err
 	}
 	clear(seed)
+	if err := v.refuseWeaker(s); err != nil {
+		return err
+	}
 	return v.replace(ctx, kindTPM, s)
+}
+
+// refuseWeaker keeps what opens for approved systems alone from being sealed for
+// any: that is what a slot would be that is made under a system which nobody
+// approves, started by the recovery key. The slot of before opens for approved
+// ones still.
+func (v *Vault) refuseWeaker(s slot) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.h.measured() && s.tpm.approver == nil {
+		return errors.New("the system that was started is not one that its release key approves, and the keys would open for any other from now on: start an approved one")
+	}
+	return nil
 }
 
 func (v *Vault) rotateHost(ctx context.Context) error {

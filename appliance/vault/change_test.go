@@ -12,6 +12,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 
+	"gatehouse/appliance/keytext"
 	"gatehouse/firmware/approval"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
@@ -63,7 +64,7 @@ func TestKEY8_OtherRecoveryKeysOpenNothing(t *testing.T) {
 	v, text := owned(t, c)
 	before := bytes.Clone(c.Meta.(*disk).data)
 	for name, key := range map[string]string{
-		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": recoveryText.Format([32]byte{1, 2, 3}),
+		"empty": "", "mistyped": strings.Map(func(r rune) rune { return r ^ 1 }, text[:1]) + text[1:], "of another box": keytext.Recovery.Format([32]byte{1, 2, 3}),
 	} {
 		if w, err := Recover(t.Context(), c, key); err == nil {
 			w.Wipe()
@@ -400,12 +401,18 @@ func measuredBox(t testing.TB, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.System, c.SecureBoot = systemOf(t, key, epoch, now), true
+	return c
+}
+
+// systemOf is a release whose key approves these registers.
+func systemOf(t testing.TB, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values) *approval.System {
+	t.Helper()
 	a, err := pcr.Approve(key, approval.Reference(epoch), now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.System, c.SecureBoot = &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}, true
-	return c
+	return &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}
 }
 
 func releaseKey(t testing.TB) *ecdsa.PrivateKey {
@@ -553,5 +560,63 @@ func TestKEY2_ATPMThatAppearsLaterIsTakenOnlyWhenAsked(t *testing.T) {
 	wantLocked(t, err, "tpm")
 	if errors.Is(err, tpm.ErrForeign) {
 		t.Error(err)
+	}
+}
+
+// A release that another key approves opens at the start that tries it, beside the
+// one before; once kept, the one before opens nothing any more.
+func TestKEY10_AnotherReleaseKeyIsExpected(t *testing.T) {
+	s := tpmtest.Start(t)
+	before, after := releaseKey(t), releaseKey(t)
+	c := measuredBox(t, s, before, 1)
+	mustCreate(t, c)
+	next := c
+	next.System = measuredBox(t, s, after, 2).System
+	s.PowerCut(t)
+	_, err := Open(t.Context(), next)
+	wantLocked(t, err, "pcr") // nobody told the box of it
+	s.PowerCut(t)
+	v := mustOpen(t, c)
+	if err := v.ExpectRelease(t.Context(), nil, 1); err == nil {
+		t.Error("a release without approvals was expected")
+	}
+	if err := v.ExpectRelease(t.Context(), &before.PublicKey, 1); err != nil || len(v.Slots()) != 1 {
+		t.Errorf("for the release of before: %v, %d slots", err, len(v.Slots()))
+	}
+	for range 2 {
+		if err := v.ExpectRelease(t.Context(), &after.PublicKey, 2); err != nil || len(v.Slots()) != 2 {
+			t.Fatalf("%v, %d slots", err, len(v.Slots()))
+		}
+	}
+	header := c.Meta.(*disk).clone()
+	s.PowerCut(t)
+	same(t, v, mustOpen(t, c)) // the trial may fail
+	s.PowerCut(t)
+	w := mustOpen(t, next)
+	same(t, v, w)
+	if err := w.Settle(t.Context()); err != nil || len(w.Slots()) != 1 {
+		t.Fatalf("%v, %d slots", err, len(w.Slots()))
+	}
+	s.PowerCut(t)
+	_, err = Open(t.Context(), c)
+	wantLocked(t, err, "pcr")
+	s.PowerCut(t)
+	old := c
+	old.Meta = header
+	_, err = Open(t.Context(), old)
+	wantLocked(t, err, "counter")
+	s.PowerCut(t)
+	same(t, v, mustOpen(t, next))
+}
+
+// Where no release is in the policy none can be expected, and none needs to be.
+func TestKEY10_NoReleaseInThePolicyNeedsNoSlot(t *testing.T) {
+	s := tpmtest.Start(t)
+	v := mustCreate(t, box(s, newDisk()))
+	if err := v.ExpectRelease(t.Context(), &releaseKey(t).PublicKey, 7); err != nil || len(v.Slots()) != 1 {
+		t.Errorf("%v, %d slots", err, len(v.Slots()))
+	}
+	if err := v.Expect(t.Context(), []Boot{{Approver: &releaseKey(t).PublicKey}}); err == nil {
+		t.Error("a release key was expected where there is none")
 	}
 }

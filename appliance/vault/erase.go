@@ -36,7 +36,7 @@ func Forget(ctx context.Context, c Config) error {
 	if err := erase(c.Meta); err != nil {
 		return err
 	}
-	return c.undefine(nvClaimed, nvMemory, nvCounter)
+	return c.undefine(nvClaimed, nvMemory, nvKept, nvCounter)
 }
 
 // Unlatch removes the latch, without which the box begins anew. It is for the

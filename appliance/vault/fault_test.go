@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"gatehouse/appliance/keytext"
 	"gatehouse/tpm"
 	"gatehouse/tpm/pcr"
 	"gatehouse/tpm/tpmtest"
@@ -462,7 +463,7 @@ func TestKEY1_NoKeyCrossesTheBus(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep("recovered", v)
-	seed, err := recoveryText.Parse(text)
+	seed, err := keytext.Recovery.Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,11 @@
 package vault
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"errors"
+	"fmt"
 	"slices"
 
 	"gatehouse/tpm/pcr"
@@ -11,9 +14,10 @@ import (
 // Boot is a start that is foreseen: firmware that will measure something else,
 // or a release of another epoch.
 type Boot struct {
-	PCR7  [pcr.Size]byte
-	Epoch uint64 // 0: as now
-	Note  string // what the slot waits for
+	PCR7     [pcr.Size]byte   // zero: as at this start
+	Epoch    uint64           // 0: as now
+	Approver *ecdsa.PublicKey // of the release; nil: as now
+	Note     string           // what the slot waits for
 }
 
 // Expect adds a TPM slot for each start, beside those there are. One that is
@@ -38,7 +42,17 @@ func (v *Vault) Expect(ctx context.Context, boots []Boot) error {
 		for i, x := range used.tpm.values {
 			t.values[i] = x
 		}
-		t.values[secureBootRegister] = b.PCR7
+		if b.PCR7 != [pcr.Size]byte{} {
+			t.values[secureBootRegister] = b.PCR7
+		}
+		if b.Approver != nil {
+			if t.approver == nil {
+				return errors.New("this box's key is sealed without a release in its policy: it has no release key that could be another")
+			}
+			if t.approver, err = b.Approver.Bytes(); err != nil {
+				return fmt.Errorf("reading the release key: %w", err)
+			}
+		}
 		if b.Epoch > t.epoch {
 			if t.approver == nil {
 				return errors.New("this box's key is sealed without a release in its policy: it has no epoch that could be raised")
@@ -70,7 +84,36 @@ func (v *Vault) Expect(ctx context.Context, boots []Boot) error {
 }
 
 func (t *tpmSlot) same(s slot) bool {
-	return s.tpm != nil && s.tpm.values[secureBootRegister] == t.values[secureBootRegister] && s.tpm.epoch == t.epoch && s.tpm.atMost == t.atMost
+	return s.tpm != nil && s.tpm.values[secureBootRegister] == t.values[secureBootRegister] && s.tpm.epoch == t.epoch && s.tpm.atMost == t.atMost &&
+		bytes.Equal(s.tpm.approver, t.approver)
+}
+
+// ExpectRelease has the key open for a release that another key approves, or of a
+// raised epoch, at the start that tries it; what opens for the present one opens
+// on. Where no release is in the policy there is nothing to do: any system that
+// the firmware starts in the same way opens the key.
+func (v *Vault) ExpectRelease(ctx context.Context, approver *ecdsa.PublicKey, epoch uint64) error {
+	if !v.mode().sealed() || v.c.Form != Box {
+		return nil
+	}
+	own := v.opened()
+	if own.tpm == nil {
+		return errors.New("the data was not opened by the TPM at this start: make its slot anew first (page Keys and trust)")
+	}
+	if own.tpm.approver == nil {
+		return nil
+	}
+	if approver == nil {
+		return errors.New("the release brings no approvals, and this box's key opens for approved releases alone")
+	}
+	key, err := approver.Bytes()
+	if err != nil {
+		return fmt.Errorf("reading the release key: %w", err)
+	}
+	if bytes.Equal(key, own.tpm.approver) && epoch <= own.tpm.epoch {
+		return nil
+	}
+	return v.Expect(ctx, []Boot{{Epoch: epoch, Approver: approver, Note: "for the release that is tried"}})
 }
 
 // Settle keeps the TPM slot that opened this start and drops the others. If

@@ -149,6 +149,7 @@ const (
 	internalMemory     = "vault:nv-memory"
 	internalAttest     = "vault:attestation"
 	internalTunnel     = "vault:tunnel"
+	internalKept       = "vault:nv-kept"
 	rolePrefix         = "role:"
 )
 

@@ -24,6 +24,8 @@ type Locked struct {
 	Advice string // one sentence
 	PCRs   []PCRChange
 	Err    error // beneath, if any
+
+	waits *waiting // for a passphrase; nil: none would help
 }
 
 func (l *Locked) Error() string {

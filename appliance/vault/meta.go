@@ -12,7 +12,7 @@ const (
 	copySize     = 64 << 10
 	verifierAt   = 2 * copySize
 	headerEnd    = 2 * copySize
-	networkStart = 3 * copySize // behind it the network settings (network.go)
+	networkStart = 3 * copySize // behind it the network settings (network.go), then lists and spool of the locked state
 	erasedEnd    = 4 * copySize
 	blockSize    = 4096 // writes are whole blocks, so that a torn one never spoils a neighbour
 	copyFirst    = 0    // the copy that a first write goes to

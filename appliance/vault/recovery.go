@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -10,8 +11,12 @@ import (
 	"gatehouse/tpm"
 )
 
-// recoveryText is how a recovery key is written down.
-var recoveryText = keytext.Kind{Name: "recovery key", Label: "gatehouse/recovery/1 check "}
+// IsRecoveryKey says that a text has the form of a recovery key, of whatever box.
+func IsRecoveryKey(typed string) bool {
+	key, err := keytext.Recovery.Parse(typed)
+	clear(key[:])
+	return err == nil
+}
 
 // MakeRecovery makes a new recovery key and gives it, once. One that was
 // confirmed before keeps working until this one is confirmed. Only a box that
@@ -45,7 +50,7 @@ func (v *Vault) MakeRecovery(ctx context.Context) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
-	text = recoveryText.Format(seed)
+	text = keytext.Recovery.Format(seed)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.pending = text[len(text)-keytext.Group:]
@@ -55,7 +60,7 @@ func (v *Vault) MakeRecovery(ctx context.Context) (text string, err error) {
 // ConfirmRecovery takes the last group of the new recovery key, or all of it,
 // as proof that somebody keeps it. The key before opens nothing from then on.
 func (v *Vault) ConfirmRecovery(ctx context.Context, typed string) error {
-	text, err := recoveryText.Normal(typed)
+	text, err := keytext.Recovery.Normal(typed)
 	if err != nil {
 		return err
 	}
@@ -93,7 +98,7 @@ func (v *Vault) ConfirmRecovery(ctx context.Context, typed string) error {
 }
 
 func (s *slot) madeFrom(typed string) error {
-	seed, err := recoveryText.Parse(typed)
+	seed, err := keytext.Recovery.Parse(typed)
 	defer clear(seed[:])
 	if err != nil {
 		return err
@@ -110,7 +115,7 @@ func (s *slot) madeFrom(typed string) error {
 // data opens all the same, and Note says that the key is needed again.
 func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 	c = c.ready()
-	seed, err := recoveryText.Parse(typed)
+	seed, err := keytext.Recovery.Parse(typed)
 	defer clear(seed[:])
 	if err != nil {
 		return nil, err
@@ -132,7 +137,7 @@ func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 	)
 	for i := range h.slots {
 		if used = &h.slots[i]; used.kind == kindRecovery {
-			if data, err = h.take(used, seed[:], nil); err == nil {
+			if data, err = h.take(used, seed[:]); err == nil {
 				break
 			}
 		}
@@ -183,6 +188,15 @@ func (v *Vault) closeAndReseal(ctx context.Context) error {
 func (v *Vault) reseal(ctx context.Context) error {
 	switch v.mode() {
 	case modeHostID:
+		// Under a latch it would open nothing: this is a header of before the box
+		// was sealed to its TPM, or the TPM is somebody else's.
+		latched, err := v.c.latch()
+		if err != nil {
+			return lockedTPM("The TPM does not say whether this machine is sealed to it.", err)
+		}
+		if latched {
+			break
+		}
 		s, err := v.c.hostSlot()
 		if err != nil {
 			return err
@@ -198,8 +212,7 @@ func (v *Vault) reseal(ctx context.Context) error {
 	if err != nil {
 		return lockedTPM(sealCause, err)
 	}
-	old := v.tpmRoot()
-	if string(root.Name) == string(old.Name) {
+	if v.mode().sealed() && string(root.Name) == string(v.tpmRoot().Name) {
 		if err := v.rotateTPM(ctx); err != nil {
 			return err
 		}
@@ -234,13 +247,14 @@ func (v *Vault) TakeTPM(ctx context.Context) error {
 
 // takeTPM moves the box into another TPM: new keys there, a slot, and then
 // latch and claimed bit. The checkpoint key of this run stays: what is open
-// goes on as it began, and the new one counts from the next start. A TPM belongs to another installation is left alone; only erasing that one clears it.
+// goes on as it began, and the new one counts from the next start. A TPM that belongs to
+// another installation is left alone; only erasing that one clears it.
 func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 	latched, err := v.c.latch()
 	if err != nil {
 		return lockedTPM("The TPM does not say whether it belongs to another installation.", err)
 	}
-	if latched {
+	if latched && !v.latchIsOurs(root) {
 		return lockedLatch("This machine's TPM belongs to another installation.", nil)
 	}
 	v.mu.Lock()
@@ -251,6 +265,9 @@ func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 		return err
 	}
 	clear(seed)
+	if err := v.refuseWeaker(s); err != nil {
+		return err
+	}
 	var keys *tpmKeys
 	err = v.keys.use(func(_, _, base []byte) (err error) {
 		keys, err = v.c.newTPMKeys(root, base, v.installID)
@@ -274,6 +291,13 @@ func (v *Vault) takeTPM(ctx context.Context, root tpm.Root) error {
 	}
 	v.use(s)
 	return v.settleNow()
+}
+
+// latchIsOurs says that the TPM was latched by this installation: the header of
+// before that was put back.
+func (v *Vault) latchIsOurs(root tpm.Root) bool {
+	data, _, err := v.c.TPM.ReadNV(root, latchIndex())
+	return err == nil && bytes.Equal(data, v.installID[:])
 }
 
 // Note is what a person should know of how the data was opened; "" if nothing.

@@ -20,6 +20,7 @@ const (
 	nvLatch   = 0x01814701 // "this box is sealed to its TPM": install id; anybody may read it
 	nvClaimed = 0x01814702 // install id and one byte: 1 if the box has an owner; authorised from the base secret
 	nvCounter = 0x01814703 // counts epochs: what was sealed before it was counted up opens no more
+	nvKept    = 0x01814705 // digest of what a locked box uses of META; anybody may read it, written with an authorisation from the base secret
 	nvMemory  = 0x01814704 // how far the data had come; anybody may read it, written with an authorisation from the base secret
 )
 
@@ -281,10 +282,8 @@ func (h *header) openTPM(c *Config) (data []byte, used *slot, err error) {
 	if capErr := c.closeTPM(&root); capErr != nil && err == nil {
 		err = lockedTPM("The TPM cannot be closed after the key was taken out.", capErr)
 	}
-	var guard []byte
-	if err == nil && h.guard != nil {
-		guard, err = h.askGuard(c)
-		defer clear(guard)
+	if err == nil {
+		data, err = h.behindTPM(c, used, seed)
 	}
 	if err != nil {
 		var l *Locked
@@ -293,13 +292,25 @@ func (h *header) openTPM(c *Config) (data []byte, used *slot, err error) {
 		}
 		return nil, nil, err
 	}
-	if data, err = h.take(used, seed, guard); err != nil {
-		if h.guard != nil {
-			return nil, nil, wrongPassphrase(c)
-		}
-		return nil, nil, lockedHeader(err)
-	}
 	return data, used, nil
+}
+
+// behindTPM reads the data key out of a slot that the TPM opened, and asks for
+// the passphrase where one is the inner of the two.
+func (h *header) behindTPM(c *Config, used *slot, seed []byte) ([]byte, error) {
+	if h.guard == nil {
+		data, err := h.take(used, seed)
+		if err != nil {
+			return nil, lockedHeader(err)
+		}
+		return data, nil
+	}
+	inner, err := openWith(seed, used.sealed, used.kind.String(), h.installID)
+	if err != nil {
+		return nil, lockedHeader(err)
+	}
+	w := &waiting{used: used, lock: h.guard, public: h.guard.public, inner: inner, what: guardInfo}
+	return w.ask(c, h)
 }
 
 // brokenPolicy names what no longer is as it was when the key was sealed: by
@@ -341,11 +352,29 @@ func (h *header) brokenPolicy(c *Config, err error) error {
 		}
 	}
 	changes := pcr.Changes(old, now)
-	if s.approver != nil && c.approved(now) {
-		// Another release, and a good one: it is not what broke.
-		changes = slices.DeleteFunc(changes, func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) })
+	if s.approver == nil || !c.approved(now) {
+		return lockedPCR(changes, err)
 	}
-	return lockedPCR(changes, err)
+	// Another release, approved by its own key: the registers that it changed are
+	// not what broke, unless that key or its epoch is.
+	l := lockedPCR(slices.DeleteFunc(slices.Clone(changes), func(x pcr.Change) bool { return approvedRegisters().Has(x.Index) }), err)
+	if len(l.PCRs) > 0 {
+		return l
+	}
+	key, keyErr := c.System.Key.Bytes()
+	switch {
+	case keyErr != nil:
+		return fmt.Errorf("reading the release key: %w", keyErr)
+	case !bytes.Equal(key, s.approver):
+		l = lockedPCR(changes, err)
+		l.Cause = "The system that was started is approved by another release key than the one that the data is sealed to."
+		l.Advice = "Start the version that ran before, or a newer one of the same maker. " + adviceErase
+	case c.System.Epoch < s.epoch:
+		l = lockedPCR(changes, err)
+		l.Cause = fmt.Sprintf("The system that was started is of epoch %d, and the data is sealed to epoch %d: older systems are shut out since a security release.", c.System.Epoch, s.epoch)
+		l.Advice = "Start the version that ran before, or a newer one. " + adviceErase
+	}
+	return l
 }
 
 func registers(v pcr.Values, s pcr.Selection) pcr.Values {

@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"bytes"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"errors"
@@ -58,7 +57,7 @@ func (h *header) openHost(c *Config) ([]byte, *slot, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		data, err := h.take(own, seed, nil)
+		data, err := h.take(own, seed)
 		clear(seed)
 		if err == nil {
 			return data, own, nil
@@ -72,35 +71,10 @@ func (h *header) openHost(c *Config) ([]byte, *slot, error) {
 }
 
 func (h *header) openPassphrase(c *Config) ([]byte, *slot, error) {
-	if len(c.Passphrase) == 0 {
-		return nil, nil, missingPassphrase(c)
-	}
 	own := h.first(kindPassphrase)
-	seed := own.passphrase.seed(c.Passphrase)
-	defer clear(seed)
-	data, err := h.take(own, seed, nil)
-	if err != nil {
-		return nil, nil, wrongPassphrase(c)
-	}
-	return data, own, nil
-}
-
-// askGuard makes the guard's seed from the passphrase, and judges it by its
-// public half, so that a wrong one is told from a broken slot.
-func (h *header) askGuard(c *Config) ([]byte, error) {
-	if len(c.Passphrase) == 0 {
-		return nil, missingPassphrase(c)
-	}
-	seed := h.guard.seed(c.Passphrase)
-	public, err := publicOf(seed)
-	if err == nil && !bytes.Equal(public, h.guard.public) {
-		err = wrongPassphrase(c)
-	}
-	if err != nil {
-		clear(seed)
-		return nil, err
-	}
-	return seed, nil
+	w := &waiting{used: own, lock: own.passphrase, public: own.public, inner: own.sealed, what: own.kind.String()}
+	data, err := w.ask(c, h)
+	return data, own, err
 }
 
 func missingPassphrase(c *Config) *Locked {
@@ -121,7 +95,7 @@ func wrongPassphrase(c *Config) *Locked {
 
 func (c *Config) givePassphrase() string {
 	if c.Form == Box {
-		return "Type it at the console."
+		return "Type it at the console, or use gatehouse unlock."
 	}
 	return fmt.Sprintf("Set %s to it and start again.", c.variable())
 }

@@ -37,9 +37,12 @@ func (v *Vault) VolumeKey() (key []byte, err error) {
 	return key, err
 }
 
-// Trust is what guards the data key and what it is worth.
+// Trust is what guards the data key and what it is worth, whatever opened it at
+// this start: the recovery key makes a sealed box no weaker one.
 func (v *Vault) Trust() control.Trust {
-	return trustOf(v.mode(), v.c.SecureBoot, v.Measured())
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return trustOf(v.h.mode, v.c.SecureBoot, v.h.measured())
 }
 
 // Claimed says whether the box has an owner: the TPM's bit, or without a TPM

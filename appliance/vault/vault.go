@@ -196,9 +196,18 @@ func Open(ctx context.Context, c Config) (*Vault, error) {
 		c.closeQuietly()
 	}
 	if err != nil {
+		var l *Locked
+		if errors.As(err, &l) && l.waits != nil {
+			l.waits.s = s
+		}
 		return nil, err
 	}
-	v, err := assemble(&c, s, data, used)
+	return finish(&c, s, data, used)
+}
+
+// finish makes a vault of a data key that was opened.
+func finish(c *Config, s *sight, data []byte, used *slot) (*Vault, error) {
+	v, err := assemble(c, s, data, used)
 	if err != nil {
 		return nil, err
 	}

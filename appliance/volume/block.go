@@ -15,9 +15,10 @@ type blockCalls struct {
 	geometry     func(*os.File) (gpt.Geometry, error)
 	addPartition func(disk *os.File, number int, first, size uint64) error
 	erase        func(part *os.File, m means, from, length uint64) error
+	direct       int // flag to open past the page cache; not every file system has it
 }
 
-func kernelBlock() blockCalls { return blockCalls{geometry, addPartition, blockErase} }
+func kernelBlock() blockCalls { return blockCalls{geometry, addPartition, blockErase, unix.O_DIRECT} }
 
 func geometry(f *os.File) (gpt.Geometry, error) {
 	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)

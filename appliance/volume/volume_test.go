@@ -328,3 +328,12 @@ func TestEnsureDataDoubtsTheKernel(t *testing.T) {
 		t.Errorf("a kernel with another size: %v", err)
 	}
 }
+
+func TestBOX4_SystemPartitionIsNamed(t *testing.T) {
+	m := newMachine(t)
+	m.disk("vda", 16)
+	p, err := m.mustFind(asked{loader: idESP}).ESPPlace()
+	if err != nil || p.Number != 1 || p.First != 2048 || p.Sectors != 2048 || p.ID.String() != idESP {
+		t.Errorf("%+v, %v", p, err)
+	}
+}

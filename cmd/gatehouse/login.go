@@ -116,19 +116,31 @@ func newAsker(cmd *cobra.Command) *asker {
 }
 
 func (a *asker) ask(question, flag string, hidden bool) (string, error) {
+	otherwise := "signing in takes --" + flag
+	if hidden {
+		return a.hidden(question, otherwise)
+	}
+	return a.line(question, otherwise)
+}
+
+// line asks for something that is seen while it is typed.
+func (a *asker) line(question, otherwise string) (string, error) {
+	return a.answer(question, otherwise, func() (string, error) { return a.lines.ReadString('\n') })
+}
+
+// hidden asks for something that is not.
+func (a *asker) hidden(question, otherwise string) (string, error) {
+	return a.answer(question, otherwise, a.secret)
+}
+
+func (a *asker) answer(question, otherwise string, read func() (string, error)) (string, error) {
 	if a.secret == nil {
-		return "", fail(exitUsage, "signing in takes --%s, since standard input is not a terminal", flag)
+		return "", fail(exitUsage, "%s, since standard input is not a terminal", otherwise)
 	}
 	fmt.Fprint(a.out, question)
-	var line string
-	var err error
-	if hidden {
-		line, err = a.secret()
-	} else {
-		line, err = a.lines.ReadString('\n')
-	}
+	line, err := read()
 	if line = strings.TrimSpace(line); err != nil || line == "" {
-		return "", fail(exitUsage, "signing in takes --%s: nothing was typed", flag)
+		return "", fail(exitUsage, "%s: nothing was typed", otherwise)
 	}
 	return line, nil
 }

@@ -114,9 +114,9 @@ const rootExit = `Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 not f
 
 func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",
-		discoverCommand(), setupCommand(), statusCommand(), loginCommand(), logoutCommand(),
+		discoverCommand(), setupCommand(), unlockCommand(), statusCommand(), loginCommand(), logoutCommand(),
 		targetsCommand(), targetCommand(), connectCommand(), execCommand(), cpCommand(), openCommand(), sessionsCommand(), recordCommand(), sshConfigCommand(),
-		exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), keysCommand(), certificateCommand(), caCommand(), tokenCommand(),
+		exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), keysCommand(), updateCommand(), certificateCommand(), caCommand(), tokenCommand(),
 		auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
 	root.Long = rootHelp + "\n\n" + rootExit
 	root.Example = rootExample

@@ -103,6 +103,26 @@ func (w Window) String() string {
 	return fmt.Sprintf("%s %02d:%02d-%02d:%02d", strings.Join(days, ","), w.begins/60, w.begins%60, end/60, end%60)
 }
 
+// UTC is the window in UTC of one whose hours are those of a zone, which is so
+// far east of it. Where the zone has a summer time, they are those of now.
+func (w Window) UTC(east time.Duration) Window {
+	if w == (Window{}) {
+		return w
+	}
+	minute := w.begins - int(east/time.Minute)
+	days := minute / day // towards zero
+	if minute < 0 && minute%day != 0 {
+		days--
+	}
+	u := Window{begins: minute - days*day, length: w.length}
+	for i, is := range w.days {
+		if is {
+			u.days[((i+days)%7+7)%7] = true
+		}
+	}
+	return u
+}
+
 // Next is the first moment from now on when it is open: now itself, where it is
 // open now. It is false for a window that never is.
 func (w Window) Next(now time.Time) (time.Time, bool) {

@@ -112,3 +112,40 @@ func TestNextIsOpenAndNothingBeforeItIs(t *testing.T) {
 		}
 	}
 }
+
+func TestWindowsOfAZoneAreTheSameHours(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		east time.Duration
+		want string
+	}{
+		{"", 5 * time.Hour, ""},
+		{"daily 02:00-04:00", time.Hour, "daily 01:00-03:00"},
+		{"daily 02:00-04:00", 2 * time.Hour, "daily 00:00-02:00"},
+		{"Sat,Sun 02:00-06:00", 10 * time.Hour, "Fri,Sat 16:00-20:00"},
+		{"Sat,Sun 02:00-06:00", -8 * time.Hour, "Sat,Sun 10:00-14:00"},
+		{"Sun 23:00-01:00", -3*time.Hour - 30*time.Minute, "Mon 02:30-04:30"},
+		{"Sun 00:30-01:00", 14 * time.Hour, "Sat 10:30-11:00"},
+		{"Mon 00:00-02:00", 0, "Mon 00:00-02:00"},
+	} {
+		w, err := window.Parse(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := w.UTC(c.east)
+		if u.String() != c.want {
+			t.Errorf("%q, %s east: %q, want %q", c.text, c.east, u, c.want)
+		}
+		if again, err := window.Parse(u.String()); err != nil || again != u {
+			t.Errorf("%q is not one that can be written: %v", u, err)
+		}
+		for h := range 14 * 24 { // an hour there and here
+			here := time.Date(2026, 11, 29, h, 7, 0, 0, time.UTC)
+			at, ok := u.Next(here)
+			there, also := w.Next(here.Add(c.east))
+			if ok != also || ok && !at.Add(c.east).Equal(there) {
+				t.Fatalf("%q at %s: %s, and there %s", c.text, here, at, there)
+			}
+		}
+	}
+}

@@ -67,6 +67,13 @@ const (
 	inheritedFile = 3 // what a program finds the first file at that it is given
 )
 
+// Prepare makes the state folder of a machine that was never started, as Start
+// does: with fresh variables and an identity.
+func (m Machine) Prepare() error {
+	_, err := m.prepare()
+	return err
+}
+
 // prepare makes the state folder complete and returns the machine's identity.
 func (m Machine) prepare() (identity [16]byte, err error) {
 	if err := os.MkdirAll(filepath.Join(m.State, tpmFolder), 0o700); err != nil {

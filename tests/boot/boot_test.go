@@ -14,6 +14,7 @@ import (
 // Without disk, so without anything to keep: the console must still come, say
 // what is wrong, and the page where there is an address.
 func TestBOX12_NoDiskIsSaid(t *testing.T) {
+	t.Parallel()
 	guest := start(t, reachable(direct(t)))
 	box := state(t, guest, "locked", "url")
 	block(t, guest, "this system was not started from a disk of its own")

@@ -66,6 +66,7 @@ func TestBOX2_PowerCutInTheFirstStart(t *testing.T) {
 	}
 	for _, c := range cuts {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			cut := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
 			copyDisk(t, blank, cut.disk)
 			cut.upTo(t, log[:c.upTo])

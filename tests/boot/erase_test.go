@@ -95,6 +95,7 @@ func (c canaries) on(t *testing.T, path string) (found []string) {
 // wrapped keys, not the volume's ciphertext. The header of before, put back under
 // the same TPM, opens nothing.
 func TestBOX13_ErasedDiskHoldsNothing(t *testing.T) {
+	t.Parallel()
 	_, owned := lives(t)
 	box := owned.own(t)
 	meta, data := box.partition(t, metaType), box.partition(t, dataType)

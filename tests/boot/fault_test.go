@@ -13,6 +13,7 @@ import (
 // Without a cable the console still comes and says what is missing; with the
 // cable in, the page is there without a restart.
 func TestBOX12_NoCable(t *testing.T) {
+	t.Parallel()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	m := box.machine(t)
 	dir, err := os.MkdirTemp("", "gh")
@@ -64,6 +65,7 @@ func cable(t *testing.T, socket string, in bool) {
 // A data volume whose file system is gone beyond mending: said on every face,
 // and never made anew.
 func TestBOX12_DamagedVolumeIsKept(t *testing.T) {
+	t.Parallel()
 	_, owned := lives(t)
 	box := owned.own(t)
 	data := box.partition(t, dataType)
@@ -83,7 +85,7 @@ func TestBOX12_DamagedVolumeIsKept(t *testing.T) {
 	}
 	before := box.hash(t)
 	const why = "The data volume could not be read as a file system"
-	box.staysLocked(t, box, why)
+	off(t, box.locked(t, box.machine(t), why))
 	if box.hash(t) != before {
 		t.Error("the damaged volume was changed")
 	}

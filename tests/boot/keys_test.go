@@ -8,22 +8,51 @@ import (
 	"testing"
 
 	"gatehouse/appliance/vault"
+	"gatehouse/image/qemu"
 	"gatehouse/tpm/hostid"
 )
 
-// A claimed box's disk in another machine, then a header that says host id in
-// the right one: locked, nothing opened, nothing changed. Put back: as before.
+// A claimed box's disk in another machine, then without a TPM, then a header that
+// says host id in the right one: locked, nothing opened, nothing changed. The
+// recovery key opens it in either of the first two, and makes it the other
+// machine's, which needs nobody from then on, but nothing weaker. Put back: as before.
 func TestKEY6_MovedDiskAndForgedHeaderStayLocked(t *testing.T) {
+	t.Parallel()
 	_, owned := lives(t)
 	box := owned.own(t)
 	before := box.hash(t)
 
-	moved := box
+	moved := owned.own(t)
 	moved.state = t.TempDir()
-	box.staysLocked(t, moved, "The TPM here is not the one that the data is sealed to")
-	if box.hash(t) != before {
+	locked := moved.locked(t, moved.machine(t), "The TPM here is not the one that the data is sealed to")
+	if moved.hash(t) != before {
 		t.Error("the other machine wrote to the disk")
 	}
+	recovers(t, locked, owned)
+	off(t, locked)
+	guest := start(t, moved.machine(t))
+	same(t, "recovered in the other machine", state(t, guest, "ready", "url"), owned.line)
+	p := visit(t, guest.Addr(443), nil)
+	p.returns(owned.factor)
+	if k := p.keys(); len(tpmSlots(k)) != 1 || k.Trust.Mechanism != "tpm" || k.Trust.Grade != "B" || len(k.Notes) > 0 {
+		t.Errorf("recovered in the other machine the keys are %+v", k)
+	}
+	off(t, guest)
+
+	without := owned.own(t)
+	m := without.machine(t)
+	m.NoTPM = true
+	locked = without.locked(t, m, "The data is sealed to a TPM, and this machine has none.")
+	if without.hash(t) != before {
+		t.Error("a machine without a TPM wrote to the disk")
+	}
+	recovers(t, locked, owned)
+	p = visit(t, locked.Addr(443), nil)
+	p.returns(owned.factor)
+	if k := p.keys(); k.Trust.Mechanism != "tpm" || k.Trust.Grade != "B" || len(k.Notes) != 1 || !strings.Contains(k.Notes[0], "It is needed again at the next start.") {
+		t.Errorf("recovered without a TPM the keys are %+v", k)
+	}
+	off(t, locked)
 
 	meta := box.partition(t, metaType)
 	kept := make([]byte, meta.size)
@@ -32,27 +61,28 @@ func TestKEY6_MovedDiskAndForgedHeaderStayLocked(t *testing.T) {
 	}
 	forge(t, meta, box.uuid(t))
 	forged := box.hash(t)
-	box.staysLocked(t, box, "The TPM says that this machine is sealed to it, and the header says host-id")
+	off(t, box.locked(t, box.machine(t), "The TPM says that this machine is sealed to it, and the header says host-id"))
 	if box.hash(t) != forged {
 		t.Error("something was written to the disk under a forged header")
 	}
 
-	if _, err := meta.WriteAt(kept, 0); err != nil {
-		t.Fatal(err)
-	}
-	guest := start(t, box.machine(t))
+	// Back in its own machine opens the disk that was without a TPM, too.
+	guest = start(t, without.machine(t))
 	again := state(t, guest, "ready", "url")
 	same(t, "put back", again, owned.line)
-	p := visit(t, guest.Addr(443), nil)
+	p = visit(t, guest.Addr(443), nil)
 	p.expect("ready", again)
-	p.signIn()
+	p.returns(owned.factor)
+	if k := p.keys(); len(k.Notes) > 0 {
+		t.Errorf("put back the keys are %+v", k)
+	}
 	off(t, guest)
 }
 
-// staysLocked starts a machine and hears on every face why it is locked.
-func (s stage) staysLocked(t *testing.T, in stage, why string) {
+// locked starts a machine and hears on every face why it is locked.
+func (s stage) locked(t *testing.T, m qemu.Machine, why string) *qemu.Guest {
 	t.Helper()
-	guest := start(t, in.machine(t))
+	guest := start(t, m)
 	got := state(t, guest, "locked", "url")
 	if got["fingerprint"] == s.line["fingerprint"] {
 		t.Error("locked, and the page has the certificate of the open box")
@@ -62,7 +92,7 @@ func (s stage) staysLocked(t *testing.T, in stage, why string) {
 	if strings.Contains(guest.Serial(), "box of:") {
 		t.Error("locked, and the console names an owner")
 	}
-	off(t, guest)
+	return guest
 }
 
 // forge writes a header of somebody's own making, whole and valid: a data key
@@ -101,6 +131,7 @@ func (s stage) uuid(t *testing.T) string {
 
 // A machine that never had a TPM says so on every face, and works.
 func TestKEY3_WithoutTPMTheGradeIsC(t *testing.T) {
+	t.Parallel()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	m := box.machine(t)
 	m.NoTPM = true
@@ -128,6 +159,7 @@ func TestKEY3_WithoutTPMTheGradeIsC(t *testing.T) {
 // The disk put back to a copy from before the claim, into the machine that
 // remembers the claim: nobody can claim it again, and its console can erase it.
 func TestACC1_DiskFromBeforeTheClaim(t *testing.T) {
+	t.Parallel()
 	fresh, owned := lives(t)
 	box := owned.own(t)
 	copyDisk(t, fresh.disk, box.disk)

@@ -205,8 +205,9 @@ func TestNET1_OnlyTwoPortsOfABootedBox(t *testing.T) {
 	}
 	l.scan(t, "unclaimed")
 
-	args := setup(t, boxV4, first["code"])
-	l.Command(t, args[0], args[1:]...)
+	c := newTool(t, boxV4)
+	line := c.line(c.setup(first["code"])...)
+	l.Command(t, line[0], line[1:]...)
 	owned := state(t, guest, "ready")
 	same(t, "after the claim", owned, first)
 	p.expect("ready", owned)

@@ -13,6 +13,7 @@ import (
 // A box that cannot open its data comes up with the network that was kept
 // last, by META's copy, and is reached there: unlocking from afar needs that.
 func TestNET3_LockedComesUpWithTheKeptNetwork(t *testing.T) {
+	t.Parallel()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	meta := box.partition(t, metaType)
 	noise := bytes.Repeat([]byte{7}, 4096)

@@ -10,6 +10,7 @@ import (
 // starts: the box comes back by itself every time, its keys sealed and opened
 // by a TPM that never heard of a shutdown and counts no failure.
 func TestBOX2_HardResets(t *testing.T) {
+	t.Parallel()
 	count := 5
 	if soak() {
 		count = 33

@@ -21,6 +21,8 @@ import (
 type stage struct {
 	disk, state string
 	line
+	factor   []byte // secret of its owner's second factor
+	recovery string // recovery key
 }
 
 // life is that of one box, which most tests here begin with a copy of.
@@ -44,8 +46,13 @@ func lives(t *testing.T) (fresh, owned stage) {
 		guest = start(t, now.machine(t))
 		again := state(t, guest, "unclaimed", "url", "code")
 		same(t, "after switching off and on", again, now.line)
-		claim(t, guest.Addr(443), again["code"])
+		c := claim(t, guest.Addr(443), again["code"])
 		now.line = state(t, guest, "ready", "url")
+		p := visit(t, guest.Addr(443), nil)
+		p.signIn()
+		now.factor = p.factor()
+		p.lends(c)
+		now.recovery = c.recovery()
 		off(t, guest)
 		life.owned = now.keep(t, "owned")
 		life.lived = !t.Failed()
@@ -70,7 +77,7 @@ func (s stage) own(t *testing.T) stage               { return s.into(t, filepath
 
 func (s stage) into(t *testing.T, dir string) stage {
 	t.Helper()
-	to := stage{disk: filepath.Join(dir, "disk.img"), state: filepath.Join(dir, "state"), line: s.line}
+	to := stage{disk: filepath.Join(dir, "disk.img"), state: filepath.Join(dir, "state"), line: s.line, factor: s.factor, recovery: s.recovery}
 	if err := os.CopyFS(to.state, os.DirFS(s.state)); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +128,7 @@ const sector = 512
 type part struct {
 	file     *os.File
 	at, size int64
+	id       uuid.UUID
 }
 
 func (p part) ReadAt(b []byte, at int64) (int, error) {
@@ -145,7 +153,7 @@ func (s stage) partition(t *testing.T, kind uuid.UUID) part {
 	if !ok {
 		t.Fatalf("the disk has no partition of type %s", kind)
 	}
-	return part{f, int64(p.First) * sector, int64(p.Last-p.First+1) * sector}
+	return part{f, int64(p.First) * sector, int64(p.Last-p.First+1) * sector, p.ID}
 }
 
 func geometry(t *testing.T, f *os.File) gpt.Geometry {

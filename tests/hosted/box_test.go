@@ -52,6 +52,7 @@ type box struct {
 
 	mu   sync.Mutex
 	line status
+	said string // words of a locked box, on its console
 	log  bytes.Buffer
 }
 
@@ -96,12 +97,17 @@ func (b *box) launch() {
 		b.log.Write(p)
 		b.mu.Unlock()
 	})
-	b.line = status{}
+	b.line, b.said = status{}, ""
 	b.host.Do(b.T, b.cmd.Start)
 	done := make(chan struct{})
 	b.done = done
 	go func() {
 		for s := bufio.NewScanner(out); s.Scan(); {
+			if words, ok := strings.CutPrefix(s.Text(), "gatehouse: unlock words: "); ok {
+				b.mu.Lock()
+				b.said = words
+				b.mu.Unlock()
+			}
 			if m := statusLine.FindStringSubmatch(s.Text()); m != nil {
 				b.mu.Lock()
 				b.line = status{m[1], m[2], m[3], m[4], m[5]}
@@ -129,6 +135,18 @@ func (b *box) now() status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.line
+}
+
+// unlockWords are those of a locked box.
+func (b *box) unlockWords() (words string) {
+	b.Helper()
+	b.eventually("words of a locked box", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		words = b.said
+		return words != ""
+	})
+	return words
 }
 
 func (b *box) await(state string) status {

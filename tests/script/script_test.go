@@ -54,11 +54,13 @@ func TestUSE2_Scripts(t *testing.T) {
 			e.Setenv("PATH", bin)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Values[started{}] = &started{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "box": startBox, "man": startMan, "auditlog": writeLog, "edit": edit, "lastgroup": lastGroup,
 			"console": func(ts *testscript.TestScript, neg bool, args []string) { startConsole(t, ts, neg, args) },
+			"systems": giveSystems, "cutonce": cutOnce, "trialends": trialEnds,
 		},
 	})
 }
@@ -113,7 +115,7 @@ func startConsole(t *testing.T, ts *testscript.TestScript, neg bool, args []stri
 	for i, c := range br.Codes[:9] {
 		ts.Check(os.WriteFile(ts.MkAbs(fmt.Sprintf("code%d", i+1)), []byte(c+"\n"), 0o600))
 	}
-	ts.Setenv("BOX", strings.TrimPrefix(b.URL, "https://"))
+	ts.Setenv("BOX", ts.Value(started{}).(*started).note(ts, t, b))
 	ts.Setenv("WORDS", b.Ready().Certificate.Words)
 }
 

@@ -262,6 +262,10 @@ if (await page.locator("text=Restart …").count()) {
 	await page.click("text=Switch off …");
 	await look(page, "15-off");
 }
+await page.goto(url + "/system/updates");
+if (await page.locator("text=Not from here").count()) { // a form that is updated as its packages are
+	await look(page, "15u-updates-hosted");
+}
 await page.goto(url + "/system/tokens");
 await look(page, "15a-tokens-none");
 await page.click("text=Make a token");

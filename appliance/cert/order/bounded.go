@@ -68,10 +68,10 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// authorities are those that vouch for the server: the given ones alone, else
+// Authorities are those that vouch for the server: the given ones alone, else
 // the system's, else Mozilla's, which are part of the program since our own
 // image has no others.
-func authorities(given []byte) (*x509.CertPool, error) {
+func Authorities(given []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if len(given) > 0 {
 		chain, err := pair.ParseChain(given)

@@ -128,7 +128,7 @@ func NewKey() (*ecdsa.PrivateKey, error) {
 
 // client is an acme.Client that is held to the bounds; end frees its connections.
 func (c Config) client() (client *acme.Client, end func(), err error) {
-	pool, err := authorities(c.Roots)
+	pool, err := Authorities(c.Roots)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -248,7 +248,7 @@ func TestNET10_UnknownAuthorityOfTheServer(t *testing.T) {
 func TestNET10_PublicAuthoritiesArePartOfTheProgram(t *testing.T) {
 	t.Setenv("SSL_CERT_FILE", "/nowhere")
 	t.Setenv("SSL_CERT_DIR", "/nowhere")
-	pool, err := authorities(nil)
+	pool, err := Authorities(nil)
 	if err != nil || pool.Equal(x509.NewCertPool()) {
 		t.Errorf("no authority without the system's: %v", err)
 	}

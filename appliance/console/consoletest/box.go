@@ -54,6 +54,7 @@ type Box struct {
 	mu           sync.Mutex
 	claimed      bool // the fact in the TPM
 	locked       bool
+	unlocking    unlocking
 	noAudit      error
 	noCommit     error
 	state        control.State
@@ -71,6 +72,7 @@ type Box struct {
 	acme         map[string]string // challenges, by token
 	exposure     *control.Exposure // nil: Busy
 	keys         keys
+	systems      systems
 	stop         func()
 }
 

@@ -16,6 +16,8 @@ func (b *Box) handle(s *control.Server) {
 	b.handleExposure(s)
 	b.handleMeeting(s)
 	b.handleKeys(s)
+	b.handleUpdate(s)
+	b.handleUnlock(s)
 	control.Handle(s, control.OpAlive, func(context.Context, control.Role, control.None) (control.None, error) {
 		return control.None{}, nil
 	})
@@ -139,7 +141,7 @@ func (b *Box) status() control.Status {
 	since := b.started
 	st := control.Status{
 		Name: Name, Version: "0.1.0+test", Hosted: b.hosted, State: b.state, Reason: b.reason, Owner: b.ready.Owner,
-		Started: since, Now: now, URL: "https://192.168.1.40/", Names: []string{"box.example.org"}, Certificate: b.ready.Certificate,
+		Started: since, Now: now, URL: "https://192.168.1.40/", Names: []string{"box.example.org"}, Certificate: b.ready.Certificate, Unlocking: b.unlocking.shown,
 		Trust:    b.keys.now.Trust,
 		Clock:    b.clock,
 		Firewall: control.Firewall{InKernel: true, Sentence: "80 and 443 only, from the box's own networks; everything else is dropped.", Counters: []control.Counter{{Name: "web_connections", Packets: 1204}, {Name: "web_refused", Packets: 31}, {Name: "other_dropped", Packets: 88210}}},

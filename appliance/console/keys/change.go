@@ -62,12 +62,17 @@ func (p *Pages) rotateOne(v *shell.Visit, what string) error {
 type passphraseData struct {
 	Asks     bool // one is asked for now
 	TPM      bool // besides a TPM, which would remain
+	Hosted   bool // where a variable can give it
 	Recovery string
 }
 
 func (p *Pages) passphraseData(v *shell.Visit) (passphraseData, error) {
 	k, err := p.look(v.Ctx())
-	return passphraseData{has(k, "passphrase"), has(k, "tpm"), k.Recovery}, err
+	if err != nil {
+		return passphraseData{}, err
+	}
+	st, err := v.Box.Status(v.Ctx())
+	return passphraseData{has(k, "passphrase"), has(k, "tpm"), st.Hosted, k.Recovery}, err
 }
 
 func (p *Pages) askPassphrase(v *shell.Visit) error {
@@ -105,6 +110,9 @@ func (p *Pages) doPassphrase(v *shell.Visit) error {
 // taken away and tried at leisure.
 const leastPassphrase = 12
 
+// mostPassphrase is what fits a line of the box's own console.
+const mostPassphrase = 100
+
 // setPassphrase judges, and asks. Empty ends the asking.
 func (p *Pages) setPassphrase(v *shell.Visit, text string) error {
 	if text != "" {
@@ -112,8 +120,11 @@ func (p *Pages) setPassphrase(v *shell.Visit, text string) error {
 		if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
 			return shell.Refuse("Use letters without accents, digits, spaces and signs of a US keyboard: others cannot be typed at the box itself.")
 		}
-		if len(text) < leastPassphrase {
-			return shell.Refuse("The passphrase is shorter than 12 characters.")
+		if len(text) < leastPassphrase || len(text) > mostPassphrase {
+			return shell.Refuse("A passphrase has 12 to 100 characters.")
+		}
+		if strings.TrimSpace(text) != text {
+			return shell.Refuse("The passphrase begins or ends with a space, which nobody sees: leave it out.")
 		}
 		if problem := password.Problem(text, v.Person().Name, v.Person().Email, v.Box.Name); problem != "" {
 			return shell.Refuse(problem)

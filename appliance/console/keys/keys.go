@@ -126,7 +126,6 @@ type view struct {
 	Changed int  // registers
 	Asks    bool // for a passphrase at the start
 	Waits   bool // a new recovery key
-	Hosted  bool // where a passphrase can be given at each start
 }
 
 func viewOf(k control.Keys) view {
@@ -150,13 +149,7 @@ func (p *Pages) show(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	st, err := v.Box.Status(v.Ctx())
-	if err != nil {
-		return err
-	}
-	w := viewOf(k)
-	w.Hosted = st.Hosted
-	return v.Show(p.page, w)
+	return v.Show(p.page, viewOf(k))
 }
 
 func has(k control.Keys, kind string) bool {

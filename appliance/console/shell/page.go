@@ -159,7 +159,13 @@ var notes = map[string]string{
 	"passphrase":      "The passphrase is asked for from the next start on.",
 	"passphrase-gone": "No passphrase is asked for any more.",
 	"tpm":             "The keys are sealed to the TPM.",
-	"enrolled":        "The keys are in the firmware. Restart now: Secure Boot is on from then.",
+	"received":        "The release is here, and verified. It starts when you say so.",
+	"waiting":         "The release starts by itself, at the window.",
+	"cancelled":       "It was cancelled. What runs goes on.",
+	"looking":         "The mirror is being asked.",
+	"updates":         "The settings of updates were stored.",
+
+	"enrolled": "The keys are in the firmware. Restart now: Secure Boot is on from then.",
 
 	"target":            "The target was stored.",
 	"target-removed":    "The target was removed.",

@@ -36,6 +36,7 @@ type Ports struct {
 	Log      audit.Reader
 	Exposure Card
 	Inside   Card // who is in a session
+	Update   Card // the line about the two systems
 	Keys     func(context.Context) (control.Keys, error)
 }
 
@@ -176,6 +177,7 @@ type view struct {
 	Recent []audit.Entry
 	Card   template.HTML // the exposure
 	Inside template.HTML // who is in a session
+	Update template.HTML // the line about the two systems
 }
 
 type todo struct {
@@ -204,6 +206,9 @@ func (p *Pages) gatherView(v *shell.Visit) (w view, err error) {
 		return w, err
 	}
 	if w.Inside, err = p.ports.Inside(v); err != nil {
+		return w, err
+	}
+	if w.Update, err = p.ports.Update(v); err != nil {
 		return w, err
 	}
 	if right.May(v.Person().Role, right.ReadAudit) {

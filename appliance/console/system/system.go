@@ -54,6 +54,7 @@ type view struct {
 	Lines   []control.LogLine
 	Power   bool
 	Tokens  bool // the person may manage them
+	Update  bool // the person may see and change the two systems
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -65,6 +66,7 @@ func (p *Pages) show(v *shell.Visit) error {
 	// A host is restarted with the host's own means.
 	w.Power = !st.Hosted && right.May(v.Person().Role, right.Power)
 	w.Tokens = right.May(v.Person().Role, right.ManageTokens)
+	w.Update = right.May(v.Person().Role, right.Update)
 	if !slices.Contains(sources, w.Source) {
 		w.Source = ""
 	}

@@ -4,6 +4,7 @@ package welcome
 import (
 	"context"
 	"embed"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,12 +22,14 @@ var files embed.FS
 type Pages struct {
 	settings     setup.Settings
 	setClock     func(context.Context, control.ClockSet) (control.Clock, error)
+	window       func(*shell.Visit, string) error
 	clock, place shell.Page
 }
 
-// New makes the pages.
-func New(s setup.Settings, setClock func(context.Context, control.ClockSet) (control.Clock, error)) *Pages {
-	return &Pages{s, setClock, shell.Parse(files, "clock.html"), shell.Parse(files, "place.html")}
+// New makes the pages. Window has updates go by a window; it does nothing where
+// the box takes none.
+func New(s setup.Settings, setClock func(context.Context, control.ClockSet) (control.Clock, error), window func(*shell.Visit, string) error) *Pages {
+	return &Pages{s, setClock, window, shell.Parse(files, "clock.html"), shell.Parse(files, "place.html")}
 }
 
 // Routes are this package's rows of the table.
@@ -101,25 +104,60 @@ type placeData struct {
 	Windows []setup.Window
 }
 
+// windows are those that this person may choose: of whose the updates are.
+func windows(v *shell.Visit) []setup.Window {
+	if !right.May(v.Person().Role, right.Update) {
+		return nil
+	}
+	return setup.Windows
+}
+
+// setWindow has updates go by the chosen window, when the choice is another than
+// before or the first: the page of updates may have a finer one meanwhile.
+func (p *Pages) setWindow(v *shell.Visit, before, place setup.Place) error {
+	left, err := p.settings.Undone(v.Ctx())
+	if err != nil {
+		return err
+	}
+	if before.Window == place.Window && before.Zone == place.Zone && !slices.Contains(left, setup.TodoPlace) {
+		return nil
+	}
+	hours, err := place.Hours(v.Box.Wall())
+	if err != nil {
+		return err
+	}
+	return p.window(v, hours)
+}
+
 func (p *Pages) showPlace(v *shell.Visit) error {
 	place, err := p.settings.Place(v.Ctx())
 	if err != nil {
 		return err
 	}
-	return v.Show(p.place, placeData{place, setup.Windows})
+	return v.Show(p.place, placeData{place, windows(v)})
 }
 
 func (p *Pages) setPlace(v *shell.Visit) error {
+	before, err := p.settings.Place(v.Ctx())
+	if err != nil {
+		return err
+	}
 	place := setup.Place{Site: strings.TrimSpace(v.R.PostFormValue("site")), Zone: strings.TrimSpace(v.R.PostFormValue("zone")), Window: v.R.PostFormValue("window")}
-	err := place.Check()
+	if windows(v) == nil {
+		place.Window = before.Window
+	}
+	err = place.Check()
 	if err == nil {
 		err = v.Record("set place", place.Site, map[string]string{"zone": place.Zone, "updates": place.Window})
+	}
+	if err == nil && windows(v) != nil {
+		err = p.setWindow(v, before, place)
 	}
 	if err == nil {
 		err = p.settings.SetPlace(v.Ctx(), place)
 	}
 	if err != nil {
-		return v.ShowAgain(p.place, placeData{place, setup.Windows}, err)
+		return v.ShowAgain(p.place, placeData{place, windows(v)}, err)
 	}
 	v.Redirect("/?done=place")
 	return nil

@@ -3,6 +3,7 @@ package hosttest
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/u-root/u-root/pkg/efivarfs"
 	"golang.org/x/sys/unix"
 
 	"gatehouse/appliance/host"
@@ -29,7 +32,54 @@ type Machine struct {
 	calls []string
 	fail  map[string]error
 	now   time.Time
+	vars  Variables
 }
+
+// Variables are those of a firmware, by NAME-GUID, in memory. None: the machine has
+// no firmware that keeps any.
+type Variables map[string][]byte
+
+func variable(d efivarfs.VariableDescriptor) string { return d.Name + "-" + d.GUID.String() }
+
+// Get reads one.
+func (v Variables) Get(d efivarfs.VariableDescriptor) (efivarfs.VariableAttributes, []byte, error) {
+	data, ok := v[variable(d)]
+	if !ok {
+		return 0, nil, efivarfs.ErrVarNotExist
+	}
+	return efivarfs.AttributeNonVolatile | efivarfs.AttributeBootserviceAccess | efivarfs.AttributeRuntimeAccess, slices.Clone(data), nil
+}
+
+// Set writes one.
+func (v Variables) Set(d efivarfs.VariableDescriptor, _ efivarfs.VariableAttributes, data []byte) error {
+	v[variable(d)] = slices.Clone(data)
+	return nil
+}
+
+// Remove removes one.
+func (v Variables) Remove(d efivarfs.VariableDescriptor) error {
+	if _, ok := v[variable(d)]; !ok {
+		return efivarfs.ErrVarNotExist
+	}
+	delete(v, variable(d))
+	return nil
+}
+
+// List lists them.
+func (v Variables) List() (out []efivarfs.VariableDescriptor, err error) {
+	for k := range v {
+		at := len(k) - 37
+		id, err := uuid.Parse(k[at+1:])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, efivarfs.VariableDescriptor{Name: k[:at], GUID: id})
+	}
+	return out, nil
+}
+
+// Firmware gives the machine a firmware that keeps variables.
+func (m *Machine) Firmware(v Variables) { m.vars = v }
 
 // Now is the time that a new Machine's clock chip shows.
 func Now() time.Time { return time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC) }
@@ -56,6 +106,12 @@ func New(t testing.TB, files map[string]string) *Machine {
 		SetRTC:      func(time.Time) error { return m.do("set clock chip") },
 		Getrandom:   func(b []byte, _ int) (int, error) { return len(b), m.do("random") },
 		Sync:        func() { _ = m.do("sync") },
+		Variables: func(string) (host.Variables, error) {
+			if m.vars == nil {
+				return nil, fs.ErrNotExist
+			}
+			return m.vars, nil
+		},
 		Reboot: func(cmd int) error {
 			return m.do(map[int]string{
 				unix.LINUX_REBOOT_CMD_RESTART:   "restart",

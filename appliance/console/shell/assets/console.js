@@ -93,7 +93,7 @@ function refresh(el) {
 		} catch {
 			el.dataset.stale = "true";
 		}
-	}, 5000);
+	}, 1000 * Number(el.dataset.every || 5));
 }
 
 for (const el of document.querySelectorAll("input[data-meter]")) meter(el);

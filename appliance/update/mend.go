@@ -1,0 +1,111 @@
+package update
+
+import (
+	"context"
+	"fmt"
+
+	"gatehouse/appliance/control"
+	"gatehouse/firmware"
+	"gatehouse/firmware/slot"
+)
+
+// Bootable are the slots that the firmware may start by itself should the boot
+// loader come back without having started anything: first the one that starts in
+// any case, then the other one, if it is whole and nothing is known against it. What
+// is on trial is not among them: its one start is the loader's.
+func Bootable(r slot.Record, first slot.Slot, epoch uint64) []slot.Slot {
+	out := []slot.Slot{first}
+	other := first.Other()
+	sys := r.In(other)
+	if sys == nil || sys.Epoch < epoch || r.Trial != nil && r.Trial.Slot == other {
+		return out
+	}
+	if v, ok := r.Verdict(sys.SHA256); ok && !v.Kept {
+		return out
+	}
+	return append(out, other)
+}
+
+// entries puts the firmware's entries right after something of the slots changed.
+func (e *Engine) entries() {
+	first, err := e.c.Disk.Default()
+	if err != nil {
+		e.c.Log.Warn("the firmware's entries are left as they are", "err", err)
+		return
+	}
+	e.mu.Lock()
+	epoch := e.trust.Epoch
+	e.mu.Unlock()
+	e.c.Entries(Bootable(e.c.Book.Record(), first, epoch))
+}
+
+// inventory records what runs, if no update brought it, so that it is known when
+// it is the other one.
+func (e *Engine) inventory() error {
+	if e.c.Running == 0 || e.c.Book.Record().In(e.c.Running) != nil {
+		return nil
+	}
+	sum, n, err := e.c.Disk.Digest(e.c.Running)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("slot %s, from which the box runs, is empty", e.c.Running)
+	}
+	sys := slot.System{Version: e.c.Version, Epoch: e.c.Epoch, Size: n, SHA256: sum}
+	return e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(e.c.Running, &sys), nil })
+}
+
+// mend fills a slot that would not start with the system that runs: two start
+// again then.
+func (e *Engine) mend(ctx context.Context) error {
+	damaged := e.c.Mend
+	sys := e.c.Book.Record().In(e.c.Running)
+	if damaged == 0 || sys == nil {
+		return nil
+	}
+	set := func(s *slot.System) error {
+		return e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(damaged, s), nil })
+	}
+	if err := set(nil); err != nil {
+		return err
+	}
+	e.entries()
+	if err := e.c.Disk.Copy(e.c.Running, damaged, *sys); err != nil {
+		return err
+	}
+	if err := set(sys); err != nil {
+		return err
+	}
+	e.c.Mend = 0
+	e.entries()
+	return e.c.Audit(ctx, control.Event{Actor: "system", Action: "system mended", Object: "slot " + damaged.String(),
+		Detail: map[string]string{"version": sys.Version.String(), "from": "slot " + e.c.Running.String()}})
+}
+
+// tidy is what a start does once, in the background: each part by itself.
+func (e *Engine) tidy(ctx context.Context) {
+	e.working.Lock()
+	defer e.working.Unlock()
+	if err := e.inventory(); err != nil {
+		e.c.Log.Warn("what runs could not be recorded", "err", err)
+	}
+	if err := e.mend(ctx); err != nil {
+		e.c.Log.Error("a damaged slot was not mended; the next start tries again", "err", err)
+	}
+	if e.c.Running != 0 && !e.c.Trial {
+		e.entries()
+	}
+}
+
+// ParseVersion reads the three numbers of a version of the program; what follows a
+// plus sign names its commit.
+func ParseVersion(s string) (firmware.Version, error) {
+	for i, c := range s {
+		if c == '+' {
+			s = s[:i]
+			break
+		}
+	}
+	return firmware.ParseVersion(s)
+}

@@ -1,0 +1,216 @@
+package boot
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/u-root/mkuimage/cpio"
+
+	"gatehouse/firmware"
+	"gatehouse/firmware/approval"
+	"gatehouse/firmware/slot"
+	"gatehouse/image"
+	"gatehouse/image/authenticode"
+	"gatehouse/image/keys"
+	"gatehouse/image/uki"
+)
+
+// next is a release that follows the built image: the same kernel and files, and
+// another program.
+type next struct {
+	version firmware.Version
+	epoch   uint64            // 0: as the image
+	program string            // folder of the program, from the root of the repository
+	sick    change            // of its sources, that makes it sick; none: it is well
+	closed  bool              // its approvals are of something else: the TPM opens nothing for it
+	keys    firmware.Keys     // who signs the release after it; none: as now
+	approve *ecdsa.PrivateKey // nil: the key of the build
+	before  []slot.Digest     // of releases that were in the slot before this one
+	bytes   []byte            // of the UKI
+	note    []byte
+}
+
+// make builds the UKI and signs the manifest, with the keys of the build.
+func (n *next) make(t *testing.T) {
+	t.Helper()
+	set, err := keys.Load(built(t, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.epoch == 0 {
+		n.epoch = image.Epoch
+	}
+	if n.approve == nil {
+		n.approve = set[keys.Release].Signer.(*ecdsa.PrivateKey)
+	}
+	public, err := approval.EncodeKey(&n.approve.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts []uki.Section
+	for _, s := range sections(t) {
+		switch s.Name {
+		case ".osrel":
+			s.Content = fmt.Appendf(nil, "ID=gatehouse\nNAME=Gatehouse\nPRETTY_NAME=\"Gatehouse %s\"\nVERSION_ID=%q\n", n.version, n.version)
+		case ".initrd":
+			s.Content = append(bytes.Clone(s.Content), n.overlay(t)...)
+		case ".pcrpkey":
+			s.Content = public
+		case ".cmdline", ".uname", ".linux":
+		default:
+			continue // of the stub, or made below
+		}
+		parts = append(parts, s)
+	}
+	// As the image has them: the kernel last.
+	slices.SortStableFunc(parts, func(a, b uki.Section) int { return order(a.Name) - order(b.Name) })
+	var expected []approval.Expected
+	var starts []approval.Start
+	for _, p := range uki.Paths() {
+		v, err := uki.Registers(parts, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.closed {
+			v[11] = [32]byte{1}
+		}
+		expected = append(expected, approval.Expected{Path: string(p), Registers: v})
+	}
+	signatures, err := approval.Make(n.approve, n.epoch, expected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of, err := approval.Open(signatures, public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts = of.Starts
+	slices.SortFunc(starts, func(a, b approval.Start) int { return bytes.Compare([]byte(a.Path), []byte(b.Path)) })
+	whole, err := uki.Assemble(stub(t), append([]uki.Section{{Name: ".pcrsig", Content: signatures}}, parts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.bytes, err = authenticode.Sign(whole, set[keys.Programs].Certificate, set[keys.Programs].Signer); err != nil {
+		t.Fatal(err)
+	}
+	signers, err := keys.LoadSigners(built(t, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(n.keys.Keys) == 0 {
+		n.keys = signers.Keys
+	}
+	m := firmware.Manifest{
+		Product: "gatehouse", Version: n.version, Epoch: n.epoch, Issued: time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC), Keys: n.keys, Approver: &n.approve.PublicKey,
+		Systems: []firmware.System{{Arch: "amd64", Size: int64(len(n.bytes)), SHA256: sha256.Sum256(n.bytes), Starts: starts}},
+	}
+	if n.note, err = m.Sign(signers.All(signers.Keys)...); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("version %s: %d bytes", n.version, len(n.bytes))
+}
+
+func order(name string) int {
+	return slices.Index([]string{".osrel", ".cmdline", ".uname", ".pcrpkey", ".initrd", ".linux"}, name)
+}
+
+// change makes a program another one, by replacing a text in one of its sources.
+type change struct{ file, old, new string }
+
+// write has the compiler see the change, by its overlay; "" where there is none.
+func (c change) write(t *testing.T) string {
+	t.Helper()
+	if c.file == "" {
+		return ""
+	}
+	path, err := filepath.Abs(filepath.Join("../..", c.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(b, []byte(c.old)) {
+		t.Fatalf("%s has no %q (%v)", c.file, c.old, err)
+	}
+	dir := t.TempDir()
+	changed := filepath.Join(dir, filepath.Base(path))
+	text, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := filepath.Join(dir, "overlay.json")
+	for name, content := range map[string][]byte{changed: bytes.Replace(b, []byte(c.old), []byte(c.new), 1), list: text} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return list
+}
+
+// bundle is the release in one file.
+func (n *next) bundle(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := firmware.WriteBundle(&b, n.note, bytes.NewReader(n.bytes)); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// stub is the first part of the built UKI, from its package.
+func stub(t *testing.T) []byte {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(output, "cache/unpacked/systemd-boot-efi-*/usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("there is no stub in the cache of the build (%v): build the image first (make image)", err)
+	}
+	b, err := os.ReadFile(found[len(found)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// overlay is an archive that the kernel unpacks over the built one: another
+// program in the place of the box's.
+func (n *next) overlay(t *testing.T) []byte {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "program")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-overlay", n.sick.write(t), "-o", file,
+		"-ldflags", "-s -w -buildid= -X main.version="+n.version.String()+" -X main.built=2026-11-29T00:00:00Z", "./"+n.program)
+	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v: %s", n.program, err, out)
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	z, err := zstd.NewWriter(&archive, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(8<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := cpio.Newc.Writer(z)
+	for _, r := range []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})} {
+		if err := w.WriteRecord(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return archive.Bytes()
+}

@@ -1,0 +1,161 @@
+package boot
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"gatehouse/appliance/volume/esp/esptest"
+	"gatehouse/firmware/slot"
+	"gatehouse/image"
+	"gatehouse/image/qemu"
+)
+
+// cuts are the places where the power could be cut in a log of a box's writes.
+type cuts struct {
+	blank   string
+	machine qemu.Machine
+	tpm     momentsOf
+	log     []request
+	old     slot.Digest
+	well    *next
+
+	// Requests by which the log came so far: half of the release was written, its
+	// trial began, loader.conf named it.
+	half, trial, commit int
+}
+
+func newCuts(t *testing.T, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
+	t.Helper()
+	c := &cuts{blank: blank, machine: m, tpm: chip, log: readLog(t, m.WriteLog), well: well}
+	b, err := os.ReadFile(built(t, image.UKI))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.old = sha256.Sum256(b)
+	return c
+}
+
+// digests are what a slot may hold as a whole.
+func (c *cuts) digests() []slot.Digest {
+	return []slot.Digest{c.old, sha256.Sum256(c.well.bytes)}
+}
+
+// judge replays the log. After each request that touches the folders of the EFI
+// system partition, loader.conf or the record, and after samples of the others, the
+// disk has to be one that starts a whole system; the first are also torn within each
+// of their sectors.
+func (c *cuts) judge(t *testing.T) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "judged.img")
+	copyDisk(t, c.blank, name)
+	disk, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	info, err := disk.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	espAt, espSize, metaAt, _, err := esptest.Places(disk, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	judged, every := 0, max(1, len(c.log)/200)
+	if soak() {
+		every = max(1, len(c.log)/2000)
+	}
+	sum := sha256.Sum256(c.well.bytes)
+	look := func(at int, what string) esptest.Found {
+		judged++
+		found, err := esptest.Judge(disk, info.Size(), append(c.digests(), c.sickOnes()...)...)
+		if err != nil && !(errors.Is(err, esptest.ErrUnbootable) && at == 0) {
+			t.Fatalf("a power cut at request %d of %d, %s: %v", at, len(c.log), what, err)
+		}
+		return found
+	}
+	var written int64
+	for i, r := range c.log {
+		inESP := r.touches(espAt, espAt+espSize)
+		if inESP && r.at > espAt && len(r.data) > sector {
+			written += int64(len(r.data))
+		}
+		small := len(r.data) > 0 && len(r.data) <= 16*sector && (inESP || r.touches(metaAt+512<<10, metaAt+640<<10))
+		if small && bytes.HasPrefix(r.data, []byte("GHSLOTS1")) || small && inESP {
+			before := make([]byte, len(r.data))
+			if _, err := disk.ReadAt(before, r.at); err != nil {
+				t.Fatal(err)
+			}
+			for _, torn := range esptest.Torn() {
+				last := (len(r.data)/sector - 1) * sector
+				r.replay(t, disk, last+torn)
+				look(i, "torn")
+				if _, err := disk.WriteAt(before, r.at); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		r.replay(t, disk, len(r.data))
+		if !small && i%every != 0 {
+			continue
+		}
+		found := look(i, "whole")
+		tr := found.Record.Trial
+		switch {
+		case tr != nil && tr.System.SHA256 == sum && c.trial == 0:
+			c.trial = i
+		case found.Default == slot.B && c.commit == 0:
+			c.commit = i
+		}
+		if found.Record.B == nil && c.trial == 0 {
+			c.half = i // the last one before the slot was whole: near the end of the write
+		}
+	}
+	t.Logf("%d requests, %d disks judged; the trial begins at request %d, the commit is %d", len(c.log), judged, c.trial, c.commit)
+	if c.trial == 0 || c.commit <= c.trial || c.half == 0 || c.half >= c.trial {
+		t.Fatalf("the log does not show an update: %+v", []int{c.half, c.trial, c.commit})
+	}
+}
+
+// sickOnes are in the log too; their trials came before. What they held is known
+// by the records alone.
+func (c *cuts) sickOnes() (out []slot.Digest) { return c.well.before }
+
+// moment is one that is truly started.
+type cutAt struct {
+	name string
+	upTo int
+	slot string // that runs after it
+}
+
+func (c *cuts) moments(*testing.T) []cutAt {
+	return []cutAt{
+		{"while it was written", c.half, "a"},
+		{"in the trial", (c.trial + c.commit) / 2, "a"},
+		{"right after the commit", c.commit + 1, "b"},
+	}
+}
+
+// start starts the disk of a moment, with the TPM of then, and firmware that forgot
+// all variables but its keys.
+func (c *cuts) start(t *testing.T, at cutAt, box line) {
+	t.Helper()
+	s := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
+	copyDisk(t, c.blank, s.disk)
+	s.upTo(t, c.log[:at.upTo])
+	m := reachable(secure(t, s.disk))
+	m.State = s.state
+	c.tpm.before(c.log[at.upTo].logged).restore(t, c.machine.State, s.state)
+	guest := start(t, m)
+	same(t, "after the cut", state(t, guest, "ready", "url"), box)
+	if want := map[string]string{"a": "0.1.0", "b": c.well.version.String()}[at.slot]; want == "" {
+		t.Error(at.slot)
+	} else {
+		block(t, guest, want)
+	}
+	off(t, guest)
+}
