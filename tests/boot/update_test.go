@@ -129,7 +129,10 @@ func TestBOX4_UpdateIsKept(t *testing.T) {
 
 	cuts := newCuts(t, blank, m, chip(), &well)
 	cuts.judge(t)
-	for _, c := range cuts.moments(t) {
+	if soak() {
+		t.Run("damaged", func(t *testing.T) { cuts.damaged(t, box) })
+	}
+	for _, c := range cuts.moments() {
 		t.Run(c.name, func(t *testing.T) { cuts.start(t, c, box) })
 	}
 }
