@@ -87,7 +87,7 @@ func (b Build) medium(p payload, raw io.ReaderAt) error {
 	id := sha256.Sum256(system)
 	return b.write(DiskISO, func(f *os.File) error {
 		return disk.WriteISO(f, []disk.File{
-			{Path: espLoader, Content: loader},
+			{Path: disk.LoaderPath("amd64"), Content: loader},
 			{Path: slot.A.Path(), Content: system},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},
 		}, packed, head, id[:])
