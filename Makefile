@@ -12,7 +12,7 @@ CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 n
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools \
 	/usr/sbin/sshd=openssh-server /usr/lib/openssh/sftp-server=openssh-sftp-server
 TEST_NEEDS := $(CHECK_NEEDS) asciinema=asciinema script=bsdutils avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
-	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client
+	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client bmaptool=bmap-tools
 
 # what needs no machine of its own; the rest lies under tests/
 UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...

@@ -100,7 +100,7 @@ func (b Build) Run(ctx context.Context) error {
 		return err
 	}
 	p.addSigners(signers)
-	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
+	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks, b.forms} {
 		if err := stage(p); err != nil {
 			return err
 		}

@@ -86,7 +86,8 @@ func (b Build) Release(ctx context.Context, minimum firmware.Version) (dir strin
 // handedOut are the results of which a release has a copy.
 func (b Build) handedOut() map[string]string {
 	return map[string]string{
-		release.System: b.path(UKI), release.Disk: b.path(DiskGzip), ".qcow2": b.path(DiskQcow2), release.Lock: b.path(LockFile),
+		release.System: b.path(UKI), release.Disk: b.path(DiskGzip), release.Lock: b.path(LockFile),
+		".qcow2": b.path(DiskQcow2), ".img.zst": b.path(DiskZstd), ".img.bmap": b.path(DiskMap), ".iso": b.path(DiskISO),
 	}
 }
 

@@ -119,7 +119,7 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 
 func TestCurrentNeedsEveryResult(t *testing.T) {
 	b := build(t)
-	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, Disk + keySuffix}
+	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO, Disk + keySuffix}
 	for _, name := range names {
 		if err := os.WriteFile(b.path(name), []byte("key"), 0o600); err != nil {
 			t.Fatal(err)

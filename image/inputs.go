@@ -95,7 +95,7 @@ func (b Build) current(key string) bool {
 	if err != nil || string(last) != key {
 		return false
 	}
-	for _, name := range []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2} {
+	for _, name := range []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO} {
 		if _, err := os.Stat(b.path(name)); err != nil {
 			return false
 		}

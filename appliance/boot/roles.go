@@ -22,6 +22,7 @@ import (
 	"gatehouse/appliance/audit"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/journal"
+	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
@@ -60,7 +61,8 @@ type roles struct {
 	https   net.Listener // port 443
 	files   map[string]*os.File
 	monitor monitor.Config
-	spool   *spool // of a locked start; nil: there is no place for one
+	spool   *spool              // of a locked start; nil: there is no place for one
+	kept    func(*lists.Folder) // told of the lists that are kept; nil: nobody asks
 	form    netfilter.Form
 	ports   netfilter.Ports
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
@@ -135,9 +137,13 @@ func (r *roles) run(ctx context.Context) error {
 	c.Roles, c.Alive, c.Restart = supervisor.Status, supervisor.Alive, supervisor.Restart
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
-	if r.keys != nil {
+	if r.paths.Lists != "" {
 		if c.Lists, err = r.lists(); err != nil {
 			return err
+		}
+		if folder := c.Lists.Folder; r.kept != nil {
+			folder.OnKept = func() { r.kept(folder) }
+			r.kept(folder)
 		}
 	}
 	mon, err := monitor.New(c)

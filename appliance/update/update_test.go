@@ -212,6 +212,7 @@ func newHouse(t *testing.T) *house {
 		Look:    func(context.Context) Look { return h.look },
 		Audit:   func(_ context.Context, e control.Event) error { h.events = append(h.events, e); return h.fail["audit"] },
 		Restart: func() { h.restarts++; h.did = append(h.did, "restart") },
+		Mended:  func(s slot.Slot) { h.did = append(h.did, "mended "+s.String()) },
 		Kept:    func() { h.did = append(h.did, "kept") },
 		Entries: func(direct []slot.Slot) { h.did, h.direct = append(h.did, "entries"), direct },
 		Now:     func() time.Time { h.now = h.now.Add(time.Millisecond); return h.now }, Log: slog.New(slog.DiscardHandler),

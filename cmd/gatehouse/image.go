@@ -17,7 +17,7 @@ import (
 )
 
 func imageCommand() *cobra.Command {
-	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageLockCommand(), imageKeysCommand(), imageSignCommand(), imageVerifyCommand())
+	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageCustomizeCommand(), imageFlashCommand(), imageLockCommand(), imageKeysCommand(), imageSignCommand(), imageVerifyCommand())
 }
 
 func imageBuildCommand() *cobra.Command {

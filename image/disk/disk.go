@@ -63,7 +63,7 @@ func Write(f *os.File, esp []File, id []byte) error {
 		return fmt.Errorf("sizing the disk: %w", err)
 	}
 	sum := sha256.Sum256(append([]byte("gatehouse disk\x00"), id...))
-	files, err := newFAT(io.NewOffsetWriter(f, espStart), espSize, "GATEHOUSE", binary.LittleEndian.Uint32(sum[:]))
+	files, err := newFAT(io.NewOffsetWriter(f, espStart), espStart, espSize, clusterSectors, "GATEHOUSE", binary.LittleEndian.Uint32(sum[:]))
 	if err != nil {
 		return fmt.Errorf("making the EFI system partition: %w", err)
 	}
