@@ -656,6 +656,28 @@ func TestBOX4_GoesBackAndSaysWhy(t *testing.T) {
 	}
 }
 
+// The one that went back runs all the same, because the other does not start: that
+// has not made it any better.
+func TestBOX4_CondemnedThatRunsIsNotKept(t *testing.T) {
+	h := newHouse(t)
+	e := h.up(h.config)
+	h.receive(e)
+	if err := start(e, false); err != nil {
+		t.Fatal(err)
+	}
+	h.ended("it ended and left no reason", false, 1)
+	c := h.config
+	c.Running, c.Version = slot.B, h.release.Version
+	e = h.up(c)
+	h.did, h.events = nil, nil
+	if err := e.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.did) != 0 || len(h.events) != 0 {
+		t.Errorf("done: %q, recorded: %+v", h.did, h.events)
+	}
+}
+
 // Somebody pulled the plug: the version is as good as it was, and there.
 func TestBOX4_UnexplainedIsOfferedAgain(t *testing.T) {
 	h := newHouse(t)
