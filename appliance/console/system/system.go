@@ -55,6 +55,7 @@ type view struct {
 	Power   bool
 	Tokens  bool // the person may manage them
 	Update  bool // the person may see and change the two systems
+	Move    bool // the person may export, import and erase
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -67,6 +68,7 @@ func (p *Pages) show(v *shell.Visit) error {
 	w.Power = !st.Hosted && right.May(v.Person().Role, right.Power)
 	w.Tokens = right.May(v.Person().Role, right.ManageTokens)
 	w.Update = right.May(v.Person().Role, right.Update)
+	w.Move = right.May(v.Person().Role, right.Move)
 	if !slices.Contains(sources, w.Source) {
 		w.Source = ""
 	}
