@@ -68,7 +68,7 @@ func (s *console) table(state control.State) []shell.Route {
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
 		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
-		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		system.New(system.Ports{Power: s.power, Log: s.readLog, Erase: change(s, control.OpErase), Released: s.releasedStatement}).Routes(),
 		updates.Routes(),
 		portable.New(s.portablePorts(), func() portable.Database { return s.db }).Routes(),
 		tokens.New().Routes(),
@@ -192,6 +192,10 @@ func (s *console) resetFloor(ctx context.Context, q control.ClockFloor) (control
 func (s *console) power(ctx context.Context, q control.Power) error {
 	_, err := control.OpPower.Call(ctx, s.control, q)
 	return err
+}
+
+func (s *console) releasedStatement(ctx context.Context, q control.ReleaseAsk) (control.Released, error) {
+	return control.OpReleased.Call(ctx, s.control, q)
 }
 
 func (s *console) exposure(ctx context.Context) (control.Exposure, error) {

@@ -21,16 +21,19 @@ type Signer interface {
 var errHosted = &control.Error{Code: control.CodeState, Text: "this Gatehouse runs on a host of yours: stop it there, run gatehoused uninstall, and remove the state folder that it names"}
 
 func (m *Monitor) registerErase(s *control.Server) {
-	control.Handle(s, control.OpErase, func(ctx context.Context, _ control.Role, q control.Erase) (control.None, error) {
-		if m.cfg.Machine.Erase == nil {
-			return control.None{}, errHosted
-		}
-		if !strings.EqualFold(strings.TrimSpace(q.Name), m.cfg.Name) {
-			return control.None{}, &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("nothing was erased: the name of this box is %s", m.cfg.Name)}
-		}
-		return control.None{}, m.erase(ctx, control.Event{Actor: q.Actor, From: q.From, Action: "erase", Object: m.cfg.Name})
-	})
+	control.Handle(s, control.OpErase, m.eraseAsked)
 	control.Handle(s, control.OpReleased, m.released)
+}
+
+// eraseAsked is Erase for the owner at the page, who typed the box's name.
+func (m *Monitor) eraseAsked(ctx context.Context, _ control.Role, q control.Erase) (control.None, error) {
+	if m.cfg.Machine.Erase == nil {
+		return control.None{}, errHosted
+	}
+	if !strings.EqualFold(strings.TrimSpace(q.Name), m.cfg.Name) {
+		return control.None{}, &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("nothing was erased: the name of this box is %s", m.cfg.Name)}
+	}
+	return control.None{}, m.erase(ctx, control.Event{Actor: q.Actor, From: q.From, Action: "erase", Object: m.cfg.Name})
 }
 
 // released signs that the box is given away. Only a box that has an owner and is
