@@ -12,7 +12,7 @@ CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 n
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools \
 	/usr/sbin/sshd=openssh-server /usr/lib/openssh/sftp-server=openssh-sftp-server
 TEST_NEEDS := $(CHECK_NEEDS) asciinema=asciinema script=bsdutils avahi-daemon=avahi-daemon unshare=util-linux mke2fs=e2fsprogs chromium=chromium \
-	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client
+	/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf=fonts-dejavu-core rsync=rsync ssh=openssh-client bmaptool=bmap-tools
 
 # what needs no machine of its own; the rest lies under tests/
 UNIT = $$($(GO) list ./... | grep -v /tests/) ./tests/arch/...
@@ -68,7 +68,7 @@ soak: ## the counts in hundreds that `make test` samples
 bench: ## the figures of docs/performance.md
 	@sh .ci/need $(TEST_NEEDS) haproxy=haproxy /usr/sbin/sshd=openssh-server ssh=openssh-client
 	$(MAKE) image
-	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tpm/... ./appliance/vault/... ./appliance/carrier/... ./netfilter/... ./tests/netns/...
+	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tpm/... ./firmware/... ./appliance/vault/... ./appliance/carrier/... ./netfilter/... ./tests/netns/...
 
 fmt:
 	gofmt -w cmd appliance tpm netfilter image firmware tests

@@ -33,6 +33,9 @@ func WriteBundle(w io.Writer, note []byte, system io.Reader) error {
 func ReadBundle(r io.Reader) (note []byte, system io.Reader, err error) {
 	b := bufio.NewReaderSize(r, 4096)
 	line, err := b.ReadSlice('\n')
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
+		return nil, nil, fmt.Errorf("reading an update: %w", err) // of the way, not of the file
+	}
 	number, ok := strings.CutPrefix(string(line), bundleLine)
 	size, convErr := strconv.Atoi(strings.TrimSuffix(number, "\n"))
 	if err != nil || !ok || convErr != nil || size <= 0 || size > MaxManifest || number != strconv.Itoa(size)+"\n" {
@@ -41,9 +44,9 @@ func ReadBundle(r io.Reader) (note []byte, system io.Reader, err error) {
 	note = make([]byte, size)
 	if _, err := io.ReadFull(b, note); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = fmt.Errorf("%w: the file ends within its manifest", ErrMalformed)
+			return nil, nil, fmt.Errorf("%w: the file ends within its manifest", ErrMalformed)
 		}
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("reading an update: %w", err)
 	}
 	return note, b, nil
 }

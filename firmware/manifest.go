@@ -36,6 +36,9 @@ var (
 	ErrContent    = errors.New("the system is not the one that the manifest names")
 )
 
+// Product is the one that a box's releases are of.
+const Product = "gatehouse"
+
 // Limits of a manifest.
 const (
 	MaxManifest = 64 << 10 // bytes

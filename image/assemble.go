@@ -32,9 +32,6 @@ import (
 //   - rdinit=/init: say so, instead of falling back to a root disk.
 const CommandLine = "console=tty0 console=ttyS0,115200 consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
 
-// espLoader is where firmware looks for a loader without being told.
-const espLoader = "EFI/BOOT/BOOTX64.EFI"
-
 // unified writes the UKI of the kernel and initramfs just built.
 func (b Build) unified(p payload) error {
 	archive, err := os.ReadFile(b.path(Initramfs))
@@ -108,7 +105,7 @@ func (b Build) disks(p payload) error {
 	sum := sha256.Sum256(whole)
 	err = b.write(Disk, func(f *os.File) error {
 		return disk.Write(f, []disk.File{
-			{Path: espLoader, Content: loader},
+			{Path: disk.LoaderPath("amd64"), Content: loader},
 			{Path: slot.A.Path(), Content: whole, Reserve: disk.SlotSize},
 			{Path: slot.B.Path(), Reserve: disk.SlotSize},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},

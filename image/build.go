@@ -21,10 +21,12 @@ type Build struct {
 	Program string       // folder of the program that becomes /init
 	Output  string       // folder of the results and of the cache
 	Lock    string       // lock file to repeat; "" uses the one in Output, or makes it
+	Cache   string       // folder of the packages; "" is one in Output
 	Keys    string       // folder of the keys to sign with; "" for development keys in Output, made if there are none
 	Version string       // shown on every face and in the boot menu
 	Built   string       // RFC 3339, the floor of the box's clock
 	Epoch   uint64       // of the release; 0 is Epoch. It goes up when older systems shall open nothing any more
+	Final   bool         // it is for a release: without it every face says "development"
 	Log     *slog.Logger // progress
 }
 
@@ -56,7 +58,7 @@ var packages = []string{
 
 // Run builds what is not already there from the same inputs.
 func (b Build) Run(ctx context.Context) error {
-	if err := os.MkdirAll(filepath.Join(b.Output, cacheDir), 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(b.Output, 0o755), os.MkdirAll(b.cachePath(), 0o755)); err != nil {
 		return fmt.Errorf("making the output folder: %w", err)
 	}
 	if b.Epoch == 0 {
@@ -98,7 +100,7 @@ func (b Build) Run(ctx context.Context) error {
 		return err
 	}
 	p.addSigners(signers)
-	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks} {
+	for _, stage := range []func(payload) error{b.boot, b.unified, b.disks, b.forms} {
 		if err := stage(p); err != nil {
 			return err
 		}
@@ -164,15 +166,19 @@ func (b Build) keys() (keys.Set, error) {
 	dir := b.path(keysDir)
 	set, err := keys.Load(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, keys.ErrNoRelease) {
-		if set, err = keys.New(dir, "Gatehouse development", time.Now()); err == nil {
+		if set, err = keys.New(dir, developmentName, time.Now()); err == nil {
 			b.Log.Info("development keys made", "folder", dir)
 		}
 	}
 	return set, err
 }
 
-// development is the one who signs releases made with development keys.
-const development = "development"
+// Development keys say so in their certificates, and in the name of the one who
+// signs releases with them.
+const (
+	developmentName = "Gatehouse development"
+	development     = "development"
+)
 
 // signers reads who signs releases. As with the other keys, only development
 // ones are made.
@@ -193,7 +199,14 @@ func (b Build) signers() (keys.Signers, error) {
 }
 
 func (b Build) cache() debian.Cache {
-	return debian.Cache{Dir: b.path(cacheDir), Log: b.Log}
+	return debian.Cache{Dir: b.cachePath(), Log: b.Log}
+}
+
+func (b Build) cachePath() string {
+	if b.Cache != "" {
+		return b.Cache
+	}
+	return b.path(cacheDir)
 }
 
 func (b Build) path(name string) string { return filepath.Join(b.Output, name) }

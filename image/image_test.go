@@ -107,6 +107,7 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		"lock":    key(same, "other lock"),
 		"version": key(func(b *Build) { b.Version = "2" }, "lock"),
 		"time":    key(func(b *Build) { b.Built = "2027-01-01T00:00:00Z" }, "lock"),
+		"kind":    key(func(b *Build) { b.Final = true }, "lock"),
 		"epoch":   key(func(b *Build) { b.Epoch = 2 }, "lock"),
 		"program": key(func(b *Build) { b.Program = "appliance/task" }, "lock"),
 	} {
@@ -118,7 +119,7 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 
 func TestCurrentNeedsEveryResult(t *testing.T) {
 	b := build(t)
-	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, Disk + keySuffix}
+	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO, Disk + keySuffix}
 	for _, name := range names {
 		if err := os.WriteFile(b.path(name), []byte("key"), 0o600); err != nil {
 			t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 // lists are inputs too).
 func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signers keys.Signers) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %d\n%s\n", b.Version, b.Built, b.Epoch, lock)
+	fmt.Fprintf(h, "%q %q %d %v\n%s\n", b.Version, b.Built, b.Epoch, b.Final, lock)
 	for _, r := range keys.Roles() {
 		fmt.Fprintf(h, "%s\n", signing[r].Fingerprint())
 	}
@@ -95,7 +95,7 @@ func (b Build) current(key string) bool {
 	if err != nil || string(last) != key {
 		return false
 	}
-	for _, name := range []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2} {
+	for _, name := range []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO} {
 		if _, err := os.Stat(b.path(name)); err != nil {
 			return false
 		}

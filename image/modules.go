@@ -18,7 +18,7 @@ type moduleGroup struct {
 // TPM drivers (TIS, CRB), the UEFI framebuffer, PS/2 keyboards and the CMOS
 // clock are built into Debian's amd64 kernel.
 var moduleGroups = []moduleGroup{
-	{why: "disks", modules: "nvme ahci ata_piix vmd sd_mod usb_storage uas mmc_block sdhci_pci sdhci_acpi rtsx_pci_sdmmc rtsx_pci"},
+	{why: "disks", modules: "nvme ahci ata_piix vmd sd_mod sr_mod usb_storage uas mmc_block sdhci_pci sdhci_acpi rtsx_pci_sdmmc rtsx_pci"},
 	{why: "USB controllers", modules: "xhci_pci ehci_pci uhci_hcd ohci_pci"},
 	{why: "virtual machines", modules: "virtio_pci virtio_blk virtio_scsi virtio_net virtio_rng virtio_console virtio_mmio"},
 	{why: "wired network", modules: "e1000 e1000e igb igc ixgbe r8169 realtek atlantic"},

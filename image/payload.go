@@ -182,11 +182,15 @@ func find(roots map[string]string, name string) (string, error) {
 
 // archive is the initramfs of this payload.
 func (p payload) archive(b Build) initramfs.Archive {
+	set := map[string]string{"version": b.Version, "built": b.Built}
+	if b.Final {
+		set["final"] = "yes"
+	}
 	return initramfs.Archive{
 		Program: filepath.Join(b.Source, b.Program),
-		Set:     map[string]string{"version": b.Version, "built": b.Built},
+		Set:     set,
 		Files:   append(slices.Clone(p.files), initramfs.File{Path: "etc/os-release", Content: osRelease(b.Version), Mode: 0o644}),
-		Temp:    b.path(cacheDir),
+		Temp:    b.cachePath(),
 	}
 }
 

@@ -316,3 +316,45 @@ func TestKEY10_FaultsFailClosed(t *testing.T) {
 		t.Errorf("opened in spite of %d of %d broken answers", opened, 3*whole.N)
 	}
 }
+
+// Every byte of every answer to an unsealing is changed by a bit: it fails, or
+// the secret is the one that was sealed.
+func TestKEY1_FlippedAnswersNeverGiveAnotherSecret(t *testing.T) {
+	r := newRelease(t)
+	approvals := []pcr.Approval{r.approved(t, r.key, ref)}
+	var total int
+	unseal := func(at int, bit uint) ([]byte, error) {
+		total = 0
+		return tpm.New(&tpmtest.Fault{To: r.Transport(), After: func(_ int, _, b []byte) ([]byte, error) {
+			if i := at - total; i >= 0 && i < len(b) {
+				b = bytes.Clone(b)
+				b[i] ^= 1 << bit
+			}
+			total += len(b)
+			return b, nil
+		}}).UnsealUnder(r.root, r.blob, r.policy, approvals)
+	}
+	if _, err := unseal(-1, 0); err != nil {
+		t.Fatal(err)
+	}
+	whole, opened := total, 0
+	for at := range whole {
+		for bit := range uint(8 / sample(8)) {
+			got, err := unseal(at, (uint(at)+bit)%8)
+			if err == nil {
+				opened++
+				if !bytes.Equal(got, r.secret) {
+					t.Fatalf("byte %d: another secret came", at)
+				}
+			}
+			r.Flush(t)
+		}
+	}
+	t.Logf("%d bytes; opened in spite of %d changes", whole, opened)
+	if opened > whole*int(8/sample(8))/2 {
+		t.Error("most changes are not seen")
+	}
+	if n, err := r.TPM().Lockout(r.root); err != nil || n != 0 {
+		t.Errorf("lockout counter %d, %v", n, err)
+	}
+}

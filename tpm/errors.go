@@ -19,6 +19,8 @@ var (
 	ErrNoIndex = errors.New("the TPM has no such NV index")
 	// ErrUnwritten: the NV index exists and was never written.
 	ErrUnwritten = errors.New("the NV index was never written")
+	// ErrSilent: no answer came in time. Nothing is sent any more before a Reset.
+	ErrSilent = errors.New("the TPM does not answer in time")
 	// ErrBank: the SHA-256 bank cannot be used to seal.
 	ErrBank = errors.New("the TPM's SHA-256 registers cannot be used")
 )

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -23,24 +24,38 @@ const persistent tpm2.TPMHandle = 0x81000001
 
 // sender resends a command that the TPM was too busy for. The same bytes: the
 // nonces of a session roll only when a command was executed.
-type sender struct{ t Transport }
+type sender struct {
+	t     Transport
+	until time.Time // when the operation is given up
+}
 
 const (
 	rcYielded = 0x908
 	rcTesting = 0x90A
 	rcRetry   = 0x922
 	maxRetry  = 40 // about 3.5 s in all: a self-test takes up to two
+
+	// operationTimeout bounds a TPM that answers each command shortly before
+	// its time is over. The longest operation has under 30 commands; the
+	// slowest chips in the field take some 200 ms for one with a key.
+	operationTimeout = time.Minute
 )
 
 func (s sender) Send(command []byte) ([]byte, error) {
 	pause := time.Millisecond
 	for range maxRetry {
+		if !time.Now().Before(s.until) {
+			return nil, fmt.Errorf("%w: not done after %v", ErrSilent, operationTimeout)
+		}
 		resp, err := s.t.Send(command)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", ErrSilent, err)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if len(resp) < headerSize || int(binary.BigEndian.Uint32(resp[2:])) != len(resp) {
-			return nil, fmt.Errorf("the TPM's response of %d bytes is not well-formed", len(resp))
+		if err := wellFormed(command, resp); err != nil {
+			return nil, err
 		}
 		switch binary.BigEndian.Uint32(resp[6:]) {
 		case rcYielded, rcTesting, rcRetry:
@@ -51,6 +66,23 @@ func (s sender) Send(command []byte) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("the TPM stayed busy: asked %d times", maxRetry)
+}
+
+// wellFormed checks the head of a response, which the library does not: a
+// success has the tag of its command, and an error no sessions (Part 1,
+// "Response Header").
+func wellFormed(command, resp []byte) error {
+	if len(resp) < headerSize || int(binary.BigEndian.Uint32(resp[2:])) != len(resp) {
+		return fmt.Errorf("the TPM's response of %d bytes is not well-formed", len(resp))
+	}
+	want := uint16(tpm2.TPMSTNoSessions)
+	if binary.BigEndian.Uint32(resp[6:]) == 0 && len(command) >= 2 {
+		want = binary.BigEndian.Uint16(command)
+	}
+	if tag := binary.BigEndian.Uint16(resp); tag != want {
+		return fmt.Errorf("the TPM's response is not well-formed: its tag is %04X, not %04X", tag, want)
+	}
+	return nil
 }
 
 // guard turns a panic of the TPM library into an error. The library parses
@@ -66,7 +98,7 @@ func (t *TPM) locked(doing string, f func(sender) error) (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer guard(doing, &err)
-	return f(sender{t.t})
+	return f(sender{t.t, time.Now().Add(operationTimeout)})
 }
 
 // scope is one operation under a root key that is loaded for it.

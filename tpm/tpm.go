@@ -34,7 +34,7 @@ func Find(path string) *TPM {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return New(broken{err})
+		return New(broken{path, err})
 	}
 	return New(c)
 }
@@ -49,7 +49,30 @@ func (t *TPM) Close() error {
 	return nil
 }
 
-type broken struct{ err error }
+// Reset begins anew after a command that was not answered, or not with sense:
+// until then every further one fails at once, so that a start with a silent
+// TPM ends. Where all is well, or the transport cannot be opened anew, it does
+// nothing.
+func (t *TPM) Reset() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch c := t.t.(type) {
+	case broken:
+		anew, err := Dial(c.path)
+		if err != nil {
+			return err
+		}
+		t.t = anew
+	case interface{ Reset() error }:
+		return c.Reset()
+	}
+	return nil
+}
+
+type broken struct {
+	path string
+	err  error
+}
 
 func (b broken) Send([]byte) ([]byte, error) {
 	return nil, fmt.Errorf("the TPM is there but cannot be opened: %w", b.err)

@@ -90,14 +90,21 @@ type Owner struct{ Name, Email, Password string }
 
 // Check says what is wrong with an owner's particulars; box is the name of the box.
 func (o Owner) Check(box string) error {
+	if err := o.checkName(); err != nil {
+		return err
+	}
+	if p := password.Problem(o.Password, o.Name, o.Email, box); p != "" {
+		return refuse("%s", p)
+	}
+	return nil
+}
+
+func (o Owner) checkName() error {
 	if err := CheckEmail(o.Email); err != nil {
 		return err
 	}
 	if n := utf8.RuneCountInString(strings.TrimSpace(o.Name)); n < 1 || n > 100 || !printable(o.Name) {
 		return refuse("The name has to have 1 to 100 letters, and no control characters.")
-	}
-	if p := password.Problem(o.Password, o.Name, o.Email, box); p != "" {
-		return refuse("%s", p)
 	}
 	return nil
 }

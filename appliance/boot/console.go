@@ -16,10 +16,14 @@ import (
 // panel is the status block and the menu on display and serial line.
 func (b *box) panel(m *monitor.Monitor) task.Task {
 	terminals := b.terminals()
-	return panel.New(panel.Config{
+	c := panel.Config{
 		Terminals: terminals, Actions: m, Network: m, Now: time.Now, Log: b.log, Notice: b.erasedBefore(),
 		Read: func() (control.Status, string) { return m.Status(), m.Code() },
-	})
+	}
+	if b.install != nil {
+		c.Installer = b.install
+	}
+	return panel.New(c)
 }
 
 // terminals opens display and serial line, those that there are.

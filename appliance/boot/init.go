@@ -17,8 +17,10 @@ import (
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/journal"
+	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/netconf"
+	"gatehouse/appliance/seed"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
 	"gatehouse/appliance/vault"
@@ -52,6 +54,12 @@ type box struct {
 	problem  string // of the data volume, in words
 	locked   string // why the box does not open, in words; "" while it does
 
+	install     *install      // the medium that this system was started from, if it installs
+	modules     *host.Modules // until they are freed
+	seed        *seed.Seed    // nil: there is none that counts
+	medium      *medium       // where it lies
+	seedProblem string        // why the one that is there does not count
+
 	http, https net.Listener
 
 	mu      sync.Mutex
@@ -70,6 +78,10 @@ type box struct {
 
 	unlocking sync.Mutex // one secret at a time
 	spool     *spool     // opened with the first roles
+
+	remembering sync.Mutex      // of what follows
+	standing    *vault.Standing // of lists and network in META, once it was asked for
+	folder      *lists.Folder   // of the lists, once they are open
 }
 
 // A step is one line of the start. A step that fails does not stop the others:
@@ -95,6 +107,7 @@ var steps = []step{
 	{"systems", (*box).judgeSystems},
 	{"measurements", (*box).measurements},
 	{"keys", (*box).unseal},
+	{"seed", (*box).readSeed},
 	{"data volume", (*box).openData},
 	{"links", (*box).raiseLinks},
 }
@@ -244,6 +257,9 @@ func (b *box) roles() (*roles, error) {
 	r.paths = supervise.Paths{Control: "/run/gatehouse/control.sock", GatewaySocket: "/run/gatehouse/gateway.sock", Data: dataPath}
 	if b.keys != nil {
 		listPaths(&r.paths)
+		r.kept = b.rememberKept
+	} else {
+		b.unpackLists(context.Background(), &r.paths)
 	}
 	r.options = supervise.Options{Privileged: true, Locked: b.keys == nil, Version: b.release.Version}
 	if err := b.listen(r); err != nil {
@@ -282,8 +298,12 @@ func (b *box) roles() (*roles, error) {
 	}
 	if b.keys != nil {
 		r.monitor.Name, r.monitor.Signer = nameOf(b.keys.InstallID()), b.keys
+		if given := b.givenName(); given != "" {
+			r.monitor.Name = given
+		}
 		b.verifier(&r.monitor)
 	}
+	b.monitorSeed(&r.monitor)
 	var mon *monitor.Monitor
 	tasks := []task.Task{}
 	if b.keys != nil && b.mounted && b.systems.book != nil {

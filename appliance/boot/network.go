@@ -26,10 +26,14 @@ type netStore struct {
 	file string       // "" while locked
 	meta vault.Device // nil: there is none
 	log  *slog.Logger
+	// standing is what the TPM says of META's copy; nil: nobody is asked.
+	standing func() vault.Standing
+	kept     func() // told after both were written; nil: nobody asks
 }
 
 // load reads what was kept last. The file counts while there is one; locked
-// it is META's copy, which nothing vouches for but its form (docs/threat-model.md).
+// it is META's copy, unless the TPM says that it is another than was kept.
+// Where no TPM can say, nothing vouches for it but its form (docs/threat-model.md).
 // What cannot be read is as if nothing was ever set: DHCP brings the box back.
 func (s netStore) load() control.NetworkSettings {
 	kept, err := s.read()
@@ -63,6 +67,9 @@ func (s netStore) read() (control.NetworkSettings, error) {
 	}
 	if len(b) == 0 && s.file == "" {
 		return control.NetworkSettings{}, nil
+	}
+	if s.file == "" && s.standing != nil && s.standing() == vault.Other {
+		return control.NetworkSettings{}, errors.New("those in META are not those that were kept last: the TPM remembers others")
 	}
 	return netconf.Decode(b)
 }
@@ -105,6 +112,9 @@ func (s netStore) keep(settings control.NetworkSettings) error {
 			s.log.Error("the network settings are kept; a locked start would come up with those of before", "err", err)
 		}
 	}
+	if s.kept != nil {
+		s.kept()
+	}
 	return nil
 }
 
@@ -115,6 +125,9 @@ func (b *box) netStore() netStore {
 	}
 	if b.mounted && b.keys != nil {
 		s.file = filepath.Join(dataPath, networkFile)
+		s.kept = func() { b.rememberKept(nil) }
+	} else if b.keys == nil && b.config.Meta != nil {
+		s.standing = func() vault.Standing { return b.judgeKept(context.Background()) }
 	}
 	return s
 }
@@ -143,7 +156,8 @@ func (b *box) network() *monitor.Network {
 // raiseLinks brings the network up as it was kept. Addresses set by hand are
 // there with it: a box that has them needs no role to be reached.
 func (b *box) raiseLinks(ctx context.Context) error {
-	return b.configure(ctx, b.netStore().load())
+	seeded := b.seedNetwork()
+	return errors.Join(seeded, b.configure(ctx, b.netStore().load()))
 }
 
 // configure applies settings to links and resolvers.

@@ -22,6 +22,7 @@ import (
 	"gatehouse/appliance/audit"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/journal"
+	"gatehouse/appliance/lists"
 	"gatehouse/appliance/monitor"
 	"gatehouse/appliance/supervise"
 	"gatehouse/appliance/task"
@@ -35,6 +36,8 @@ import (
 type Release struct {
 	Version string
 	Built   string // RFC 3339; the clock is never set before it
+	// Final: it was built as a release, with keys that are not everybody's.
+	Final bool
 }
 
 func (r Release) time() time.Time {
@@ -58,7 +61,8 @@ type roles struct {
 	https   net.Listener // port 443
 	files   map[string]*os.File
 	monitor monitor.Config
-	spool   *spool // of a locked start; nil: there is no place for one
+	spool   *spool              // of a locked start; nil: there is no place for one
+	kept    func(*lists.Folder) // told of the lists that are kept; nil: nobody asks
 	form    netfilter.Form
 	ports   netfilter.Ports
 	also    func(*monitor.Monitor) []task.Task // what the form runs beside them
@@ -129,13 +133,17 @@ func (r *roles) run(ctx context.Context) error {
 		return err
 	}
 	c := r.monitor
-	c.Version, c.Development = r.release.Version, true
+	c.Version, c.Development = r.release.Version, !r.release.Final
 	c.Roles, c.Alive, c.Restart = supervisor.Status, supervisor.Alive, supervisor.Restart
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
-	if r.keys != nil {
+	if r.paths.Lists != "" {
 		if c.Lists, err = r.lists(); err != nil {
 			return err
+		}
+		if folder := c.Lists.Folder; r.kept != nil {
+			folder.OnKept = func() { r.kept(folder) }
+			r.kept(folder)
 		}
 	}
 	mon, err := monitor.New(c)

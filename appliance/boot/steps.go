@@ -51,7 +51,7 @@ func (b *box) clockFloor(context.Context) error {
 }
 
 // drivers loads what the machine's devices ask for, until the box's own disk
-// is there, and gives the memory of the rest back.
+// is there. The memory of the rest is given back once no stick is waited for.
 func (b *box) drivers(ctx context.Context) error {
 	modules, err := b.machine.OpenModules()
 	if err != nil {
@@ -72,9 +72,9 @@ func (b *box) drivers(ctx context.Context) error {
 	}))
 	err = errors.Join(err, modules.Load(last))
 	count, spent := modules.Loaded()
-	freed, e := b.machine.FreeModules()
-	b.log.Info("drivers", "modules", count, "in the kernel", spent.Round(time.Millisecond), "freed", freed)
-	return errors.Join(err, e)
+	b.log.Info("drivers", "modules", count, "in the kernel", spent.Round(time.Millisecond))
+	b.modules = modules
+	return err
 }
 
 // openWatchdog arms the watchdog and has it kicked until the box is asked to
@@ -117,8 +117,12 @@ func (b *box) filter(context.Context) error {
 	return b.filtered
 }
 
-func (b *box) findDisk(context.Context) error {
+func (b *box) findDisk(ctx context.Context) error {
 	disk, err := volume.FindDisk(b.machine)
+	if b.findInstaller(ctx, disk.Name); b.install != nil {
+		b.lock(installerWords)
+		return b.installBySeed(ctx)
+	}
 	if err != nil {
 		b.lock("this system was not started from a disk of its own, so there is no place for its data: write the image to a disk and start from that")
 		return err

@@ -157,7 +157,7 @@ func (b *box) evidence(r slot.Record) (e slot.Evidence, notes []string) {
 	if b.watchdog != nil {
 		e.Watchdog = b.watchdog.LastReset() != ""
 	}
-	if t := r.Trial; t != nil && e.Running != t.Slot {
+	if t := r.Trial; t != nil && e.Running != t.Slot && e.Selected == t.Slot { // the firmware would not load it
 		e.Damaged = errors.Is(s.disk.Check(t.Slot, t.System), esp.ErrDamaged)
 	}
 	if there, err := b.machine.ForgetDefault(); err != nil {
@@ -324,6 +324,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
 		Kept:    b.kept,
+		Mended:  func(s slot.Slot) { b.say("systems: slot " + s.String() + " was filled anew") },
 		Entries: b.setEntries, Now: time.Now, Log: b.log,
 	}
 	s.ended = nil // recorded once

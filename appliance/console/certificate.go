@@ -56,6 +56,6 @@ func (s *console) shows(ctx context.Context, c tls.Certificate, names []string) 
 	if !changed {
 		return nil
 	}
-	_, err := s.report(ctx)
+	_, err := s.report(ctx, "")
 	return err
 }

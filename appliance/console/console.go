@@ -275,20 +275,26 @@ func (s *console) openDatabase(ctx context.Context, fields []byte) error {
 			_, err := control.OpClaimCommit.Call(ctx, s.control, q)
 			return err
 		},
-		Report:  s.report,
+		Report: func(ctx context.Context) (control.ConsoleState, error) { return s.report(ctx, "") },
+		RefuseSeed: func(ctx context.Context, why string) (control.ConsoleState, error) {
+			if err := s.box.Accounts.DiscardPending(ctx); err != nil {
+				return control.ConsoleState{}, err
+			}
+			return s.report(ctx, why)
+		},
 		Claimed: func() error { return s.follow(control.StateReady) },
 	})
 	return nil
 }
 
 // report tells the privileged process what the database says.
-func (s *console) report(ctx context.Context) (control.ConsoleState, error) {
+func (s *console) report(ctx context.Context, seedProblem string) (control.ConsoleState, error) {
 	claim, owner, err := s.box.Accounts.Claim(ctx)
 	if err != nil {
 		return control.ConsoleState{}, fmt.Errorf("reading who owns the box: %w", err)
 	}
 	return control.OpConsoleReady.Call(ctx, s.control, control.ConsoleReady{
-		Database: control.DatabaseClaim(claim), Owner: owner.Email, Certificate: s.certificate(),
+		Database: control.DatabaseClaim(claim), Owner: owner.Email, Certificate: s.certificate(), SeedProblem: seedProblem,
 	})
 }
 

@@ -193,6 +193,22 @@ func TestKEY5_PassphraseOfTheStart(t *testing.T) {
 	}
 }
 
+func TestKEY3_PageNamesTheKeysInTheTPM(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	k := consoletest.Guarded(time.Now())
+	p := br.Open("/keys")
+	for _, want := range []string{k.TPM.EK, k.TPM.AK, k.TPM.Keys[0].Fingerprint, k.TPM.Keys[1].Fingerprint, "never leaves this TPM"} {
+		if !strings.Contains(p.Body, want) {
+			t.Errorf("the page does not show %q", want)
+		}
+	}
+	k.TPM.AK, k.TPM.Keys = "", nil
+	b.SetKeys(k)
+	if p := br.Open("/keys"); strings.Contains(p.Body, "never leaves this TPM") || strings.Contains(p.Body, "Attestation key") {
+		t.Error("the page says of keys that nobody vouched for that they are in the TPM")
+	}
+}
+
 func TestKEY12_PageNamesTheRegisterThatChanged(t *testing.T) {
 	b, br := consoletest.Owned(t, Run)
 	if p := br.Open("/keys"); strings.Contains(p.Body, "</svg> changed") || strings.Count(p.Body, "as sealed") != 2 || !strings.Contains(p.Body, "approved by the release") || strings.Contains(p.Body, "broken</span>") {
@@ -232,7 +248,7 @@ func TestKEY12_LockedPageSaysWhatBroke(t *testing.T) {
 			t.Errorf("the page does not say %q:\n%s", want, p.Body)
 		}
 	}
-	for _, private := range []string{k.TPM.EK, k.TPM.Maker + "<", k.Registers[1].Sealed, "<form", "<input", "<button", "<textarea"} {
+	for _, private := range []string{k.TPM.EK, k.TPM.AK, k.TPM.Keys[1].Fingerprint, k.TPM.Maker + "<", k.Registers[1].Sealed, "<form", "<input", "<button", "<textarea"} {
 		if strings.Contains(p.Body, private) {
 			t.Errorf("the page has %q", private)
 		}

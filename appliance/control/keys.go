@@ -74,6 +74,15 @@ type TPMStatus struct {
 	Version string `json:"version"`      // of its firmware
 	EK      string `json:"ek,omitempty"` // SHA-256 of the endorsement key's public half, hex
 	Lockout uint32 `json:"lockout"`      // failed authorisations it counted
+
+	AK   string   `json:"ak,omitempty"`   // SHA-256 of the attestation key's public half, hex
+	Keys []BoxKey `json:"keys,omitempty"` // for which it signed, in this run, that they are in this TPM and stay there
+}
+
+// BoxKey is a key of the box's own that never leaves its TPM.
+type BoxKey struct {
+	Name        string `json:"name"`        // checkpoint, tunnel
+	Fingerprint string `json:"fingerprint"` // SHA-256 of its public half, hex
 }
 
 // By is who asks, for the audit log.

@@ -74,6 +74,7 @@ type Status struct {
 	State       State        `json:"state"`
 	Reason      string       `json:"reason,omitempty"` // why locked, in words, with what to do
 	Owner       string       `json:"owner,omitempty"`
+	Seed        string       `json:"seed,omitempty"` // what of the seed could not be done, and why
 	Started     time.Time    `json:"started"`
 	Now         time.Time    `json:"now"`
 	URL         string       `json:"url,omitempty"`   // what a person opens
@@ -243,6 +244,9 @@ type ConsoleReady struct {
 	Owner       string        `json:"owner,omitempty"`
 	Certificate Certificate   `json:"certificate"`
 	Problem     string        `json:"problem,omitempty"` // why the database could not be used
+	// SeedProblem is why the owner whom the seed names was not taken: the box
+	// goes on as if there were no seed.
+	SeedProblem string `json:"seed_problem,omitempty"`
 }
 
 // ConsoleState is the answer: the state to serve, and whether a pending claim
@@ -254,6 +258,17 @@ type ConsoleState struct {
 	// ResetFactor is the order of a person at the box to remove the owner's
 	// second factor; to be carried out and acknowledged before anyone is served.
 	ResetFactor string `json:"reset_factor,omitempty"`
+	// Seed is whom the box belongs to by its seed; to be claimed for, or refused
+	// by SeedProblem, before anyone is served.
+	Seed *SeedOwner `json:"seed,omitempty"`
+}
+
+// SeedOwner is the owner whom a seed names. Password is hashed as the database
+// keeps passwords.
+type SeedOwner struct {
+	Name     string `json:"name"`
+	Email    string `json:"email"`
+	Password string `json:"password"`
 }
 
 // NetworkApply is what was learnt for one link; it replaces what the network

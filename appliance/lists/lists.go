@@ -41,6 +41,9 @@ type Folder struct {
 	kept string // path of the folder in force; "": there are no lists
 	off  bool   // they were switched off at the console
 	next int
+
+	// OnKept is called after what is kept changed; nil: nobody asks.
+	OnKept func()
 }
 
 // Open opens the folder, makes it if needed, and removes what an earlier life
@@ -266,7 +269,14 @@ func (f *Folder) Keep(candidate string) error {
 		// Kept is kept: what is left of the old is removed at the next start.
 		_ = os.RemoveAll(old)
 	}
+	f.tell()
 	return nil
+}
+
+func (f *Folder) tell() {
+	if f.OnKept != nil {
+		f.OnKept()
+	}
 }
 
 func sync(path string) error {
@@ -324,6 +334,7 @@ func (f *Folder) SwitchOff() error {
 		return fmt.Errorf("switching the allowlists off: %w", err)
 	}
 	f.off = true
+	f.tell()
 	return nil
 }
 

@@ -64,7 +64,7 @@ func errNotClaimable(s control.State) error {
 func (m *Monitor) claimCommit(ctx context.Context, _ control.Role, q control.ClaimCommit) (control.None, error) {
 	m.claiming.Lock()
 	defer m.claiming.Unlock()
-	if s := m.State(); s != control.StateUnclaimed {
+	if s := m.State(); s != control.StateUnclaimed && !m.seeds(q.Owner) {
 		return control.None{}, errNotClaimable(s)
 	}
 	if q.Owner == "" {
@@ -81,6 +81,7 @@ func (m *Monitor) claimCommit(ctx context.Context, _ control.Role, q control.Cla
 	m.mu.Unlock()
 	m.setState(control.StateReady, "")
 	m.forgetVerifier()
+	m.finishSeed()
 	return control.None{}, nil
 }
 
@@ -141,6 +142,13 @@ func (m *Monitor) consoleReady(ctx context.Context, _ control.Role, q control.Co
 		m.owner = q.Owner
 		m.mu.Unlock()
 		m.forgetVerifier()
+		m.finishSeed()
+	}
+	if state == control.StateUnclaimed {
+		if owner := m.seedOwner(q.SeedProblem); owner != nil {
+			// The box goes from starting to owned: nobody is shown a code.
+			return control.ConsoleState{State: state, Seed: owner}, nil
+		}
 	}
 	if m.State() != state {
 		m.setState(state, reason)

@@ -257,7 +257,7 @@ func (m *Monitor) Status() control.Status {
 		s.URL = urlOf(s.Links, m.cfg.HTTPSPort)
 	}
 	m.mu.Lock()
-	s.State, s.Reason, s.Owner, s.Certificate, s.Unlocking = m.state, m.reason, m.owner, m.certificate, m.unlocking.shown
+	s.State, s.Reason, s.Owner, s.Certificate, s.Unlocking, s.Seed = m.state, m.reason, m.owner, m.certificate, m.unlocking.shown, m.seedProblem
 	s.Local = m.localNow()
 	multicast := m.multicast()
 	if s.Volume.Problem == "" {
@@ -283,7 +283,7 @@ func (m *Monitor) firewall(state control.State, filtered filterState, multicast 
 
 // wall is the firewall in words, without its counters.
 func (m *Monitor) wall(state control.State, filtered filterState, multicast bool) control.Firewall {
-	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn()}
+	f := control.Firewall{InKernel: m.cfg.Filter != nil && filtered.err == nil, Lists: m.listsOn() && state != control.StateLocked}
 	if state == control.StateReady {
 		_, f.Closed = m.inForce()
 	}

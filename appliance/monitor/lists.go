@@ -138,7 +138,7 @@ func (m *Monitor) registerLists(s *control.Server) {
 }
 
 func (m *Monitor) mayList() error {
-	if m.cfg.Lists == nil {
+	if m.cfg.Lists == nil || m.State() == control.StateLocked {
 		return errLocked
 	}
 	return nil
@@ -287,6 +287,8 @@ func (m *Monitor) listsSentence() string {
 		where = " (not in the kernel: the gateway closes connections of others)"
 	}
 	switch {
+	case state == control.StateLocked && m.cfg.Lists != nil && j.loaded && j.answer.Enabled:
+		return "locked: the allowlists that were kept before judge"
 	case state != control.StateReady:
 		return "only the box's own networks may reach it"
 	case m.cfg.Lists != nil && !j.loaded:

@@ -79,6 +79,9 @@ type Config struct {
 	Verifier       *control.ClaimMaterial
 	ForgetVerifier func() error
 
+	Seed        *Seed  // nil: there is none
+	SeedProblem string // why the seed that is there does not count
+
 	Roles    func() []control.RoleStatus
 	Alive    func(control.Role)
 	Restart  func(control.Role) error // ends a role and starts it at once
@@ -127,6 +130,8 @@ type Monitor struct {
 	local       localName
 	trials      map[string]*trial // by what they are about
 	order       *order            // to the console, from a person at the box
+	seed        *Seed             // until the box has an owner, or it is refused
+	seedProblem string
 
 	certificates certificates
 	unlocking    unlocking
@@ -153,13 +158,16 @@ type filterState struct {
 // New makes a monitor. The filter is in place when it returns: a role that is
 // started afterwards never meets an open box.
 func New(cfg Config) (*Monitor, error) {
-	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget), trials: make(map[string]*trial), past: newPast()}
+	m := &Monitor{cfg: cfg, state: control.StateStarting, started: cfg.Now(), budgets: make(map[control.Role]budget), trials: make(map[string]*trial), past: newPast(), seed: cfg.Seed, seedProblem: cfg.SeedProblem}
 	if cfg.Locked != "" || cfg.Vault == nil {
 		m.state, m.reason = control.StateLocked, cfg.Locked
 	} else if err := m.newCode(cfg.Verifier); err != nil {
 		return nil, err
 	}
 	m.startNetwork()
+	if m.state == control.StateLocked {
+		m.loadLists(context.Background()) // those that were kept before, if they can be trusted
+	}
 	m.Refilter()
 	return m, nil
 }
@@ -257,8 +265,13 @@ func (m *Monitor) Refilter() {
 	m.mu.Lock()
 	state, last, multicast := m.state, m.filtered, m.multicast()
 	m.mu.Unlock()
-	if state == control.StateReady && closed {
+	switch judging := !closed && !lists.Off && len(lists.Names) > 0; {
+	case state == control.StateReady && closed:
 		state = control.StateLocked // the rules of it: the box's own networks
+	case state == control.StateLocked && judging:
+		state = control.StateReady // the rules of it: who is in the lists
+	case state == control.StateLocked:
+		lists = netfilter.Lists{Off: true} // lists that let anybody in are none here
 	}
 	if last.done && last.state == state && slices.Equal(last.addresses, addresses) && last.lists.Equal(lists) && last.multicast == multicast {
 		return

@@ -188,7 +188,7 @@ func TestBOX9_FactorResetAsksTwice(t *testing.T) {
 		t.Errorf("done: %s", done)
 	}
 	for _, state := range []control.State{control.StateUnclaimed, control.StateLocked, control.StateStarting} {
-		for _, c := range choices(control.Status{State: state}, true) {
+		for _, c := range choices(control.Status{State: state}, true, true) {
 			if c.key == "8" {
 				t.Errorf("offered while %s", state)
 			}

@@ -54,7 +54,8 @@ type Config struct {
 	Terminals []Terminal
 	Read      func() (s control.Status, code string) // asked every second
 	Actions   Actions
-	Network   Network // nil: the menu has no such entry
+	Network   Network   // nil: the menu has no such entry
+	Installer Installer // nil: this is no medium that installs
 	Now       func() time.Time
 	Log       *slog.Logger
 	Notice    string // shown first, until somebody types
@@ -205,7 +206,7 @@ func (s *session) draw(now bool) error {
 		}
 		s.words = l
 	}
-	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice, Network: s.c.Network != nil}
+	screen := Screen{Code: code, QR: s.qr && status.URL != "", Notice: s.notice, Network: s.c.Network != nil, Installer: s.c.Installer != nil}
 	if s.ask != nil {
 		screen.Prompt, screen.Dialogue = s.ask.text, s.ask.shown
 	}
@@ -256,6 +257,8 @@ func (s *session) choose(ctx context.Context, c choice, status control.Status) {
 		s.qr = true
 	case "9":
 		s.unlock(takesPassphrase(status))
+	case "10":
+		s.install()
 	case "1":
 		s.network()
 	case "2":
@@ -374,7 +377,7 @@ func (s *session) echo(on bool) {
 
 // choices are those of the menu, with the network where it can be set.
 func (s *session) choices(status control.Status) []choice {
-	return choices(status, s.c.Network != nil)
+	return choices(status, s.c.Network != nil, s.c.Installer != nil)
 }
 
 func (s *session) act(ctx context.Context, done string, do func(context.Context) error) {

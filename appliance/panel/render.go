@@ -18,12 +18,13 @@ import (
 
 // Screen is what a console shows beside the status.
 type Screen struct {
-	Code     string   // claim code, shown only while unclaimed
-	QR       bool     // the address as a QR code instead of the block
-	Notice   string   // what came of the last choice
-	Prompt   string   // what is asked now, instead of the menu
-	Dialogue []string // what the question is about, instead of the block
-	Network  bool     // the menu sets the network
+	Code      string   // claim code, shown only while unclaimed
+	QR        bool     // the address as a QR code instead of the block
+	Notice    string   // what came of the last choice
+	Prompt    string   // what is asked now, instead of the menu
+	Dialogue  []string // what the question is about, instead of the block
+	Network   bool     // the menu sets the network
+	Installer bool     // the menu installs to a disk
 }
 
 // Width is that of a console; a block has at most 24 lines of it.
@@ -89,6 +90,7 @@ func Render(s control.Status, screen Screen, width int) string {
 	case control.StateStarting:
 		d.row("Starting", "this takes some seconds")
 	}
+	d.row("Seed", s.Seed)
 	d.open(s)
 	if s.State == control.StateUnclaimed && screen.Code != "" {
 		d.row("Code", fmt.Sprintf("%-26s type it on the page, it works once", screen.Code))
@@ -117,14 +119,14 @@ func Render(s control.Status, screen Screen, width int) string {
 	if screen.Prompt != "" {
 		d.text(" ", screen.Prompt)
 	} else {
-		d.menu(s, screen.Network)
+		d.menu(s, screen.Network, screen.Installer)
 	}
 	return d.String()
 }
 
 // choices are the menu's entries that do something now. A number means the
 // same in every state, so that a page of paper beside the box stays true.
-func choices(s control.Status, network bool) []choice {
+func choices(s control.Status, network, installer bool) []choice {
 	started, passphrase := s.State != control.StateStarting, takesPassphrase(s)
 	all := []struct {
 		choice
@@ -141,6 +143,7 @@ func choices(s control.Status, network bool) []choice {
 		{choice{"8", "Reset second factor"}, s.State == control.StateReady},
 		{choice{"9", "Recovery key"}, s.State == control.StateLocked && !passphrase},
 		{choice{"9", "Passphrase or recovery key"}, s.State == control.StateLocked && passphrase},
+		{choice{"10", "Install to a disk"}, installer && started},
 		{choice{"0", "Show QR"}, s.URL != ""},
 	}
 	var c []choice
@@ -244,9 +247,9 @@ func (d *drawing) hash(h string) {
 	d.row("SHA-256", h)
 }
 
-func (d *drawing) menu(s control.Status, network bool) {
+func (d *drawing) menu(s control.Status, network, installer bool) {
 	line := " "
-	for _, c := range choices(s, network) { // an entry is not broken in two
+	for _, c := range choices(s, network, installer) { // an entry is not broken in two
 		entry := c.key + " " + c.name
 		if len(line)+len(entry) > d.width-1 {
 			d.line(line)

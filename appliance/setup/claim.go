@@ -30,6 +30,8 @@ type Config struct {
 	Commit func(context.Context, control.ClaimCommit) error
 	// Report tells what the database says now, and is told what holds.
 	Report func(context.Context) (control.ConsoleState, error)
+	// RefuseSeed tells why the owner of a seed was not taken, and what holds then.
+	RefuseSeed func(ctx context.Context, why string) (control.ConsoleState, error)
 	// Claimed is called once the box has an owner, before anyone is answered.
 	Claimed func() error
 }
@@ -212,7 +214,7 @@ func (c *Claimer) Claim(ctx context.Context, ticket string, o account.Owner, fro
 	refused := c.c.Commit(ctx, control.ClaimCommit{Owner: p.Email, From: from})
 	// An error does not say on which side of the commit point it happened.
 	// What holds is asked in the same way as at every start.
-	state, err := c.Settle(ctx)
+	state, err := c.settle(ctx)
 	switch {
 	case err != nil:
 		return account.Person{}, errors.Join(refused, err)
@@ -228,6 +230,14 @@ func (c *Claimer) Claim(ctx context.Context, ticket string, o account.Owner, fro
 // Settle reports what the database says, and brings a pending owner to the
 // side of the commit point that holds. It is run at each start too.
 func (c *Claimer) Settle(ctx context.Context) (control.ConsoleState, error) {
+	state, err := c.settle(ctx)
+	if err != nil || state.Seed == nil {
+		return state, err
+	}
+	return c.Seed(ctx, *state.Seed)
+}
+
+func (c *Claimer) settle(ctx context.Context) (control.ConsoleState, error) {
 	claim, _, err := c.c.Accounts.Claim(ctx)
 	if err != nil {
 		return control.ConsoleState{}, fmt.Errorf("reading who owns the box: %w", err)

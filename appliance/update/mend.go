@@ -79,6 +79,7 @@ func (e *Engine) mend(ctx context.Context) error {
 	}
 	e.c.Mend = 0
 	e.entries()
+	e.c.Mended(damaged)
 	return e.c.Audit(ctx, control.Event{Actor: "system", Action: "system mended", Object: "slot " + damaged.String(),
 		Detail: map[string]string{"version": sys.Version.String(), "from": "slot " + e.c.Running.String()}})
 }

@@ -170,7 +170,12 @@ func (e *Engine) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if runs := e.c.Book.Record().In(e.c.Running); runs == nil || runs.SHA256 != s.SHA256 {
+	// One that went back and runs all the same, because nothing else starts, is not kept.
+	record := e.c.Book.Record()
+	if runs := record.In(e.c.Running); runs == nil || runs.SHA256 != s.SHA256 {
+		return nil
+	}
+	if v, ok := record.Verdict(s.SHA256); !ok || !v.Kept {
 		return nil
 	}
 	if err := e.c.Keys.Settle(ctx); err != nil {

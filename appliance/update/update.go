@@ -87,6 +87,8 @@ type Config struct {
 	Restart  func()
 	// Kept tells that the trial is over, and well.
 	Kept func()
+	// Mended tells that a slot was filled anew.
+	Mended func(slot.Slot)
 	// Entries has the firmware start these slots by itself, in this order.
 	Entries func(direct []slot.Slot)
 	Now     func() time.Time

@@ -212,6 +212,7 @@ func newHouse(t *testing.T) *house {
 		Look:    func(context.Context) Look { return h.look },
 		Audit:   func(_ context.Context, e control.Event) error { h.events = append(h.events, e); return h.fail["audit"] },
 		Restart: func() { h.restarts++; h.did = append(h.did, "restart") },
+		Mended:  func(s slot.Slot) { h.did = append(h.did, "mended "+s.String()) },
 		Kept:    func() { h.did = append(h.did, "kept") },
 		Entries: func(direct []slot.Slot) { h.did, h.direct = append(h.did, "entries"), direct },
 		Now:     func() time.Time { h.now = h.now.Add(time.Millisecond); return h.now }, Log: slog.New(slog.DiscardHandler),
@@ -652,6 +653,28 @@ func TestBOX4_GoesBackAndSaysWhy(t *testing.T) {
 	}
 	if _, err := h.begin(e, false); err == nil {
 		t.Error("taken again")
+	}
+}
+
+// The one that went back runs all the same, because the other does not start: that
+// has not made it any better.
+func TestBOX4_CondemnedThatRunsIsNotKept(t *testing.T) {
+	h := newHouse(t)
+	e := h.up(h.config)
+	h.receive(e)
+	if err := start(e, false); err != nil {
+		t.Fatal(err)
+	}
+	h.ended("it ended and left no reason", false, 1)
+	c := h.config
+	c.Running, c.Version = slot.B, h.release.Version
+	e = h.up(c)
+	h.did, h.events = nil, nil
+	if err := e.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.did) != 0 || len(h.events) != 0 {
+		t.Errorf("done: %q, recorded: %+v", h.did, h.events)
 	}
 }
 

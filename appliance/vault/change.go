@@ -61,8 +61,10 @@ func (v *Vault) rotateTPM(ctx context.Context) error {
 	if !v.mode().sealed() {
 		return errors.New("the data is not sealed to a TPM")
 	}
-	root := v.tpmRoot()
-	s, seed, err := v.c.sealHere(root)
+	if err := v.c.reopenTPM(); err != nil {
+		return err
+	}
+	s, seed, err := v.c.sealHere(v.tpmRoot())
 	if err != nil {
 		return err
 	}

@@ -190,6 +190,7 @@ func TestKEY8_RecoveryLeavesAnotherInstallationAlone(t *testing.T) {
 	if !strings.Contains(w.Note(), "another installation") {
 		t.Errorf("Note = %q", w.Note())
 	}
+	other.PowerCut(t) // it was closed all the same
 	same(t, u, mustOpen(t, theirs))
 }
 
@@ -389,7 +390,7 @@ func TestKEY2_PassphraseBesidesTheTPM(t *testing.T) {
 }
 
 // measuredBox is one whose image brings an approval of what was measured.
-func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch uint64) Config {
+func measuredBox(t testing.TB, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch uint64) Config {
 	t.Helper()
 	c := box(s, newDisk())
 	root, err := c.TPM.Root()
@@ -405,7 +406,7 @@ func measuredBox(t *testing.T, s *tpmtest.Server, key *ecdsa.PrivateKey, epoch u
 }
 
 // systemOf is a release whose key approves these registers.
-func systemOf(t *testing.T, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values) *approval.System {
+func systemOf(t testing.TB, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values) *approval.System {
 	t.Helper()
 	a, err := pcr.Approve(key, approval.Reference(epoch), now)
 	if err != nil {
@@ -414,7 +415,7 @@ func systemOf(t *testing.T, key *ecdsa.PrivateKey, epoch uint64, now pcr.Values)
 	return &approval.System{Key: &key.PublicKey, Epoch: epoch, Starts: []approval.Start{{Path: "loader", Approval: a}}}
 }
 
-func releaseKey(t *testing.T) *ecdsa.PrivateKey {
+func releaseKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

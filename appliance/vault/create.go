@@ -102,20 +102,6 @@ func (c *Config) untouched(root tpm.Root) error {
 	return nil
 }
 
-// newTPMKeys makes the box's keys in a TPM.
-func (c *Config) newTPMKeys(root tpm.Root, base []byte, installID [16]byte) (*tpmKeys, error) {
-	auth, err := derive(base, installID, internalCheckpoint, 32)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(auth)
-	k := &tpmKeys{root: root}
-	if k.checkpoint, err = c.TPM.NewKey(root, auth); err != nil {
-		return nil, lockedTPM("The TPM cannot make the checkpoint key.", err)
-	}
-	return k, nil
-}
-
 // mix adds the TPM's randomness: with either source good, the keys are.
 func (c *Config) mix(root tpm.Root, keys ...[]byte) error {
 	for _, key := range keys {

@@ -53,6 +53,9 @@ func (c *Config) undefine(indices ...uint32) error {
 		return nil
 	}
 	const again = "erasing what the TPM remembers (the data key is gone; erase again): %w"
+	if err := c.reopenTPM(); err != nil {
+		return fmt.Errorf(again, err)
+	}
 	root, err := c.TPM.Root()
 	if err != nil {
 		return fmt.Errorf(again, err)

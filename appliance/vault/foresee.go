@@ -34,7 +34,7 @@ func (v *Vault) Expect(ctx context.Context, boots []Boot) error {
 	}
 	n, err := v.c.count(root)
 	if err != nil {
-		return err
+		return lockedTPM(countCause, err)
 	}
 	var add []slot
 	for _, b := range boots {
@@ -118,23 +118,31 @@ func (v *Vault) ExpectRelease(ctx context.Context, approver *ecdsa.PublicKey, ep
 
 // Settle keeps the TPM slot that opened this start and drops the others. If
 // the release's epoch was raised, the counter goes up first: from then on no
-// older copy of the header opens.
+// older copy of the header opens. Keys that this version of the program added
+// are made: a start that does not prove itself leaves the header as it was.
 func (v *Vault) Settle(ctx context.Context) error {
 	own := v.opened()
 	if !v.mode().sealed() || own.tpm == nil {
 		return nil
 	}
+	if err := v.settleSlots(ctx, own); err != nil {
+		return err
+	}
+	return v.completeKeys(ctx)
+}
+
+func (v *Vault) settleSlots(ctx context.Context, own slot) error {
 	root := v.tpmRoot()
 	for own.tpm.atMost > 0 {
 		n, err := v.c.count(root)
 		if err != nil {
-			return err
+			return lockedTPM(countCause, err)
 		}
 		if n >= own.tpm.atMost {
 			break
 		}
 		if err := v.c.TPM.Count(root, counter()); err != nil {
-			return fmt.Errorf("shutting out releases of older epochs: %w", err)
+			return lockedTPM("The TPM does not shut out releases of older epochs.", err)
 		}
 	}
 	v.mu.Lock()

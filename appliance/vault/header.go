@@ -21,7 +21,8 @@ import (
 // data key gives, tells an edited one. Every byte is covered by both.
 const (
 	headerMagic   = "GHVAULT1"
-	headerVersion = 2
+	headerVersion = 3 // with attestation and tunnel key; written only where there are any
+	headerBefore  = 2
 	headerFixed   = len(headerMagic) + 2 + 4
 	maxHeader     = 48 << 10
 	bankSHA256    = 0x000B
@@ -87,8 +88,23 @@ type header struct {
 
 // tpmKeys is what of a box is in its TPM, whatever slots there are.
 type tpmKeys struct {
-	root       tpm.Root
-	checkpoint tpm.Blob // signing key, authorised from the base secret
+	root tpm.Root
+	// All are authorised from the base secret.
+	checkpoint tpm.Blob // signs the audit log
+	ak         tpm.Blob // attestation key: signs what the TPM says, and nothing else
+	tunnel     tpm.Blob // signs what shows a hub that this is the site
+}
+
+// whole says that no key is missing, as in a header of version 2.
+func (k *tpmKeys) whole() bool { return len(k.ak.Public) > 0 }
+
+// version is the oldest that can hold the header: a program of before goes on
+// reading what it can.
+func (h *header) version() uint16 {
+	if h.mode.sealed() && h.tpm.whole() {
+		return headerVersion
+	}
+	return headerBefore
 }
 
 type kind uint8
@@ -175,6 +191,10 @@ func (h *header) body() []byte {
 		addBytes(&b, h.tpm.root.Public)
 		addBytes(&b, h.tpm.root.Name)
 		addBlob(&b, h.tpm.checkpoint)
+		if h.tpm.whole() {
+			addBlob(&b, h.tpm.ak)
+			addBlob(&b, h.tpm.tunnel)
+		}
 	}
 	if h.mode == modeTPMPassphrase {
 		h.guard.add(&b)
@@ -237,7 +257,7 @@ func (h *header) marshal(macKey []byte) []byte {
 	body := h.body()
 	var b cryptobyte.Builder
 	b.AddBytes([]byte(headerMagic))
-	b.AddUint16(headerVersion)
+	b.AddUint16(h.version())
 	b.AddUint32(uint32(len(body)))
 	b.AddBytes(body)
 	out := b.BytesOrPanic()
@@ -286,17 +306,17 @@ func parseHeader(raw []byte) (*stored, error) {
 	if want := sha256.Sum256(raw[:len(covered)+sha256.Size]); !bytes.Equal(sum, want[:]) {
 		return nil, fmt.Errorf("%w: its checksum does not fit", errHeader)
 	}
-	if version != headerVersion {
-		return nil, fmt.Errorf("the header has version %d; this program knows version %d: start the version that wrote it", version, headerVersion)
+	if version != headerVersion && version != headerBefore {
+		return nil, fmt.Errorf("the header has version %d; this program knows versions %d and %d: start the version that wrote it", version, headerBefore, headerVersion)
 	}
 	s := &stored{covered: bytes.Clone(covered), mac: bytes.Clone(mac)}
-	if err := s.parse(body); err != nil {
+	if err := s.parse(body, version); err != nil {
 		return nil, fmt.Errorf("%w: %w", errHeader, err)
 	}
 	return s, nil
 }
 
-func (h *header) parse(body []byte) error {
+func (h *header) parse(body []byte, version uint16) error {
 	r := cryptobyte.String(body)
 	var (
 		m, count uint8
@@ -314,11 +334,16 @@ func (h *header) parse(body []byte) error {
 		return errors.New("its flags do not fit its mode")
 	case h.generation == 0:
 		return errors.New("generation 0 does not exist")
+	case version == headerVersion && !h.mode.sealed():
+		return errors.New("its version does not fit its mode")
 	}
 	if h.mode.sealed() {
 		h.tpm = new(tpmKeys)
 		if !readBytes(&r, maxBlob, &h.tpm.root.Public) || !readBytes(&r, maxName+4, &h.tpm.root.Name) || !readBlob(&r, &h.tpm.checkpoint) {
 			return errors.New("it lacks keys of the TPM")
+		}
+		if version == headerVersion && (!readBlob(&r, &h.tpm.ak) || !readBlob(&r, &h.tpm.tunnel)) {
+			return errors.New("it lacks the attestation or the tunnel key")
 		}
 	}
 	if h.mode == modeTPMPassphrase {

@@ -147,6 +147,8 @@ const (
 	internalClaimed    = "vault:nv-claimed"
 	internalCheckpoint = "vault:checkpoint"
 	internalMemory     = "vault:nv-memory"
+	internalAttest     = "vault:attestation"
+	internalTunnel     = "vault:tunnel"
 	internalKept       = "vault:nv-kept"
 	rolePrefix         = "role:"
 )
@@ -193,10 +195,10 @@ func newAEAD(key []byte) (cipher.AEAD, error) {
 	return aead, nil
 }
 
-// softKey is the checkpoint key where there is no TPM: P-256, from 48 derived
+// softKey is a key of the box where there is no TPM: P-256, from 48 derived
 // bytes reduced to [1, n-1] (FIPS 186-5, A.2.1: the bias is below 2⁻¹²⁸).
-func softKey(base []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
-	seed, err := derive(base, installID, internalCheckpoint, 48)
+func softKey(base []byte, installID [16]byte, purpose string) (*ecdsa.PrivateKey, error) {
+	seed, err := derive(base, installID, purpose, 48)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +211,7 @@ func softKey(base []byte, installID [16]byte) (*ecdsa.PrivateKey, error) {
 	defer clear(d.Bits())
 	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw)
 	if err != nil {
-		return nil, fmt.Errorf("making the checkpoint key: %w", err)
+		return nil, fmt.Errorf("making a key of the box: %w", err)
 	}
 	return key, nil
 }

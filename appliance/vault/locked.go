@@ -69,6 +69,9 @@ func lockedTPM(cause string, err error) *Locked {
 			Advice: "Turn on the TPM's SHA-256 bank in the firmware's set-up, or switch the TPM off there to go on without it.", Err: err,
 		}
 	}
+	if errors.Is(err, tpm.ErrSilent) {
+		cause += " It does not answer in time."
+	}
 	return &Locked{Rung: "tpm", Cause: cause, Advice: adviceTPM, Err: err}
 }
 

@@ -63,6 +63,7 @@ func readPages(dev Device) (*pages, error) {
 	for i := range copies {
 		p.current[i] = p.newest != nil && bytes.Equal(raws[i], p.raw)
 	}
+	p.raw = bytes.Clone(p.raw) // and let go of the whole place of a copy
 	return p, nil
 }
 

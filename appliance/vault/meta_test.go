@@ -9,11 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"gatehouse/tpm/pcr"
 	"gatehouse/tpm/tpmtest"
 )
-
-func pcrValues(m map[int][32]byte) pcr.Values { return m }
 
 func headerSize(raw []byte) int {
 	return headerFixed + int(binary.BigEndian.Uint32(raw[headerFixed-4:])) + 64
@@ -242,7 +239,7 @@ func TestHeaderOfANewerVersionIsNeverOverwritten(t *testing.T) {
 	d := newDisk()
 	c.Meta = d
 	mustCreate(t, c)
-	d.data[len(headerMagic)+1]++
+	d.data[len(headerMagic)+1] = headerVersion + 1
 	resum(d.data)
 	clear(d.data[copySize:])
 	_, err := Open(t.Context(), c)
@@ -319,19 +316,22 @@ func FuzzParseHeader(f *testing.F) {
 		if err := v.Commit(f.Context()); err != nil {
 			f.Fatal(err)
 		}
-		f.Add(d.data[headerFixed : headerSize(d.data)-64])
+		f.Add(d.data[headerFixed:headerSize(d.data)-64], uint16(headerBefore))
 		v.Wipe()
 	}
 	d := newDisk()
 	mustCreate(f, box(tpmtest.Start(f), d))
-	f.Add(d.data[headerFixed : headerSize(d.data)-64])
+	f.Add(d.data[headerFixed:headerSize(d.data)-64], uint16(headerVersion))
 	key := bytes.Repeat([]byte{1}, 32)
-	f.Fuzz(func(t *testing.T, body []byte) {
+	f.Fuzz(func(t *testing.T, body []byte, version uint16) {
 		var h header
-		if h.parse(body) != nil {
+		if version != headerVersion {
+			version = headerBefore
+		}
+		if h.parse(body, version) != nil {
 			return
 		}
-		if !bytes.Equal(h.body(), body) {
+		if !bytes.Equal(h.body(), body) || h.version() != version {
 			t.Fatal("what the parser takes is not what the program writes")
 		}
 		s, err := parseHeader(h.marshal(key))

@@ -154,7 +154,7 @@ func Recover(ctx context.Context, c Config, typed string) (*Vault, error) {
 		v.Wipe()
 		return nil, lockedMeta(err)
 	}
-	if err := v.reseal(ctx); err != nil {
+	if err := v.closeAndReseal(ctx); err != nil {
 		c.Log.Warn("the data is open, and nothing was sealed anew", "err", err)
 		v.note = "The recovery key opened the data, and the keys could not be sealed anew: " + strings.TrimSuffix(err.Error(), ".") + ". It is needed again at the next start."
 	}
@@ -166,6 +166,22 @@ func noRecovery(h *header) error {
 		return errors.New("this box has no recovery key: none was made while it was open")
 	}
 	return errors.New("this is not the recovery key of this box: it is well-formed, but opens nothing here")
+}
+
+// closeAndReseal closes the TPM first: if it did not answer at the start it is
+// open yet, and nothing that comes from the data may find it so.
+func (v *Vault) closeAndReseal(ctx context.Context) error {
+	if err := v.c.reopenTPM(); err != nil {
+		return err
+	}
+	var root *tpm.Root
+	if v.h.mode.sealed() {
+		root = &v.h.tpm.root
+	}
+	if err := v.c.closeTPM(root); err != nil {
+		return lockedTPM("The TPM cannot be closed.", err)
+	}
+	return v.reseal(ctx)
 }
 
 // reseal gives the box back a slot that opens by itself.
@@ -218,6 +234,9 @@ func (v *Vault) TakeTPM(ctx context.Context) error {
 	}
 	if v.c.TPM == nil {
 		return errors.New("this machine has no TPM 2.0 that is switched on")
+	}
+	if err := v.c.reopenTPM(); err != nil {
+		return err
 	}
 	root, err := v.c.TPM.Root()
 	if err != nil {

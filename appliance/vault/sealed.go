@@ -45,10 +45,37 @@ func (c *Config) policy() pcr.Selection {
 // closeTPM extends PCR 15, so that nothing started from the data volume can
 // ask for the key again in this run of the machine (a data partition swapped
 // for one of an attacker's making must never get code run while it can be had).
+//
+// The command before may be the one that was not answered, or this one: it is
+// tried once more, over a new connection. What was to be opened stays closed
+// all the same.
 func (c *Config) closeTPM(root *tpm.Root) error {
 	if c.TPM == nil || c.Form != Box {
 		return nil
 	}
+	err := c.extendCap(root)
+	if err == nil {
+		return nil
+	}
+	if resetErr := c.TPM.Reset(); resetErr != nil {
+		return errors.Join(err, resetErr)
+	}
+	return c.extendCap(root)
+}
+
+// reopenTPM makes a TPM usable again that did not answer once. It is for what a
+// person asks for on a box that is open or locked; a start does not try twice.
+func (c *Config) reopenTPM() error {
+	if c.TPM == nil {
+		return nil
+	}
+	if err := c.TPM.Reset(); err != nil {
+		return lockedTPM("The TPM did not answer before, and cannot be opened anew.", err)
+	}
+	return nil
+}
+
+func (c *Config) extendCap(root *tpm.Root) error {
 	if root == nil {
 		return c.TPM.ExtendPlain(capRegister, capDigest())
 	}
@@ -90,7 +117,10 @@ func (c *Config) latch() (set bool, err error) {
 	return false, nil
 }
 
-const sealCause = "The TPM does not work, so nothing can be sealed to it."
+const (
+	sealCause  = "The TPM does not work, so nothing can be sealed to it."
+	countCause = "The counter of releases cannot be kept in the TPM."
+)
 
 func counter() tpm.Counter { return tpm.Counter{Handle: nvCounter} }
 
@@ -143,12 +173,12 @@ func (c *Config) sealHere(root tpm.Root) (s slot, seed []byte, err error) {
 	if err != nil {
 		return s, nil, lockedTPM(cause, err)
 	}
-	if err := values.Measured(secureBootRegister); err != nil {
-		return s, nil, lockedTPM(cause, fmt.Errorf("%w: %w", tpm.ErrBank, err))
+	if err := bankOf(values); err != nil {
+		return s, nil, lockedTPM(cause, err)
 	}
 	n, err := c.count(root)
 	if err != nil {
-		return s, nil, lockedTPM("The counter of releases cannot be kept in the TPM.", err)
+		return s, nil, lockedTPM(countCause, err)
 	}
 	t := &tpmSlot{values: values, atMost: n}
 	if c.Form == Box {
@@ -161,6 +191,14 @@ func (c *Config) sealHere(root tpm.Root) (s slot, seed []byte, err error) {
 		}
 	}
 	return c.sealUnder(root, t)
+}
+
+// bankOf refuses registers that the firmware does not fill, by name.
+func bankOf(values pcr.Values) error {
+	if err := values.Measured(secureBootRegister); err != nil {
+		return fmt.Errorf("%w: %w", tpm.ErrBank, err)
+	}
+	return nil
 }
 
 // sealUnder seals a new secret as the slot says.
@@ -281,7 +319,17 @@ func (h *header) brokenPolicy(c *Config, err error) error {
 	const cause = "The data is sealed to the TPM, and the TPM does not work."
 	s := h.first(kindTPM).tpm
 	now, readErr := c.TPM.PCRs(h.tpm.root, c.watched())
-	if readErr != nil {
+	if readErr == nil {
+		readErr = bankOf(now)
+	}
+	switch {
+	case errors.Is(readErr, tpm.ErrBank):
+		return &Locked{
+			Rung:   "pcr",
+			Cause:  "The firmware no longer measures into the TPM's SHA-256 registers, which the data is sealed to.",
+			Advice: "Turn on the TPM's SHA-256 bank in the firmware's set-up, then restart. " + adviceErase, Err: errors.Join(err, readErr),
+		}
+	case readErr != nil:
 		return lockedTPM(cause, errors.Join(err, readErr))
 	}
 	if s.atMost > 0 {

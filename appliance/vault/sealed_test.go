@@ -448,17 +448,48 @@ func TestLatchIsWrittenAgain(t *testing.T) {
 	wantLocked(t, err, "latch")
 }
 
-func TestTPMWithoutMeasurementsIsRefused(t *testing.T) {
-	s := tpmtest.Start(t)
-	c := box(s, newDisk())
-	for name, value := range map[string]byte{"zero": 0, "ones": 0xFF} {
-		// What a bank that the firmware does not fill looks like. The session
-		// cannot be forged, so the check is made on the values.
-		v := map[int][32]byte{7: [32]byte(bytes.Repeat([]byte{value}, 32))}
-		if err := (pcrValues(v)).Measured(7); err == nil {
-			t.Errorf("%s: taken", name)
+// A bank that the firmware does not fill, or that it lacks, is sealed to by
+// nobody; where it was filled once the box says what became of it. All ones no
+// software TPM shows: the check is tpm/pcr's.
+func TestKEY2_EmptyBankIsRefusedByName(t *testing.T) {
+	for name, hurt := range map[string]func(*tpmtest.Server){
+		"all zero": func(s *tpmtest.Server) { s.Firmware = "" },
+		"absent":   func(s *tpmtest.Server) { s.SHA1Only(t) },
+	} {
+		s := tpmtest.Start(t)
+		c := box(s, newDisk())
+		v, text := owned(t, c)
+		hurt(s)
+		s.PowerCut(t)
+		_, err := Open(t.Context(), c)
+		l := wantLocked(t, err, "pcr")
+		if !strings.Contains(l.Cause, "SHA-256") || !errors.Is(l, tpm.ErrBank) || !strings.Contains(l.Advice, "recovery key") {
+			t.Errorf("%s: %v does not name the bank", name, l)
+		}
+		w, err := Recover(t.Context(), c, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, v, w)
+		if !strings.Contains(w.Note(), "SHA-256") {
+			t.Errorf("%s: sealed to a bank that is empty: %q", name, w.Note())
+		}
+
+		blank := tpmtest.Start(t)
+		hurt(blank)
+		blank.PowerCut(t)
+		c = box(blank, newDisk())
+		c.HostID = hostID(machine)
+		_, err = Create(t.Context(), c)
+		if l := wantLocked(t, err, "pcr"); !strings.Contains(l.Cause, "SHA-256") {
+			t.Errorf("%s: %v does not name the bank", name, l)
 		}
 	}
+}
+
+func TestTPMThatBelongsToSomebodyElseIsRefused(t *testing.T) {
+	s := tpmtest.Start(t)
+	c := box(s, newDisk())
 	s.SetOwnerPassword(t, "somebody else's")
 	v, err := Create(t.Context(), c)
 	if err == nil {
@@ -467,20 +498,5 @@ func TestTPMWithoutMeasurementsIsRefused(t *testing.T) {
 	l := wantLocked(t, err, "tpm")
 	if !strings.Contains(l.Cause, "password") {
 		t.Errorf("%v does not say that somebody set a password", l)
-	}
-}
-
-// BenchmarkOpen is what a start of the box waits for; package tpm has the
-// unsealing alone beside the same raw commands.
-func BenchmarkOpen(b *testing.B) {
-	c := box(tpmtest.Start(b), newDisk())
-	c.Form = Host
-	mustCreate(b, c)
-	for b.Loop() {
-		v, err := Open(b.Context(), c)
-		if err != nil {
-			b.Fatal(err)
-		}
-		v.Wipe()
 	}
 }

@@ -119,8 +119,11 @@ func (v *Vault) Registers(ctx context.Context) ([]control.Register, *control.TPM
 	if err != nil {
 		// Some TPMs keep it behind a password of somebody's; nothing depends on it.
 		v.c.Log.Info("the TPM does not show its endorsement key", "err", err)
-		return out, status, nil
+	} else {
+		status.EK = hex.EncodeToString(ek.Fingerprint[:])
 	}
-	status.EK = hex.EncodeToString(ek.Fingerprint[:])
+	if status.AK, status.Keys, err = v.vouch(); err != nil {
+		return out, status, lockedTPM("The TPM does not vouch for the keys of this box.", err)
+	}
 	return out, status, nil
 }

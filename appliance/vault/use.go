@@ -3,7 +3,6 @@ package vault
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -136,25 +135,9 @@ func (v *Vault) Sign(ctx context.Context, digest [32]byte) (signature []byte, er
 		return nil, err
 	}
 	if v.signer != nil {
-		auth, err := v.derive(internalCheckpoint, 32)
-		if err != nil {
-			return nil, err
-		}
-		defer clear(auth)
-		return v.c.TPM.Sign(v.signer.root, v.signer.checkpoint, auth, digest)
+		return v.signTPM(v.signer.root, v.signer.checkpoint, internalCheckpoint, digest)
 	}
-	err = v.keys.use(func(_, _, base []byte) error {
-		key, err := softKey(base, v.installID)
-		if err != nil {
-			return err
-		}
-		signature, err = ecdsa.SignASN1(rand.Reader, key, digest[:])
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("signing a checkpoint: %w", err)
-	}
-	return signature, nil
+	return v.signSoft(internalCheckpoint, digest)
 }
 
 // Public is the checkpoint key's public half.

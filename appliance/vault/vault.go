@@ -154,6 +154,9 @@ type Vault struct {
 	behind    string // what the TPM remembers and the data do not show
 	pending   string // last group of a recovery key that waits to be confirmed
 
+	vouching sync.Mutex
+	vouched  vouched
+
 	// Set before anybody else has the vault, and never after.
 	installID [16]byte
 	by        kind     // of the slot that opened the data at this start
@@ -287,7 +290,7 @@ func (h *header) checkpointKey(base []byte) (*ecdsa.PublicKey, error) {
 		}
 		return key, nil
 	}
-	key, err := softKey(base, h.installID)
+	key, err := softKey(base, h.installID, internalCheckpoint)
 	if err != nil {
 		return nil, err
 	}

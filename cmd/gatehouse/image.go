@@ -17,14 +17,16 @@ import (
 )
 
 func imageCommand() *cobra.Command {
-	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageLockCommand(), imageKeysCommand())
+	return group("image", "Build the box's image", imageBuildCommand(), imageClaimCodeCommand(), imageCustomizeCommand(), imageFlashCommand(), imageLockCommand(), imageKeysCommand(), imageSignCommand(), imageVerifyCommand())
 }
 
 func imageBuildCommand() *cobra.Command {
 	b := image.Build{}
+	var asRelease bool
+	var minimum string
 	c := &cobra.Command{
 		Use:   "build",
-		Short: "Build kernel, initramfs and disk image",
+		Short: "Build kernel, initramfs and disk image, or a release",
 		Long: `Build the image of the box from Debian's kernel and this repository.
 
 The first build asks the Debian archive for the newest packages and writes what
@@ -33,21 +35,42 @@ it used to packages.lock in the output folder; later builds use that lock. With
 commit with one lock and one set of keys give the same bytes.
 
 The loader and the system are signed, with the keys of --keys or with
-development keys that are made in the output folder when there are none.`,
-		Example: "  gatehouse image build\n  gatehouse image build --lock packages.lock --output build",
-		Args:    cobra.NoArgs,
+development keys that are made in the output folder when there are none.
+
+With --release it is built of a commit, with keys of your own, and handed out in
+the folder release of the output folder: the signed manifest, the system and the
+update, the disk images, what they are made of (SPDX), and sums. Manifest keys
+that lie elsewhere sign afterwards: gatehouse image sign.`,
+		Example: "  gatehouse image build\n  gatehouse image build --lock packages.lock --output build\n" +
+			"  gatehouse image build --release --keys keys --version 1.5.0 --minimum 1.2.0",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asRelease {
+				return buildRelease(cmd, b, minimum)
+			}
+			if minimum != "" {
+				return fail(exitUsage, "--minimum says whom a release may update: it goes with --release")
+			}
 			if err := prepareBuild(cmd.Context(), &b, cmd.ErrOrStderr()); err != nil {
 				return err
 			}
-			return b.Run(cmd.Context())
+			if err := b.Run(cmd.Context()); err != nil {
+				return err
+			}
+			if b.Keys == "" {
+				b.Log.Info("this is a development build: whoever has its keys updates it; --release --keys FOLDER makes a release")
+			}
+			return nil
 		},
 	}
 	buildFlags(c, &b)
+	c.Flags().BoolVar(&asRelease, "release", false, "make a release in OUTPUT/release")
+	c.Flags().Uint64Var(&b.Epoch, "epoch", 0, "`NUMBER` of the epoch: a higher one shuts out all systems before (that of this source when 0)")
+	c.Flags().StringVar(&minimum, "minimum", "", "the oldest `VERSION` that the release may update")
 	c.Flags().StringVar(&b.Lock, "lock", "", "repeat the build of this lock `FILE` from the cache, without network")
 	c.Flags().StringVar(&b.Keys, "keys", "", "`FOLDER` of the keys to sign with (gatehouse image keys new makes them)")
 	c.Flags().StringVar(&b.Program, "program", "cmd/gatehoused", "`FOLDER` of the Go program that becomes /init")
-	c.Flags().StringVar(&b.Version, "version", "", "version of the image (from git when empty)")
+	c.Flags().StringVar(&b.Version, "version", "", "version of the image, three numbers for a release (from git when empty)")
 	return c
 }
 
@@ -96,7 +119,7 @@ func prepareBuild(ctx context.Context, b *image.Build, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		b.Version = release + "+" + commit
+		b.Version = sourceVersion + "+" + commit
 	}
 	// The commit's time, not the clock's: it is the floor of the box's clock
 	// and one commit must give one image.

@@ -1,10 +1,11 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 )
 
 func imageKeysCommand() *cobra.Command {
-	return group("keys", "Make and list the keys that images are signed with", keysNewCommand(), keysListCommand())
+	return group("keys", "Make, list and change the keys that images and releases are signed with", keysNewCommand(), keysListCommand(), keysRotateCommand())
 }
 
 func keysNewCommand() *cobra.Command {
@@ -43,18 +44,25 @@ its person keeps it.`,
 			missing := errors.Is(err, fs.ErrNotExist)
 			if missing {
 				_, err = keys.NewSigners(args[0], signers, threshold) // judges before it writes
+				var file *fs.PathError
+				if err != nil && !errors.As(err, &file) {
+					return fail(exitUsage, "%w", err)
+				}
 			}
 			if err != nil {
 				return err
 			}
-			set, err := keys.New(args[0], name, time.Now())
+			_, err = keys.New(args[0], name, time.Now())
 			if errors.Is(err, keys.ErrExist) && missing {
-				set, err = keys.Load(args[0])
+				err = nil
+			}
+			if errors.Is(err, keys.ErrExist) {
+				return fail(exitConflict, "%w", err)
 			}
 			if err != nil {
 				return err
 			}
-			return showKeys(cmd, set, asJSON)
+			return showKeys(cmd, args[0], asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -76,18 +84,79 @@ func keysListCommand() *cobra.Command {
 			if len(args) > 0 {
 				dir = args[0]
 			}
-			set, err := keys.Load(dir)
-			if errors.Is(err, fs.ErrNotExist) {
-				return fail(exitNotFound, "%v: gatehouse image keys new makes them, and gatehouse image build makes development keys", err)
-			}
-			if err != nil {
-				return err
-			}
-			return showKeys(cmd, set, asJSON)
+			return showKeys(cmd, dir, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+func keysRotateCommand() *cobra.Command {
+	var added, removed []string
+	var threshold int
+	var approver, done, asJSON bool
+	var name string
+	c := &cobra.Command{
+		Use:   "rotate FOLDER",
+		Short: "Change who signs releases, in a way that boxes follow",
+		Long: `Change the manifest keys: the release that is made next names the new ones, and is
+signed by the old ones and by the new ones. A box that has taken it goes by the
+new ones alone. Once that release is out, say so with --done; a rotation that is
+not out yet may be changed by another one. Boxes that are behind take that
+release first: state its version as --minimum of those after it.
+
+--approver makes another key that approves releases (release.key). It needs no
+second step: a box that takes a release seals its data for the approver named in
+it before it starts it. The old one is kept beside it under another name.
+
+A key that leaked opens boxes that do not have the rotation yet. Raise the epoch
+of the release (gatehouse image build --epoch), which shuts out all before it.`,
+		Example: "  gatehouse image keys rotate keys --add fay --remove ada\n  gatehouse image build --release --keys keys --version 1.6.0\n" +
+			"  gatehouse image keys rotate keys --done\n  gatehouse image keys rotate keys --approver",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, change := args[0], len(added)+len(removed) > 0 || threshold != 0
+			if done && (change || approver) || !done && !change && !approver {
+				return fail(exitUsage, "say what to change (--add, --remove, --threshold, --approver), or --done alone once the release is out")
+			}
+			if _, err := keys.LoadSigners(dir); errors.Is(err, fs.ErrNotExist) {
+				return fail(exitNotFound, "%w: gatehouse image keys new %s makes them", err, dir)
+			} else if err != nil {
+				return err
+			}
+			if err := rotate(dir, name, added, removed, threshold, change, approver, done); err != nil {
+				return err
+			}
+			return showKeys(cmd, dir, asJSON)
+		},
+	}
+	c.Flags().StringSliceVar(&added, "add", nil, "`NAMES` to make keys for")
+	c.Flags().StringSliceVar(&removed, "remove", nil, "`NAMES` whose keys count no longer")
+	c.Flags().IntVar(&threshold, "threshold", 0, "how `many` have to sign from then on (as before when 0)")
+	c.Flags().BoolVar(&approver, "approver", false, "make another key that approves releases")
+	c.Flags().BoolVar(&done, "done", false, "the release that names the new keys is out")
+	c.Flags().StringVar(&name, "name", "Gatehouse", "`NAME` that stands in the certificate of the approver")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func rotate(dir, name string, added, removed []string, threshold int, change, approver, done bool) error {
+	if change {
+		if _, err := keys.Rotate(dir, added, removed, threshold); err != nil {
+			return fail(exitUsage, "%w", err)
+		}
+	}
+	if done {
+		if _, err := keys.Rotated(dir); err != nil {
+			return fail(exitConflict, "%w", err)
+		}
+	}
+	if approver {
+		if _, err := keys.NewApprover(dir, name, time.Now()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keyRow is a key as --json prints it.
@@ -98,19 +167,86 @@ type keyRow struct {
 	Until       time.Time `json:"until"`
 }
 
-func showKeys(cmd *cobra.Command, set keys.Set, asJSON bool) error {
-	var rows []keyRow
-	for _, r := range keys.Roles() {
-		k := set[r]
-		rows = append(rows, keyRow{r, k.Certificate.Subject.CommonName, k.Fingerprint(), k.Certificate.NotAfter.UTC()})
+// signerRow is who signs releases.
+type signerRow struct {
+	Name    string `json:"name"`
+	Key     string `json:"key"`     // as boxes know it
+	Private bool   `json:"private"` // the private half lies in the folder
+	Signs   string `json:"signs"`   // now; next: from the release on that names it; last: until then
+}
+
+// signers are those of both sets.
+func signerRows(s keys.Signers) []signerRow {
+	var rows []signerRow
+	for _, key := range s.Keys.Keys {
+		signs := "now"
+		if !slices.Contains(s.Next.Keys, key) {
+			signs = "last"
+		}
+		rows = append(rows, signerRow{keys.SignerName(key), key, s.Private[keys.SignerName(key)] != nil, signs})
 	}
+	for _, key := range s.Next.Keys {
+		if !slices.Contains(s.Keys.Keys, key) {
+			rows = append(rows, signerRow{keys.SignerName(key), key, s.Private[keys.SignerName(key)] != nil, "next"})
+		}
+	}
+	return rows
+}
+
+// showKeys prints what a folder has. Who only signs manifests has no others.
+func showKeys(cmd *cobra.Command, dir string, asJSON bool) error {
+	s, signersErr := keys.LoadSigners(dir)
+	set, err := keys.Load(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && errors.Is(signersErr, fs.ErrNotExist):
+		return fail(exitNotFound, "%v: gatehouse image keys new makes them, and gatehouse image build makes development keys", err)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	case signersErr != nil && !errors.Is(signersErr, fs.ErrNotExist):
+		return signersErr
+	}
+	var rows []keyRow
+	if set != nil {
+		for _, r := range keys.Roles() {
+			k := set[r]
+			rows = append(rows, keyRow{r, k.Certificate.Subject.CommonName, k.Fingerprint(), k.Certificate.NotAfter.UTC()})
+		}
+	}
+	signers := signerRows(s)
 	if asJSON {
-		return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
+		return printJSON(cmd.OutOrStdout(), struct {
+			Keys      []keyRow    `json:"keys"`
+			Signers   []signerRow `json:"signers"`
+			Threshold int         `json:"threshold"`
+			Next      int         `json:"next_threshold,omitempty"` // while a rotation is under way
+		}{rows, signers, s.Keys.Threshold, s.Next.Threshold})
 	}
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "KEY\tNAME\tUNTIL\tSHA-256 OF THE CERTIFICATE")
+	if len(rows) > 0 {
+		fmt.Fprintln(w, "KEY\tNAME\tUNTIL\tSHA-256 OF THE CERTIFICATE")
+	}
 	for _, r := range rows {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Role, r.Name, r.Until.Format(time.DateOnly), r.Fingerprint)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil || len(signers) == 0 {
+		return err
+	}
+	fmt.Fprintf(w, "\nSIGNER\tPRIVATE KEY\tSIGNS RELEASES\n")
+	for _, r := range signers {
+		private := "elsewhere"
+		if r.Private {
+			private = "here"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Name, private, map[string]string{"now": "yes", "last": "the next one, then no longer", "next": "from the next one on"}[r.Signs])
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("\n%d of them have to sign.", s.Keys.Threshold)
+	if s.Rotating() {
+		text = fmt.Sprintf("\nA rotation is under way: %d of %s have to sign the next release, from then on %d of %s.\nOnce that is out: gatehouse image keys rotate %s --done",
+			s.Keys.Threshold, strings.Join(signerNames(s.Keys), ", "), s.Next.Threshold, strings.Join(signerNames(s.Next), ", "), dir)
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
+	return err
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is the version that this source is on the way to.
-const release = "0.1.0"
+// sourceVersion is the version that this source is on the way to.
+const sourceVersion = "0.1.0"
 
 // exitCode is what the process ends with; scripts rely on the numbers.
 type exitCode int
@@ -184,7 +184,7 @@ func versionCommand() *cobra.Command {
 func version() (v, commit, goVersion string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return release, "", ""
+		return sourceVersion, "", ""
 	}
 	changed := ""
 	for _, s := range info.Settings {
@@ -198,7 +198,7 @@ func version() (v, commit, goVersion string) {
 		}
 	}
 	if commit == "" {
-		return release, "", info.GoVersion
+		return sourceVersion, "", info.GoVersion
 	}
-	return release + "+" + commit[:min(12, len(commit))] + changed, commit, info.GoVersion
+	return sourceVersion + "+" + commit[:min(12, len(commit))] + changed, commit, info.GoVersion
 }

@@ -46,7 +46,7 @@ func writeManuals(dir string, c *cobra.Command) error {
 // manual sets one page in the man macros (groff_man(7)).
 func manual(name string, c *cobra.Command) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, ".TH %s 1 \"\" \"Gatehouse %s\" \"Gatehouse\"\n", roff(strings.ToUpper(name)), release)
+	fmt.Fprintf(&b, ".TH %s 1 \"\" \"Gatehouse %s\" \"Gatehouse\"\n", roff(strings.ToUpper(name)), sourceVersion)
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", roff(name), roff(c.Short))
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", roff(c.UseLine()))
 	long := c.Long

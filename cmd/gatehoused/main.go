@@ -33,6 +33,7 @@ import (
 var (
 	version = "0.1.0-dev"
 	built   = "2026-11-01T00:00:00Z" // the clock's floor
+	final   = ""                     // "yes" in a release
 )
 
 const usage = `gatehoused is the program of a Gatehouse box.
@@ -60,7 +61,7 @@ func run(args []string) int {
 	if os.Getpid() == 1 && word != "serve" && word != "recover" && word != "uninstall" {
 		word = "init"
 	}
-	release := boot.Release{Version: version, Built: built}
+	release := boot.Release{Version: version, Built: built, Final: final == "yes"}
 	switch word {
 	case "init":
 		return boot.Init(release)

@@ -114,6 +114,52 @@ func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, 
 	return append(out, make([]byte, padding(len(signed)))...), nil
 }
 
+// Verify says whether a program has one signature, by the key of this
+// certificate, in the form that Sign gives it.
+func Verify(pe []byte, certificate *x509.Certificate) error {
+	l, err := parse(pe)
+	if err != nil {
+		return fmt.Errorf("reading an EFI program: %w", err)
+	}
+	le := binary.LittleEndian
+	at, length := int64(le.Uint32(pe[l.table:])), int64(le.Uint32(pe[l.table+4:]))
+	if at == 0 && length == 0 {
+		return errors.New("the EFI program is not signed")
+	}
+	if at < int64(l.table+tableEntry) || at%certAlign != 0 || length < certHead || at+length != int64(len(pe)) {
+		return errors.New("the certificate table of the EFI program does not lie at its end")
+	}
+	table := pe[at:]
+	if int64(le.Uint32(table)) != length || le.Uint16(table[4:]) != certRevision || le.Uint16(table[6:]) != certPKCS {
+		return errors.New("the certificate table of the EFI program has other than one signature of PKCS #7")
+	}
+	program := bytes.Clone(pe[:at])
+	clear(program[l.table : l.table+tableEntry])
+	digest, err := Digest(program)
+	if err != nil {
+		return err
+	}
+	content, err := indirectData(digest)
+	if err != nil {
+		return fmt.Errorf("verifying an EFI program: %w", err)
+	}
+	signed, filling, err := der(table[certHead:])
+	if err != nil || len(filling) != padding(len(signed)) || len(bytes.Trim(filling, "\x00")) != 0 {
+		return errors.New("the certificate table of the EFI program has other than one signature of PKCS #7")
+	}
+	if err := pkcs7.Verify(signed, certificate, oidIndirectData, content); err != nil {
+		return fmt.Errorf("verifying an EFI program: %w", err)
+	}
+	return nil
+}
+
+// der splits off the first value.
+func der(b []byte) (value, rest []byte, err error) {
+	var v asn1.RawValue
+	rest, err = asn1.Unmarshal(b, &v)
+	return v.FullBytes, rest, err
+}
+
 // indirectData is SpcIndirectDataContent: this digest is of an EFI program.
 func indirectData(digest [sha256.Size]byte) ([]byte, error) {
 	type peImage struct {

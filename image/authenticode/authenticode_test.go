@@ -147,3 +147,64 @@ func TestBOX5_SignRefuses(t *testing.T) {
 		}
 	}
 }
+
+// What Sign made is verified, and nothing else: not with a byte changed anywhere,
+// not by another key, not with more behind it.
+func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
+	c, key, _ := identity(t, t.TempDir())
+	other, _, _ := identity(t, t.TempDir())
+	for _, size := range []int{1024, 1029} {
+		pe, err := Sign(program(size), c, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Verify(pe, c); err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if err := Verify(pe, other); err == nil || !strings.Contains(err.Error(), "another key") {
+			t.Errorf("%d bytes: by another key: %v", size, err)
+		}
+		l, err := parse(pe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range pe {
+			if i >= l.checksum && i < l.checksum+4 {
+				continue // firmware checks none, and no signature covers it
+			}
+			bad := bytes.Clone(pe)
+			bad[i] ^= 1
+			if Verify(bad, c) == nil {
+				t.Fatalf("%d bytes: byte %d of %d changed and it is verified", size, i, len(pe))
+			}
+		}
+		for name, bad := range map[string][]byte{
+			"not signed": program(size), "nothing": nil, "more behind it": append(bytes.Clone(pe), make([]byte, 8)...),
+			"cut": pe[:len(pe)-8], "text": []byte(strings.Repeat("#!/bin/sh\n", 100)),
+		} {
+			if err := Verify(bad, c); err == nil {
+				t.Errorf("%s: verified", name)
+			}
+		}
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(8), NotAfter: time.Unix(1<<32, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, ec.Public(), ec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strange, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pe, err := Sign(program(1024), c, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(pe, strange); err == nil || !strings.Contains(err.Error(), "RSA") {
+		t.Errorf("a certificate of another kind: %v", err)
+	}
+}

@@ -35,6 +35,15 @@ const (
 	SlotSize = 64 * mebibyte
 )
 
+// LoaderPath is where firmware of an architecture, "" for amd64, looks for a
+// loader without being told.
+func LoaderPath(arch string) string {
+	if arch == "arm64" {
+		return "EFI/BOOT/BOOTAA64.EFI"
+	}
+	return "EFI/BOOT/BOOTX64.EFI"
+}
+
 // A File is one file of the EFI system partition.
 type File struct {
 	Path    string
@@ -54,7 +63,7 @@ func Write(f *os.File, esp []File, id []byte) error {
 		return fmt.Errorf("sizing the disk: %w", err)
 	}
 	sum := sha256.Sum256(append([]byte("gatehouse disk\x00"), id...))
-	files, err := newFAT(io.NewOffsetWriter(f, espStart), espSize, "GATEHOUSE", binary.LittleEndian.Uint32(sum[:]))
+	files, err := newFAT(io.NewOffsetWriter(f, espStart), espStart, espSize, clusterSectors, "GATEHOUSE", binary.LittleEndian.Uint32(sum[:]))
 	if err != nil {
 		return fmt.Errorf("making the EFI system partition: %w", err)
 	}

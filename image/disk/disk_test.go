@@ -64,7 +64,7 @@ func TestWriteRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := newFAT(nil, 64<<20, "X", 0); err == nil {
+	if _, err := newFAT(nil, 0, 64<<20, clusterSectors, "X", 0); err == nil {
 		t.Error("made FAT32 with fewer clusters than FAT32 has")
 	}
 }
@@ -135,7 +135,7 @@ func chain(t *testing.T, disk *os.File, first uint32) []uint32 {
 		if _, err := disk.ReadAt(b[:], espStart+reservedSectors*sectorSize+4*int64(c)); err != nil {
 			t.Fatal(err)
 		}
-		if len(out) > SlotSize/clusterSize {
+		if len(out) > SlotSize/(clusterSectors*sectorSize) {
 			t.Fatal("the chain is longer than the slot")
 		}
 	}
@@ -159,8 +159,8 @@ func TestBOX1_SlotsAreOneRunOfTheirFullSize(t *testing.T) {
 		le := binary.LittleEndian
 		first := uint32(le.Uint16(entries[at+20:]))<<16 | uint32(le.Uint16(entries[at+26:]))
 		clusters := chain(t, f, first)
-		if len(clusters) != SlotSize/clusterSize {
-			t.Errorf("%s has %d clusters, want %d", name, len(clusters), SlotSize/clusterSize)
+		if len(clusters) != SlotSize/(clusterSectors*sectorSize) {
+			t.Errorf("%s has %d clusters, want %d", name, len(clusters), SlotSize/(clusterSectors*sectorSize))
 		}
 		for i, c := range clusters {
 			if c != first+uint32(i) {

@@ -17,8 +17,7 @@ import (
 // written where there is nothing, and no time or random number in the bytes.
 const (
 	sectorSize       = 512
-	clusterSectors   = 4 // 2 KiB: FAT32 (more than 65,524 clusters) at 160 MiB
-	clusterSize      = clusterSectors * sectorSize
+	clusterSectors   = 4 // of the box's disk, 2 KiB: FAT32 (more than 65,524 clusters) at 160 MiB
 	reservedSectors  = 32
 	fatCount         = 2
 	rootCluster      = 2
@@ -35,6 +34,8 @@ const (
 // A fat is one file system under construction.
 type fat struct {
 	out      io.WriterAt // from the partition's start
+	before   int64       // sectors before it
+	cluster  int64       // sectors of one
 	sectors  int64
 	fatSize  int64 // sectors of one table
 	clusters int64
@@ -53,13 +54,13 @@ type node struct {
 	cluster  uint32
 }
 
-func newFAT(out io.WriterAt, size int64, label string, serial uint32) (*fat, error) {
-	f := &fat{out: out, sectors: size / sectorSize, label: label, serial: serial, next: rootCluster}
+func newFAT(out io.WriterAt, start, size, cluster int64, label string, serial uint32) (*fat, error) {
+	f := &fat{out: out, before: start / sectorSize, cluster: cluster, sectors: size / sectorSize, label: label, serial: serial, next: rootCluster}
 	// Each table holds 4 bytes a cluster; its size decides how many clusters
 	// remain. Rounded up to 4 KiB so that the data area is aligned like the
 	// partition: a cluster never straddles a flash page it need not.
-	f.fatSize = align(f.sectors/clusterSectors*4/sectorSize+1, 8)
-	f.clusters = (f.sectors - reservedSectors - fatCount*f.fatSize) / clusterSectors
+	f.fatSize = align(f.sectors/f.cluster*4/sectorSize+1, 8)
+	f.clusters = (f.sectors - reservedSectors - fatCount*f.fatSize) / f.cluster
 	if f.clusters < minFAT32Clusters {
 		return nil, fmt.Errorf("a file system of %d bytes has %d clusters, FAT32 needs %d", size, f.clusters, minFAT32Clusters)
 	}
@@ -160,7 +161,7 @@ func (f *fat) place(n *node) error {
 var errFull = errors.New("the file system is full")
 
 func (f *fat) allocate(size int64) (uint32, error) {
-	count := (size + clusterSize - 1) / clusterSize
+	count := (size + f.cluster*sectorSize - 1) / (f.cluster * sectorSize)
 	if int64(f.next)+count > int64(len(f.table)) {
 		return 0, errFull
 	}
@@ -201,7 +202,7 @@ func (f *fat) writeNode(n *node) error {
 
 func (f *fat) writeCluster(cluster uint32, content []byte) error {
 	start := (reservedSectors + fatCount*f.fatSize) * sectorSize
-	_, err := f.out.WriteAt(content, start+int64(cluster-2)*clusterSize)
+	_, err := f.out.WriteAt(content, start+int64(cluster-2)*f.cluster*sectorSize)
 	return err
 }
 
@@ -353,13 +354,13 @@ func (f *fat) bootSector() []byte {
 	copy(b[3:], "GATEHSE ")
 	le := binary.LittleEndian
 	le.PutUint16(b[11:], sectorSize)
-	b[13] = clusterSectors
+	b[13] = byte(f.cluster)
 	le.PutUint16(b[14:], reservedSectors)
 	b[16] = fatCount
 	b[21] = mediaDescriptor
 	le.PutUint16(b[24:], 63) // sectors a track and heads: unused since LBA,
 	le.PutUint16(b[26:], 255)
-	le.PutUint32(b[28:], espStart/sectorSize) // sectors before the partition
+	le.PutUint32(b[28:], uint32(f.before)) // sectors before the partition
 	le.PutUint32(b[32:], uint32(f.sectors))
 	le.PutUint32(b[36:], uint32(f.fatSize))
 	le.PutUint32(b[44:], rootCluster)

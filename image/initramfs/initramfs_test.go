@@ -115,3 +115,25 @@ func TestBOX1_ArchiveSameBytes(t *testing.T) {
 		t.Errorf("the program holds this machine's path %s (%v)", here, err)
 	}
 }
+
+func TestBOX4_ArchiveIsReadBack(t *testing.T) {
+	var b bytes.Buffer
+	if err := archive(t, File{Path: "etc/gatehouse/release-keys", Content: []byte("threshold 1\n"), Mode: 0o644}).Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	files, err := Read(b.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(files["etc/gatehouse/release-keys"]) != "threshold 1\n" || string(files["sbin/mke2fs"]) != "tool" {
+		t.Errorf("read %q", files["etc/gatehouse/release-keys"])
+	}
+	if len(files["init"]) == 0 || !bytes.Equal(files["init"], files["bin/init"]) {
+		t.Errorf("/init leads to %d bytes, the program has %d", len(files["init"]), len(files["bin/init"]))
+	}
+	for name, bad := range map[string][]byte{"nothing": nil, "cut": b.Bytes()[:b.Len()/2], "text": []byte("text")} {
+		if _, err := Read(bad); err == nil {
+			t.Errorf("%s: read", name)
+		}
+	}
+}

@@ -168,6 +168,28 @@ func New(dir, name string, now time.Time) (Set, error) {
 	return Load(dir)
 }
 
+// NewApprover makes another release key in the place of the one that is there,
+// which stays under a name with the start of its fingerprint. Cut short with both
+// files put aside the folder has none, and New adds one; with one of them Load
+// says which is missing.
+func NewApprover(dir, name string, now time.Time) (Key, error) {
+	set, err := Load(dir)
+	if err != nil {
+		return Key{}, err
+	}
+	for _, suffix := range []string{".key", ".crt"} {
+		from := filepath.Join(dir, string(Release)+suffix)
+		to := filepath.Join(dir, string(Release)+"-"+set[Release].Fingerprint()[:12]+suffix)
+		if err := os.Rename(from, to); err != nil {
+			return Key{}, fmt.Errorf("putting the old release key aside: %w", err)
+		}
+	}
+	if set, err = New(dir, name, now); err != nil {
+		return Key{}, err
+	}
+	return set[Release], nil
+}
+
 // generate makes what the firmware of a machine can verify, or every TPM 2.0.
 func generate(r Role) (crypto.Signer, error) {
 	if r == Release {

@@ -128,3 +128,43 @@ func TestKEY10_OlderFolderGetsAReleaseKey(t *testing.T) {
 		t.Errorf("the release key: %+v", now[Release])
 	}
 }
+
+// The key that approves releases is changed; the old one is kept, and cut short
+// in between the folder says what to do.
+func TestKEY10_ApproverIsChanged(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	if _, err := NewApprover(dir, "Test", time.Now()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("in a folder without keys: %v", err)
+	}
+	made, err := New(dir, "Test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := NewApprover(dir, "Test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.Fingerprint() == made[Release].Fingerprint() || now[Release].Fingerprint() != k.Fingerprint() || now[Programs].Fingerprint() != made[Programs].Fingerprint() {
+		t.Errorf("the approver is %s, was %s", now[Release].Fingerprint(), made[Release].Fingerprint())
+	}
+	old := "release-" + made[Release].Fingerprint()[:12]
+	for _, name := range []string{old + ".key", old + ".crt"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("the old one was not kept: %v", err)
+		}
+	}
+	for _, name := range []string{"release.key", "release.crt"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if name == "release.crt" {
+			if _, err := Load(dir); !errors.Is(err, ErrNoRelease) {
+				t.Errorf("cut short: %v", err)
+			}
+		}
+	}
+}

@@ -19,7 +19,7 @@ import (
 // Files of the manifest keys in a folder. The public ones are enough to verify
 // by; private ones may lie elsewhere, each where its person keeps it.
 const (
-	manifestFile = "manifest.pub"
+	ManifestFile = "manifest.pub"
 	nextFile     = "manifest.next.pub"
 )
 
@@ -58,7 +58,7 @@ func SignerName(verifier string) string {
 func LoadSigners(dir string) (Signers, error) {
 	s := Signers{Private: make(map[string]note.Signer)}
 	var err error
-	if s.Keys, err = readKeys(filepath.Join(dir, manifestFile)); err != nil {
+	if s.Keys, err = readKeys(filepath.Join(dir, ManifestFile)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return Signers{}, fmt.Errorf("there are no manifest keys in %s: %w", dir, fs.ErrNotExist)
 		}
@@ -113,7 +113,7 @@ func readSigner(dir, verifier string) (note.Signer, error) {
 	}
 	sig, err := s.Sign([]byte(file))
 	if err != nil || !v.Verify([]byte(file), sig) {
-		return nil, fmt.Errorf("%s is not the private key of %s in %s", file, v.Name(), manifestFile)
+		return nil, fmt.Errorf("%s is not the private key of %s in %s", file, v.Name(), ManifestFile)
 	}
 	return s, nil
 }
@@ -133,7 +133,7 @@ func NewSigners(dir string, names []string, threshold int) (Signers, error) {
 	if err != nil {
 		return Signers{}, err
 	}
-	if err := writeKeys(dir, manifestFile, k); err != nil {
+	if err := writeKeys(dir, ManifestFile, k); err != nil {
 		return Signers{}, err
 	}
 	return LoadSigners(dir)
@@ -178,7 +178,7 @@ func Rotated(dir string) (Signers, error) {
 	if !s.Rotating() {
 		return Signers{}, fmt.Errorf("no change of the manifest keys in %s is under way", dir)
 	}
-	if err := os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, manifestFile)); err != nil {
+	if err := os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, ManifestFile)); err != nil {
 		return Signers{}, fmt.Errorf("changing the manifest keys: %w", err)
 	}
 	return LoadSigners(dir)

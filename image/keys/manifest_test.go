@@ -56,13 +56,13 @@ func TestKEY10_BadManifestKeysAreRefused(t *testing.T) {
 		"no private key": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "manifest-bob.key"), []byte("x"), 0o600)
 		},
-		"an empty set": func(dir string) error { return os.WriteFile(filepath.Join(dir, manifestFile), nil, 0o600) },
+		"an empty set": func(dir string) error { return os.WriteFile(filepath.Join(dir, ManifestFile), nil, 0o600) },
 		"a set of strange": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, nextFile), []byte("threshold 1\n"), 0o600)
 		},
 		"a line too many": func(dir string) error {
-			b, err := os.ReadFile(filepath.Join(dir, manifestFile))
-			return errors.Join(err, os.WriteFile(filepath.Join(dir, manifestFile), append(b, "x\n"...), 0o600))
+			b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+			return errors.Join(err, os.WriteFile(filepath.Join(dir, ManifestFile), append(b, "x\n"...), 0o600))
 		},
 	} {
 		dir := filepath.Join(t.TempDir(), "keys")

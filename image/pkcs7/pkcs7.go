@@ -4,6 +4,7 @@
 package pkcs7
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -13,6 +14,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 )
 
@@ -121,6 +123,55 @@ func (s Signer) sign(content contentInfo, signed []byte, attributes asn1.RawValu
 		}},
 	})
 }
+
+// Verify says whether signed is what a Signer with this certificate makes of the
+// content: anything else is refused, were it another form of the same.
+func Verify(signed []byte, certificate *x509.Certificate, kind asn1.ObjectIdentifier, content []byte) error {
+	public, ok := certificate.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return errors.New("the certificate is not of an RSA key")
+	}
+	var outer contentInfo
+	var inner signedData
+	if rest, err := asn1.Unmarshal(signed, &outer); err != nil || len(rest) > 0 {
+		return errors.New("the signature is not PKCS #7")
+	}
+	if rest, err := asn1.Unmarshal(outer.Content.Bytes, &inner); err != nil || len(rest) > 0 || len(inner.Signers) != 1 {
+		return errors.New("the signature is not SignedData of PKCS #7 by one signer")
+	}
+	signature := inner.Signers[0].Signature
+	again, err := Signer{certificate, known{public, signature}}.Content(kind, content)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(again, signed) {
+		return fmt.Errorf("the signature is of another key than %s, or of another content", certificate.Subject.CommonName)
+	}
+	attributes, err := attributesOf(kind, content)
+	if err != nil {
+		return err
+	}
+	set, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: attributes})
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(set)
+	if rsa.VerifyPKCS1v15(public, crypto.SHA256, sum[:], signature) != nil {
+		return fmt.Errorf("the signature is not by the key of %s", certificate.Subject.CommonName)
+	}
+	return nil
+}
+
+// known stands for a signer of whom there is the signature alone: what lies
+// around a signature is made anew and compared.
+type known struct {
+	public    *rsa.PublicKey
+	signature []byte
+}
+
+func (k known) Public() crypto.PublicKey { return k.public }
+
+func (k known) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) { return k.signature, nil }
 
 // tagged is b under [0].
 func tagged(b []byte) asn1.RawValue {

@@ -24,6 +24,8 @@ import (
 // folder it is the same machine, with another it is another one.
 type Machine struct {
 	Disk   string // raw disk image; written to
+	Format string // of the disk: raw when empty, or qcow2
+	CD     string // an image in a CD drive, which firmware tries first
 	State  string // folder; made when missing
 	Memory int    // MB; 0 means 512
 	CPUs   int    // 0 means 1
@@ -187,19 +189,31 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 }
 
 func (m Machine) diskArguments(id string) []string {
-	if m.Disk == "" {
-		return nil
+	var args []string
+	if m.CD != "" {
+		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD),
+			"-device", "ide-cd,drive=cd,bootindex=0")
 	}
-	args := []string{"-blockdev", "driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename=" + escape(m.Disk)}
-	drive := "disk"
+	if m.Disk == "" {
+		return args
+	}
+	format := m.Format
+	if format == "" {
+		format = "raw"
+	}
+	args = append(args, "-blockdev", "driver="+format+",node-name=disk,discard=unmap,file.driver=file,file.filename="+escape(m.Disk))
+	drive, order := "disk", ""
+	if m.CD != "" {
+		order = ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
+	}
 	if m.WriteLog != "" {
 		args = append(args, "-blockdev", "driver=blklogwrites,node-name=logged,file=disk,log.driver=file,log.filename="+escape(m.WriteLog))
 		drive = "logged"
 	}
 	if m.NVMe {
-		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20])
+		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20]+order)
 	}
-	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20])
+	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20]+order)
 }
 
 func (m Machine) networkArguments(id string, forward map[int]string) []string {

@@ -43,6 +43,9 @@ func Assemble(stub []byte, sections []Section) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the UKI stub: %w", err)
 	}
+	if h.signed {
+		return nil, errors.New("reading the UKI stub: it is signed; sections can only be added before signing")
+	}
 	if room := (h.sizeOfHeaders - h.tableEnd()) / sectionHeader; len(sections) > room {
 		return nil, fmt.Errorf("the UKI stub has room for %d more sections, not for %d", room, len(sections))
 	}
@@ -84,7 +87,15 @@ type header struct {
 	pe, table, count             int // offsets; number of sections
 	sizeOfHeaders, fileAlignment int
 	fileEnd, memoryEnd           int // of the last section
+	signed                       bool
 	names                        map[string]bool
+	sections                     []placed
+}
+
+// placed is where a section lies in the file.
+type placed struct {
+	name              string
+	offset, raw, size int // size is in memory: what is beyond it in the file is filling
 }
 
 func (h header) tableEnd() int { return h.table + h.count*sectionHeader }
@@ -104,9 +115,7 @@ func parse(pe []byte) (header, error) {
 	if le.Uint16(pe[optional:]) != magicPE32Plus {
 		return header{}, errors.New("it is not a 64-bit EFI program")
 	}
-	if le.Uint64(pe[optional+directoryEntries+8*certificateEntry:]) != 0 {
-		return header{}, errors.New("it is signed; sections can only be added before signing")
-	}
+	h.signed = le.Uint64(pe[optional+directoryEntries+8*certificateEntry:]) != 0
 	h.fileAlignment = int(le.Uint32(pe[optional+36:]))
 	h.sizeOfHeaders = int(le.Uint32(pe[optional+60:]))
 	if h.fileAlignment < 512 || h.fileAlignment > 65536 || h.fileAlignment&(h.fileAlignment-1) != 0 {
@@ -124,7 +133,9 @@ func parse(pe []byte) (header, error) {
 		}
 		h.fileEnd = max(h.fileEnd, offset+raw)
 		h.memoryEnd = max(h.memoryEnd, address+size)
-		h.names[sectionName(entry[:8])] = true
+		name := sectionName(entry[:8])
+		h.names[name] = true
+		h.sections = append(h.sections, placed{name, offset, raw, size})
 	}
 	if h.fileEnd < h.sizeOfHeaders {
 		return header{}, errors.New("its sections lie inside its headers")

@@ -24,7 +24,7 @@ const patience = 8 * time.Minute
 
 // firmwareBudget is how often all tests here may go through the firmware; a
 // boot of the kernel alone is half as long.
-const firmwareBudget = 16
+const firmwareBudget = 25
 
 // boots counts what the tests here cost.
 var boots struct{ firmware, direct, resets atomic.Int32 }

@@ -3,7 +3,7 @@ package boot
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -23,9 +23,9 @@ type cuts struct {
 	old     slot.Digest
 	well    *next
 
-	// Requests by which the log came so far: half of the release was written, its
-	// trial began, loader.conf named it.
-	half, trial, commit int
+	// Requests by which the log came so far: a system failed and the one before was
+	// back, the good one was written in part, its trial began, loader.conf named it.
+	back, half, trial, commit int
 }
 
 func newCuts(t *testing.T, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
@@ -72,8 +72,8 @@ func (c *cuts) judge(t *testing.T) {
 	sum := sha256.Sum256(c.well.bytes)
 	look := func(at int, what string) esptest.Found {
 		judged++
-		found, err := esptest.Judge(disk, info.Size(), append(c.digests(), c.sickOnes()...)...)
-		if err != nil && !(errors.Is(err, esptest.ErrUnbootable) && at == 0) {
+		found, err := esptest.Judge(disk, info.Size(), append(c.digests(), c.well.before...)...)
+		if err != nil {
 			t.Fatalf("a power cut at request %d of %d, %s: %v", at, len(c.log), what, err)
 		}
 		return found
@@ -111,6 +111,9 @@ func (c *cuts) judge(t *testing.T) {
 		case found.Default == slot.B && c.commit == 0:
 			c.commit = i
 		}
+		if len(found.Record.Verdicts) > 0 && c.back == 0 {
+			c.back = i
+		}
 		if found.Record.B == nil && c.trial == 0 {
 			c.half = i // the last one before the slot was whole: near the end of the write
 		}
@@ -121,23 +124,32 @@ func (c *cuts) judge(t *testing.T) {
 	}
 }
 
-// sickOnes are in the log too; their trials came before. What they held is known
-// by the records alone.
-func (c *cuts) sickOnes() (out []slot.Digest) { return c.well.before }
-
-// moment is one that is truly started.
+// cutAt is one that is truly started.
 type cutAt struct {
 	name string
 	upTo int
 	slot string // that runs after it
 }
 
-func (c *cuts) moments(*testing.T) []cutAt {
-	return []cutAt{
+func (c *cuts) moments() []cutAt {
+	out := []cutAt{
 		{"while it was written", c.half, "a"},
 		{"in the trial", (c.trial + c.commit) / 2, "a"},
 		{"right after the commit", c.commit + 1, "b"},
 	}
+	if !soak() {
+		return out
+	}
+	const many = 200
+	for i := range many - len(out) {
+		at := cutAt{upTo: c.back + 1 + i*(len(c.log)-c.back-2)/many, slot: "a"}
+		if at.upTo > c.commit {
+			at.slot = "b"
+		}
+		at.name = fmt.Sprintf("at request %d", at.upTo)
+		out = append(out, at)
+	}
+	return out
 }
 
 // start starts the disk of a moment, with the TPM of then, and firmware that forgot
@@ -158,4 +170,62 @@ func (c *cuts) start(t *testing.T, at cutAt, box line) {
 		block(t, guest, want)
 	}
 	off(t, guest)
+}
+
+// damaged is the box with a byte of the slot that starts changed. The loader comes back
+// from it without having started anything, the firmware goes on to its next entries,
+// and the system before fills the damaged slot anew.
+func (c *cuts) damaged(t *testing.T, box line) {
+	t.Helper()
+	m := c.machine
+	m.WriteLog = ""
+	disk, err := os.OpenFile(m.Disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := find(t, disk, c.well.bytes[:sector]) + int64(len(c.well.bytes))/2
+	if _, err := disk.WriteAt(bytes.Repeat([]byte{0xA5}, sector), at); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Close(); err != nil {
+		t.Fatal(err)
+	}
+	guest := start(t, m)
+	say(t, guest, `gatehouse: systems: the firmware would not load slot b, and started slot a`)
+	same(t, "from the other slot", state(t, guest, "ready", "url"), box)
+	say(t, guest, `gatehouse: systems: slot b was filled anew`)
+	off(t, guest)
+	b, err := os.ReadFile(built(t, image.UKI))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if disk, err = os.Open(m.Disk); err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	info, err := disk.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(b))
+	if err != nil || found.Default != slot.A || found.A != found.B {
+		t.Errorf("on the disk: %+v, %v", found, err)
+	}
+}
+
+// find is where bytes stand on a disk, from the beginning of a sector.
+func find(t *testing.T, disk *os.File, want []byte) int64 {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); ; off += int64(len(buf)) {
+		n, err := disk.ReadAt(buf, off)
+		for at := 0; at+len(want) <= n; at += sector {
+			if bytes.Equal(buf[at:at+len(want)], want) && !bytes.Equal(buf[at:at+len(want)], make([]byte, len(want))) {
+				return off + int64(at)
+			}
+		}
+		if err != nil {
+			t.Fatal("it is not on the disk")
+		}
+	}
 }

@@ -4,11 +4,16 @@ package tpmtest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +26,7 @@ import (
 // Server is one swtpm with a state of its own. It has been started as a
 // machine would: Startup(CLEAR), then firmware measuring into PCR 0 to 7.
 type Server struct {
-	Firmware string // what PCR 7 is measured from at the next power cut
+	Firmware string // what PCR 7 is measured from at the next power cut; "": it stays zero
 
 	dir   string
 	state string
@@ -118,6 +123,9 @@ func (s *Server) boot(t testing.TB) {
 		if i == 7 {
 			text = s.Firmware
 		}
+		if text == "" {
+			continue
+		}
 		s.Measure(t, i, text)
 	}
 }
@@ -157,6 +165,20 @@ func (s *Server) Clear(t testing.TB) {
 	}
 }
 
+// SHA1Only switches the SHA-256 bank off, as a firmware's set-up can; it is gone
+// from the next power cut on.
+func (s *Server) SHA1Only(t testing.TB) {
+	t.Helper()
+	resp, err := s.conn.Send([]byte{
+		0x80, 2, 0, 0, 0, 43, 0, 0, 1, 0x2B, 0x40, 0, 0, 0x0C, // PCR_Allocate by the platform
+		0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, // which has no password
+		0, 0, 0, 2, 0, 4, 3, 0xFF, 0xFF, 0xFF, 0, 0x0B, 3, 0, 0, 0,
+	})
+	if err != nil || binary.BigEndian.Uint32(resp[6:]) != 0 || resp[14] != 1 {
+		t.Fatalf("switching the SHA-256 bank off: %x, %v", resp, err)
+	}
+}
+
 // SetOwnerPassword does what another system on the same machine might have done.
 func (s *Server) SetOwnerPassword(t testing.TB, password string) {
 	t.Helper()
@@ -172,7 +194,11 @@ func (s *Server) SetOwnerPassword(t testing.TB, password string) {
 // Loaded counts transient objects and sessions that somebody left loaded.
 func (s *Server) Loaded(t testing.TB) int {
 	t.Helper()
-	n := 0
+	return len(s.handles(t))
+}
+
+func (s *Server) handles(t testing.TB) (all []tpm2.TPMHandle) {
+	t.Helper()
 	for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
 		resp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 32}.Execute(s.conn)
 		if err != nil {
@@ -182,9 +208,19 @@ func (s *Server) Loaded(t testing.TB) int {
 		if err != nil {
 			t.Fatalf("listing handles: %v", err)
 		}
-		n += len(list.Handle)
+		all = append(all, list.Handle...)
 	}
-	return n
+	return all
+}
+
+// Flush lets go of all that somebody left loaded, without a power cut.
+func (s *Server) Flush(t testing.TB) {
+	t.Helper()
+	for _, h := range s.handles(t) {
+		if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(s.conn); err != nil {
+			t.Fatalf("flushing %08X: %v", h, err)
+		}
+	}
 }
 
 // Fault is a transport that a test can break: Before may answer in the TPM's
@@ -212,6 +248,119 @@ func (f *Fault) Send(command []byte) ([]byte, error) {
 		return resp, err
 	}
 	return f.After(n, command, resp)
+}
+
+// Line breaks one answer on a real connection, beneath tpm.Conn: what a Fault
+// does above. The one command that is not answered well has a deadline of some
+// milliseconds, every other the usual one.
+type Line struct {
+	*tpm.Conn
+	N int // commands since Break
+
+	path string
+	at   int
+	f    func([]byte) ([]byte, bool)
+	now  atomic.Pointer[breakage] // of the command that is on its way; nil: none
+	to   tpm.Transport
+}
+
+type breakage struct {
+	f    func([]byte) ([]byte, bool)
+	gone chan struct{} // closed once nobody waits any more
+}
+
+// impatience is how long the broken command may take.
+const impatience = 20 * time.Millisecond
+
+// Line opens one to this TPM; it ends with the test.
+func (s *Server) Line(t testing.TB) *Line {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "line")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Line{at: -1, to: s.conn, path: filepath.Join(dir, "tpm")}
+	listener, err := net.Listen("unix", l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { l.serve(c) })
+		}
+	})
+	l.Break(t, -1, nil)
+	t.Cleanup(func() {
+		l.Close()
+		listener.Close()
+		all.Wait()
+		os.RemoveAll(dir)
+	})
+	return l
+}
+
+// Break has f change the answer to one command, counted from 0, on a new
+// connection. A nil answer is none at all; one that is late comes when nobody
+// waits for it.
+func (l *Line) Break(t testing.TB, at int, f func(response []byte) (answer []byte, late bool)) {
+	t.Helper()
+	if l.Conn != nil {
+		l.Close()
+	}
+	var err error
+	if l.Conn, err = tpm.Dial(l.path); err != nil {
+		t.Fatal(err)
+	}
+	l.N, l.at, l.f = 0, at, f
+}
+
+// Send implements tpm.Transport.
+func (l *Line) Send(command []byte) ([]byte, error) {
+	n := l.N
+	l.N++
+	if n != l.at {
+		return l.Conn.Send(command)
+	}
+	b := &breakage{l.f, make(chan struct{})}
+	l.now.Store(b)
+	l.Timeout = impatience
+	defer func() {
+		l.now.Store(nil)
+		l.Timeout = 0
+		close(b.gone)
+	}()
+	return l.Conn.Send(command)
+}
+
+func (l *Line) serve(c net.Conn) {
+	defer c.Close()
+	for {
+		head := make([]byte, 10)
+		if _, err := io.ReadFull(c, head); err != nil {
+			return
+		}
+		rest := make([]byte, binary.BigEndian.Uint32(head[2:])-10)
+		if _, err := io.ReadFull(c, rest); err != nil {
+			return
+		}
+		b := l.now.Load()
+		answer, err := l.to.Send(append(head, rest...))
+		if err != nil {
+			return
+		}
+		if b != nil {
+			late := false
+			if answer, late = b.f(answer); late {
+				<-b.gone
+			}
+		}
+		_, _ = c.Write(answer) // nobody reads what comes too late
+	}
 }
 
 // Code is a response that is nothing but a response code, such as 0x922 (retry).

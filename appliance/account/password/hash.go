@@ -121,6 +121,16 @@ func encode(salt, key []byte) string {
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, memory, passes, lanes, b64.EncodeToString(salt), b64.EncodeToString(key))
 }
 
+// CheckHash says whether a hash that was made elsewhere is of the one form that
+// this program makes: the same cost, a salt and a key of the same length.
+func CheckHash(hash string) error {
+	if hash == "" {
+		return errors.New("there is no hash of a password")
+	}
+	_, _, err := decode(hash)
+	return err
+}
+
 // decode takes the one form that encode writes: a hash with another cost was
 // not written by this program.
 func decode(hash string) (salt, key []byte, err error) {

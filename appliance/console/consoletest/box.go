@@ -67,8 +67,9 @@ type Box struct {
 	trials       trials
 	keptBy       control.Keep
 	hosted       bool
-	organisation []byte            // public key of who grants sessions
-	order        string            // to reset the owner's second factor
+	organisation []byte // public key of who grants sessions
+	order        string // to reset the owner's second factor
+	seed         *control.SeedOwner
 	acme         map[string]string // challenges, by token
 	exposure     *control.Exposure // nil: Busy
 	keys         keys
@@ -133,6 +134,13 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// SetSeed has the box say that it belongs to an owner by its seed, from its next start on.
+func (b *Box) SetSeed(o *control.SeedOwner) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seed = o
 }
 
 // Boot starts the console; the box must be stopped.

@@ -91,7 +91,7 @@ func (b *Box) append(ctx context.Context, e control.Event) (control.Appended, er
 }
 
 func (b *Box) commit(ctx context.Context, q control.ClaimCommit) error {
-	if s := b.State(); s != control.StateUnclaimed {
+	if s := b.State(); s != control.StateUnclaimed && !b.seeds(q.Owner) {
 		return refused(control.CodeState, "this box is %s: it cannot be claimed", s)
 	}
 	b.mu.Lock()
@@ -110,6 +110,12 @@ func (b *Box) commit(ctx context.Context, q control.ClaimCommit) error {
 	return nil
 }
 
+func (b *Box) seeds(owner string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seed != nil && b.state == control.StateStarting && b.seed.Email == owner
+}
+
 // consoleReady follows the table of docs/architecture.md.
 func (b *Box) consoleReady(q control.ConsoleReady) control.ConsoleState {
 	b.mu.Lock()
@@ -123,8 +129,11 @@ func (b *Box) consoleReady(q control.ConsoleReady) control.ConsoleState {
 		b.state, b.reason = control.StateLocked, "the TPM and the data disagree on whether this box has an owner"
 	case b.claimed:
 		b.state = control.StateReady
+	case b.seed != nil && q.SeedProblem == "":
+		b.state = control.StateStarting
+		return control.ConsoleState{State: control.StateUnclaimed, Seed: b.seed}
 	default:
-		b.state = control.StateUnclaimed
+		b.state, b.seed = control.StateUnclaimed, nil
 	}
 	st := control.ConsoleState{State: b.state, Reason: b.reason, Committed: b.claimed}
 	if b.state == control.StateReady {

@@ -42,8 +42,9 @@ func Guarded(started time.Time) control.Keys {
 			{Index: 15, Name: "the cap, after the key was asked for", Value: strings.Repeat("c4e8810a", 8)},
 		},
 		SecureBoot: control.SecureBootStatus{Known: true, SetupMode: true, CanEnrol: true, Sentence: "Secure Boot is off, and the firmware has no platform key: the keys of this image can be written into it"},
-		TPM:        &control.TPMStatus{Maker: "IBM", Version: "8217.4131.22.13878", EK: strings.Repeat("a1b2c3d4", 8)},
-		Recovery:   "none", Epoch: 1, Generation: 3,
+		TPM: &control.TPMStatus{Maker: "IBM", Version: "8217.4131.22.13878", EK: strings.Repeat("a1b2c3d4", 8), AK: strings.Repeat("0badcafe", 8),
+			Keys: []control.BoxKey{{Name: "checkpoint", Fingerprint: strings.Repeat("11223344", 8)}, {Name: "tunnel", Fingerprint: strings.Repeat("55667788", 8)}}},
+		Recovery: "none", Epoch: 1, Generation: 3,
 	}
 }
 

@@ -1,0 +1,215 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"gatehouse/appliance/panel"
+	"gatehouse/appliance/volume/disks"
+	"gatehouse/appliance/volume/gpt"
+	"gatehouse/appliance/volume/installer"
+)
+
+// cdTime is how long a start without a disk of its own waits for a CD drive.
+const cdTime = 8 * time.Second
+
+const installerWords = "this is the medium that installs: choose 'Install to a disk' at the console. Nothing is kept on it"
+
+// install is the medium that this system was started from, if it installs.
+type install struct {
+	box    *box
+	name   string // sr0, sda
+	device string
+	medium *installer.Medium
+
+	begun chan struct{} // holds one while something is being written
+}
+
+// findInstaller looks whether this system was started from the medium that
+// installs: the disk that the loader was read from, or a CD where firmware
+// names no partition. No other disk is taken for one: what starts decides.
+func (b *box) findInstaller(ctx context.Context, own string) {
+	if own != "" {
+		b.tryInstaller(own)
+		return
+	}
+	if b.modules == nil {
+		return
+	}
+	if _, err := b.machine.LoaderPartition(); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, cdTime)
+	defer cancel()
+	err := b.modules.Coldplug(ctx, func() bool {
+		found, _ := filepath.Glob("/sys/class/block/sr*")
+		for _, f := range found {
+			if b.tryInstaller(filepath.Base(f)) {
+				return true
+			}
+		}
+		return false
+	})
+	if err != nil {
+		b.log.Warn("drivers of CD drives", "err", err)
+	}
+}
+
+func (b *box) tryInstaller(name string) bool {
+	f, err := os.Open(filepath.Join("/dev", name))
+	if err != nil {
+		return false
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		var m *installer.Medium
+		if m, err = installer.Open(f, size); err == nil {
+			b.install = &install{box: b, name: name, device: "/dev/" + name, medium: m, begun: make(chan struct{}, 1)}
+			b.log.Info("started from the medium that installs", "medium", name)
+			return true
+		}
+	}
+	if !errors.Is(err, installer.ErrNone) {
+		b.log.Warn("a medium that installs cannot be used", "medium", name, "err", err)
+	}
+	f.Close()
+	return false
+}
+
+// Targets are the disks of the machine, but for the medium itself.
+func (i *install) Targets() ([]panel.Target, error) {
+	all, err := disks.Machine{Root: "/"}.List()
+	if err != nil {
+		return nil, err
+	}
+	var out []panel.Target
+	for _, d := range all {
+		if d.Name != i.name {
+			out = append(out, panel.Target{Name: d.Name, Words: d.String(), Holds: d.Holds(), Refused: d.Refusal(i.medium.Size)})
+		}
+	}
+	return out, nil
+}
+
+// Install begins to write.
+func (i *install) Install(_ context.Context, name string) error {
+	d, err := disks.Machine{Root: "/"}.Find(name)
+	if err != nil {
+		return err
+	}
+	if why := d.Refusal(i.medium.Size); why != "" || name == i.name {
+		return fmt.Errorf("%s is not written to: %s", name, why)
+	}
+	select {
+	case i.begun <- struct{}{}:
+	default:
+		return errors.New("something is being written already")
+	}
+	go func() { // ends with the machine's life: there is no other work on this medium
+		defer func() { <-i.begun }()
+		i.write(d)
+	}()
+	return nil
+}
+
+func (i *install) write(d disks.Disk) {
+	consoles := i.box.terminals()
+	if err := i.copy(d, func(text string) { tell(consoles, text) }); err != nil {
+		i.box.log.Error("installing failed", "disk", d.Name, "err", err)
+		tell(consoles, "Installing to "+d.Name+" failed: "+err.Error()+". It holds nothing whole now.")
+		return
+	}
+	tell(consoles, "Installed to "+d.Name+", and compared. Take the medium out: the machine restarts from the disk.")
+	time.Sleep(readTime)
+	i.box.power("restart")
+}
+
+func (i *install) copy(d disks.Disk, say func(string)) error {
+	out, err := os.OpenFile(d.Device, os.O_RDWR|os.O_EXCL, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s for ourselves: %w", d.Device, err)
+	}
+	defer out.Close()
+	in, err := i.medium.Image()
+	if err != nil {
+		return err
+	}
+	// It may take minutes: the watchdog is kicked by a task of its own.
+	ctx := context.Background()
+	w, err := disks.Write(ctx, out, in, i.medium.Size, nil, tenths("Writing", i.medium.Size, say))
+	if err != nil {
+		return err
+	}
+	_, err = w.Compare(ctx, d.Device, tenths("Comparing", i.medium.Size, say))
+	return err
+}
+
+// tenths says each tenth of the way.
+func tenths(what string, all int64, say func(string)) func(int64) {
+	last := int64(0)
+	return func(done int64) {
+		if t := 10 * done / max(all, 1); t > last {
+			last = t
+			say(fmt.Sprintf("%s: %d %%", what, 10*t))
+		}
+	}
+}
+
+// installBySeed installs without asking to the one disk whose serial number the
+// seed says, unless it holds a Gatehouse: a medium that stays in the machine
+// would erase the box at each restart.
+func (b *box) installBySeed(ctx context.Context) error {
+	b.awaitSticks(ctx)
+	m := disks.Machine{Root: "/"}
+	media, err := findMedia(m, "")
+	if err != nil {
+		return b.refuseSeed(err.Error())
+	}
+	s, _, err := readMedia(media)
+	if err != nil {
+		return b.refuseSeed(err.Error())
+	}
+	if s.Install == nil {
+		return nil
+	}
+	all, err := m.List()
+	if err != nil {
+		return err
+	}
+	var found []disks.Disk
+	for _, d := range all {
+		if d.Serial == s.Install.Serial && d.Name != b.install.name {
+			found = append(found, d)
+		}
+	}
+	if len(found) != 1 {
+		return b.refuseSeed(fmt.Sprintf("%d disks have the serial number %s: one is wanted", len(found), s.Install.Serial))
+	}
+	holds, err := holdsGatehouse(found[0])
+	if err != nil || holds {
+		return b.refuseSeed(fmt.Sprintf("%s holds a Gatehouse already (%v): it is written to only at the console. Take the medium out", found[0].Name, err))
+	}
+	return b.install.Install(ctx, found[0].Name)
+}
+
+// holdsGatehouse says whether a disk has a partition of one. A disk whose table
+// cannot be read has none.
+func holdsGatehouse(d disks.Disk) (bool, error) {
+	f, err := os.Open(d.Device)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	t, _, err := gpt.Read(f, gpt.Geometry{SectorSize: d.Sector, Sectors: uint64(d.Size) / uint64(max(d.Sector, 1))})
+	if err != nil {
+		return false, nil
+	}
+	return slices.ContainsFunc(t.Entries[:], func(p gpt.Partition) bool { return p.Name == "gatehouse-meta" }), nil
+}
