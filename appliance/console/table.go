@@ -128,7 +128,7 @@ func (s *console) portablePorts() portable.Ports {
 		Network: net.Network, TryNetwork: net.Try, Update: s.systems, SetUpdate: change(s, control.OpUpdateSet),
 		Imported: func(ctx context.Context) error {
 			s.broker.EndAll(ctx, "a configuration was imported")
-			_, err := s.report(ctx)
+			_, err := s.report(ctx, "")
 			return err
 		},
 	}
