@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -280,6 +281,8 @@ func (b *box) roles() (*roles, error) {
 			Power:        b.power,
 			Erase:        b.erase,
 			Kernel:       kernel(b.machine),
+			Model:        strings.TrimSpace(b.machine.DMI().Vendor + " " + b.machine.DMI().Product),
+			Serial:       b.machine.DMI().Serial,
 		},
 	}
 	if b.meta != nil {
@@ -294,7 +297,7 @@ func (b *box) roles() (*roles, error) {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}
 	if b.keys != nil {
-		r.monitor.Name = nameOf(b.keys.InstallID())
+		r.monitor.Name, r.monitor.Signer = nameOf(b.keys.InstallID()), b.keys
 		if given := b.givenName(); given != "" {
 			r.monitor.Name = given
 		}

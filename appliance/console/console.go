@@ -66,6 +66,7 @@ type console struct {
 	reason   string // why locked
 	steady   func() time.Time
 	lists    *admission.Watch
+	staging  sync.Mutex // of allowlists
 
 	mu      sync.Mutex
 	shown   control.Certificate // what answers at the printed address, with the words of the identity

@@ -84,6 +84,11 @@ ready:GET:/system/updates/start:3:update:fresh ready:POST:/system/updates/start:
 ready:POST:/system/updates/cancel:3:update ready:POST:/system/updates/look:3:update
 ready:GET:/api/v1/update:3:update ready:POST:/api/v1/update:3:update:fresh ready:POST:/api/v1/update/offer:3:update:fresh ready:POST:/api/v1/update/part:3:update
 ready:POST:/api/v1/update/start:3:update:fresh ready:POST:/api/v1/update/cancel:3:update ready:POST:/api/v1/update/settings:3:update:fresh ready:POST:/api/v1/update/look:3:update
+ready:GET:/system/configuration:3:move:fresh ready:POST:/system/configuration/export:3:move:fresh ready:POST:/system/configuration/import:3:move:fresh
+ready:GET:/system/configuration/import:3:move:fresh ready:POST:/system/configuration/take:3:move:fresh
+ready:POST:/api/v1/export:3:move:fresh ready:POST:/api/v1/import:3:move:fresh ready:POST:/api/v1/import/take:3:move:fresh
+ready:GET:/system/erase:3:move:fresh ready:POST:/system/erase:3:move:fresh ready:POST:/system/erase/statement:3:move:fresh
+ready:POST:/api/v1/erase:3:move:fresh ready:POST:/api/v1/erase/statement:3:move:fresh
 ready:GET:/welcome/place:3:configure ready:POST:/welcome/place:3:configure ready:POST:/welcome/dismiss:3:configure
 ready:GET:/welcome/codes:3:own-account ready:POST:/welcome/codes:3:own-account:fresh
 ready:GET:/account:3:own-account ready:GET:/api/v1/session:3:own-account ready:GET:/account/codes:3:own-account ready:POST:/account/codes:3:own-account:fresh ready:GET:/account/codes.txt:3:own-account

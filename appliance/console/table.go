@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"gatehouse/appliance/account"
 	"gatehouse/appliance/console/allowlists"
 	"gatehouse/appliance/console/auditlog"
 	"gatehouse/appliance/console/certificates"
@@ -17,6 +18,7 @@ import (
 	"gatehouse/appliance/console/locked"
 	"gatehouse/appliance/console/metrics"
 	"gatehouse/appliance/console/network"
+	"gatehouse/appliance/console/portable"
 	"gatehouse/appliance/console/profile"
 	"gatehouse/appliance/console/recordings"
 	"gatehouse/appliance/console/remote"
@@ -66,8 +68,9 @@ func (s *console) table(state control.State) []shell.Route {
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
 		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
-		system.New(system.Ports{Power: s.power, Log: s.readLog}).Routes(),
+		system.New(system.Ports{Power: s.power, Log: s.readLog, Erase: change(s, control.OpErase), Released: s.releasedStatement}).Routes(),
 		updates.Routes(),
+		portable.New(s.portablePorts(), func() portable.Database { return s.db }).Routes(),
 		tokens.New().Routes(),
 		metrics.Routes(metrics.Ports{Exposure: s.exposure, Lists: s.listPorts().Lists, Expires: func() time.Time { return s.keeper.View().Shown.Until }}),
 		profile.New().Routes(),
@@ -113,6 +116,21 @@ func (s *console) keyPorts() keys.Ports {
 		TakeTPM:         change(s, control.OpTPMTake),
 		Enrol:           change(s, control.OpSecureBootEnrol),
 		Steady:          s.steady,
+	}
+}
+
+// portablePorts are what has a part in an export.
+func (s *console) portablePorts() portable.Ports {
+	net := s.networkPorts()
+	return portable.Ports{
+		Dir: s.env.State, Place: s.settings, Targets: s.broker.Store, Certificates: s.keeper, Lists: s.listPorts(), Steady: s.steady,
+		People:  func() *account.Accounts { return s.box.Accounts },
+		Network: net.Network, TryNetwork: net.Try, Update: s.systems, SetUpdate: change(s, control.OpUpdateSet),
+		Imported: func(ctx context.Context) error {
+			s.broker.EndAll(ctx, "a configuration was imported")
+			_, err := s.report(ctx, "")
+			return err
+		},
 	}
 }
 
@@ -176,6 +194,10 @@ func (s *console) power(ctx context.Context, q control.Power) error {
 	return err
 }
 
+func (s *console) releasedStatement(ctx context.Context, q control.ReleaseAsk) (control.Released, error) {
+	return control.OpReleased.Call(ctx, s.control, q)
+}
+
 func (s *console) exposure(ctx context.Context) (control.Exposure, error) {
 	return control.OpExposure.Call(ctx, s.control, control.None{})
 }
@@ -196,8 +218,8 @@ func (s *console) listPorts() allowlists.Ports {
 		Try: func(ctx context.Context, q control.ListsTry) (control.ListsReport, error) {
 			return control.OpListsTry.Call(ctx, s.control, q)
 		},
-		Exposure: s.exposure,
-		Keep:     s.keep, Revert: s.revert,
+		Exposure: s.exposure, Staging: &s.staging,
+		Keep: s.keep, Revert: s.revert,
 		Judge: func(a netip.Addr) ([]string, allowlist.Scope) { return s.lists.Lists(a), s.lists.Scopes(a) },
 	}
 }

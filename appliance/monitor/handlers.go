@@ -52,6 +52,7 @@ func (m *Monitor) Register(s *control.Server) {
 	m.registerKeys(s)
 	m.registerUnlock(s)
 	m.registerUpdate(s)
+	m.registerErase(s)
 	control.Handle(s, control.OpPower, func(ctx context.Context, _ control.Role, p control.Power) (control.None, error) {
 		return control.None{}, m.power(ctx, p)
 	})

@@ -52,6 +52,8 @@ type Machine struct {
 	Power        func(action string) // restart or off; returns at once
 	Erase        func(context.Context) error
 	Kernel       string
+	Model        string // as its maker calls it
+	Serial       string // as its maker counts it
 }
 
 // Config is all that a monitor is made of.
@@ -90,6 +92,7 @@ type Config struct {
 	Network  *Network // nil: the host sets its own
 	Keys     Keys     // nil: nothing can be changed about them
 	Systems  Systems  // nil: the system is somebody else's
+	Signer   Signer   // nil while locked
 	Sampling bool     // the gateway is handed samples of refused packets
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
@@ -347,21 +350,5 @@ func (m *Monitor) power(ctx context.Context, p control.Power) error {
 		return err
 	}
 	m.cfg.Machine.Power(p.Action)
-	return nil
-}
-
-// Erase forgets everything and restarts, for a person at the console. The audit
-// log goes with the rest, so a log that cannot be written is no reason to stop.
-func (m *Monitor) Erase(ctx context.Context) error {
-	if m.cfg.Machine.Erase == nil {
-		return errors.New("this Gatehouse runs on a host of yours: stop it there and remove its state folder")
-	}
-	if err := m.audit(ctx, control.Event{Actor: "console", Action: "erase", Object: m.cfg.Name}); err != nil {
-		m.cfg.Logger.Warn("erasing without an entry in the audit log", "err", err)
-	}
-	if err := m.cfg.Machine.Erase(ctx); err != nil {
-		return fmt.Errorf("erasing: %w", err)
-	}
-	m.cfg.Machine.Power("restart")
 	return nil
 }

@@ -161,8 +161,35 @@ func (s Settings) get(ctx context.Context, name string) (value string, err error
 }
 
 func (s Settings) set(ctx context.Context, name, value string) error {
-	return s.DB.Update(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+	return s.DB.Update(ctx, func(tx *sql.Tx) error { return put(ctx, tx, name, value) })
+}
+
+func put(ctx context.Context, tx *sql.Tx, name, value string) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+	return err
+}
+
+// Export is the stored place; nil if there is none.
+func (s Settings) Export(ctx context.Context) (*Place, error) {
+	text, err := s.get(ctx, keyPlace)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	p, err := s.Place(ctx)
+	return &p, err
+}
+
+// Import stores a place of another box.
+func (s Settings) Import(ctx context.Context, tx *sql.Tx, p Place) error {
+	if err := p.Check(); err != nil {
 		return err
-	})
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := put(ctx, tx, keyPlace, string(b)); err != nil {
+		return err
+	}
+	return put(ctx, tx, keyDone+string(TodoPlace), "yes")
 }

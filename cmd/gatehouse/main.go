@@ -116,7 +116,7 @@ func rootCommand() *cobra.Command {
 	root := group("gatehouse", "Build, run, take over and check a Gatehouse",
 		discoverCommand(), setupCommand(), unlockCommand(), statusCommand(), loginCommand(), logoutCommand(),
 		targetsCommand(), targetCommand(), connectCommand(), execCommand(), cpCommand(), openCommand(), sessionsCommand(), recordCommand(), sshConfigCommand(),
-		exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), keysCommand(), updateCommand(), certificateCommand(), caCommand(), tokenCommand(),
+		exposureCommand(), allowlistCommand(), networkCommand(), clockCommand(), keysCommand(), updateCommand(), exportCommand(), importCommand(), eraseCommand(), statementCommand(), certificateCommand(), caCommand(), tokenCommand(),
 		auditCommand(), imageCommand(), runCommand(), manCommand(), versionCommand())
 	root.Long = rootHelp + "\n\n" + rootExit
 	root.Example = rootExample

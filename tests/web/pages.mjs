@@ -266,6 +266,23 @@ await page.goto(url + "/system/updates");
 if (await page.locator("text=Not from here").count()) { // a form that is updated as its packages are
 	await look(page, "15u-updates-hosted");
 }
+await page.goto(url + "/system/configuration");
+await look(page, "15v-configuration");
+await page.setInputFiles("#file", { name: "letter.age", mimeType: "application/octet-stream", buffer: Buffer.from("a letter") });
+await page.fill("#passphrase", "some words that open nothing");
+await page.click("button:has-text('Look at it')");
+expect((await page.textContent("#problem")).includes("not an age file"), "a file that is no export is told");
+await page.fill("#password", "seven wet stones in a hat");
+await page.fill("#again", "seven wet stones in a hat");
+const [exported] = await Promise.all([page.waitForEvent("download"), page.click("button:has-text('Export')")]);
+await page.goto(url + "/system/configuration");
+await page.fill("#passphrase", "seven wet stones in a hat");
+await page.setInputFiles("#file", await exported.path());
+await page.click("button:has-text('Look at it')");
+at(page, "/system/configuration/import");
+await look(page, "15w-found");
+await page.goto(url + "/system/erase");
+await look(page, "15x-erase");
 await page.goto(url + "/system/tokens");
 await look(page, "15a-tokens-none");
 await page.click("text=Make a token");

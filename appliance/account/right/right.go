@@ -33,6 +33,7 @@ const (
 	ManageTokens Right = "manage-tokens" // make and revoke tokens of programs
 	ManageKeys   Right = "manage-keys"   // see what guards the data key, and change it
 	Update       Right = "update"        // see the two systems, bring in and start a release
+	Move         Right = "move"          // export and import the configuration, give the box away, erase it
 
 	UseSessions    Right = "use-sessions"    // open sessions to targets, see and end one's own
 	ManageSessions Right = "manage-sessions" // see and end everybody's
@@ -42,7 +43,7 @@ const (
 
 // table is the whole of it: a right that is not listed is not had.
 var table = map[Role][]Right{
-	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageKeys, Update, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
+	Owner:         {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ResetClock, ManageKeys, Update, Move, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
 	Administrator: {ReadStatus, ReadAudit, ReadLogs, Power, Configure, ManageSites, OwnAccount, ManageTokens, UseSessions, ManageSessions, ManageTargets, ReadRecordings},
 	Technician:    {ReadStatus, ReadLogs, OwnAccount, UseSessions},
 	Viewer:        {ReadStatus, OwnAccount},

@@ -28,6 +28,8 @@ type Ports struct {
 	// Judge says which lists have an address and what it may reach, by what is
 	// in force now.
 	Judge func(netip.Addr) ([]string, allowlist.Scope)
+	// Staging is held over a proposal: the staging area is one for all people.
+	Staging sync.Locker
 }
 
 // Document is a whole policy as it is proposed: a list that is not in it is
@@ -48,12 +50,8 @@ type ListDocument struct {
 	Text     *string  `json:"text,omitempty"` // the file; null: as it is
 }
 
-// service puts requests together. The staging area is one for all people, so
-// one proposal is made at a time.
-type service struct {
-	Ports
-	mu sync.Mutex
-}
+// service puts requests together.
+type service struct{ Ports }
 
 const part = 48 << 10
 
@@ -103,8 +101,8 @@ func (d *Document) find(name string) *ListDocument {
 // propose stages the document and has it judged; unless it is a dry run it
 // takes effect.
 func (s *service) propose(ctx context.Context, d Document, q control.ListsTry) (control.ListsReport, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.Staging.Lock()
+	defer s.Staging.Unlock()
 	before, err := s.document(ctx)
 	if err != nil {
 		return control.ListsReport{}, err

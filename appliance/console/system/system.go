@@ -5,6 +5,7 @@ import (
 	"context"
 	"embed"
 	"slices"
+	"strings"
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/console/shell"
@@ -20,28 +21,39 @@ const logLines = 200
 type Ports struct {
 	Power func(context.Context, control.Power) error
 	Log   func(context.Context, control.LogQuery) (control.LogLines, error)
+	Erase func(context.Context, control.Erase) error
+	// Released signs that the box is given away.
+	Released func(context.Context, control.ReleaseAsk) (control.Released, error)
 }
 
 // Pages are the routes of the system.
 type Pages struct {
 	ports                Ports
 	page, confirm, going shell.Page
+	eraseAsk, erased     shell.Page
 }
 
 // New makes the pages.
 func New(p Ports) *Pages {
-	return &Pages{p, shell.Parse(files, "system.html"), shell.Parse(files, "confirm.html"), shell.Parse(files, "going.html")}
+	parse := func(name string) shell.Page { return shell.Parse(files, name) }
+	return &Pages{p, parse("system.html"), parse("confirm.html"), parse("going.html"), parse("erase.html"), parse("erased.html")}
 }
 
 // Routes are this package's rows of the table.
 func (p *Pages) Routes() []shell.Route {
 	ready := []control.State{control.StateReady}
+	// The end of a box with its owner: the owner's alone, with password and code.
+	last := func(method, path string, h func(*shell.Visit) error) shell.Route {
+		return shell.Route{Method: method, Path: path, States: ready, Need: shell.Full, Right: right.Move, Fresh: true, API: strings.HasPrefix(path, "/api/"), Handle: h}
+	}
 	return []shell.Route{
 		{Method: "GET", Path: "/system", States: ready, Need: shell.Full, Right: right.ReadLogs, Handle: p.show},
 		{Method: "GET", Path: "/system/restart", States: ready, Need: shell.Full, Right: right.Power, Handle: p.ask},
 		{Method: "POST", Path: "/system/restart", States: ready, Need: shell.Full, Right: right.Power, Handle: p.do},
 		{Method: "GET", Path: "/system/off", States: ready, Need: shell.Full, Right: right.Power, Handle: p.ask},
 		{Method: "POST", Path: "/system/off", States: ready, Need: shell.Full, Right: right.Power, Handle: p.do},
+		last("GET", "/system/erase", p.askErase), last("POST", "/system/erase", p.doErase), last("POST", "/system/erase/statement", p.release),
+		last("POST", "/api/v1/erase", p.apiErase), last("POST", "/api/v1/erase/statement", p.release),
 	}
 }
 
@@ -55,6 +67,7 @@ type view struct {
 	Power   bool
 	Tokens  bool // the person may manage them
 	Update  bool // the person may see and change the two systems
+	Move    bool // the person may export, import and erase
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -67,6 +80,7 @@ func (p *Pages) show(v *shell.Visit) error {
 	w.Power = !st.Hosted && right.May(v.Person().Role, right.Power)
 	w.Tokens = right.May(v.Person().Role, right.ManageTokens)
 	w.Update = right.May(v.Person().Role, right.Update)
+	w.Move = right.May(v.Person().Role, right.Move)
 	if !slices.Contains(sources, w.Source) {
 		w.Source = ""
 	}
