@@ -123,7 +123,7 @@ func TestSES4_HostileTextsStayText(t *testing.T) {
 	none := func(*shell.Visit) (template.HTML, error) { return "", nil }
 	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End}, func(d *consoletest.Desk) []shell.Route {
 		log := audited(t, payloads)
-		ports := status.Ports{Sites: func() []hub.Site { return reported(payloads) }, Log: log, Exposure: none, Inside: none,
+		ports := status.Ports{Sites: func() []hub.Site { return reported(payloads) }, Log: log, Exposure: none, Inside: none, Update: none,
 			Keys: func(context.Context) (control.Keys, error) { return control.Keys{}, nil }}
 		return append(status.New(d.Place, ports).Routes(), auditlog.New(log).Routes()...)
 	})
