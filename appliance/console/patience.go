@@ -20,6 +20,7 @@ const (
 	firstRequest = 9 * time.Second  // TLS handshake and the headers of the first request
 	wholeRequest = 10 * time.Second // headers and body of any request
 	wholeAnswer  = 13 * time.Second // until the visitor has taken the answer
+	changeAnswer = 45 * time.Second // the same, to what changes something: see patient
 	anyByte      = 10 * time.Second // HTTP/2: until it takes a byte of anything
 	stillThere   = 8 * time.Second  // HTTP/2: silent so long, it is asked; and has so long to answer
 	answerPing   = 5 * time.Second
@@ -76,8 +77,18 @@ func (v *caller) reset(now time.Time) bool {
 // that does little else is closed. Those that were reset while they waited for
 // a place never come here; net/http closes a connection with more than four
 // times MaxConcurrentStreams of them.
+//
+// The time for an answer begins with the request, so that the box's own work is in
+// it. A change may be work: passwords are hashed slowly on purpose, and a small box
+// with much to do once took longer than a visitor has. The owner was made, and the
+// browser was told that the connection had broken. Answers to changes are short, and
+// lie in the kernel's buffer whether somebody reads or not: waiting costs nothing.
 func patient(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			// One that cannot be set has the shorter time.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(changeAnswer))
+		}
 		v, _ := r.Context().Value(callerKey{}).(*caller)
 		if v == nil {
 			next.ServeHTTP(w, r)
