@@ -42,6 +42,7 @@ func begins(t *testing.T, path string) bool {
 // From a CD, through firmware, to a disk that starts: what is no name of a disk,
 // and a name typed once only, write nothing.
 func TestBOX3_MediumInstalls(t *testing.T) {
+	t.Parallel()
 	target := filepath.Join(t.TempDir(), "disk.img")
 	noise := bytes.Repeat([]byte("old "), 2<<20)
 	if err := os.WriteFile(target, noise, 0o600); err != nil {
@@ -91,6 +92,7 @@ func TestBOX3_MediumInstalls(t *testing.T) {
 // What bmaptool writes to a disk that held something else starts as a new box:
 // nothing that the map leaves out is taken for anything.
 func TestBOX3_BmaptoolWritesTheMappedImage(t *testing.T) {
+	t.Parallel()
 	target := filepath.Join(t.TempDir(), "disk.img")
 	if err := os.WriteFile(target, bytes.Repeat([]byte{0xa5}, disk.Size), 0o600); err != nil {
 		t.Fatal(err)

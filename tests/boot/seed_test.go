@@ -66,6 +66,7 @@ func fixedAddress() *control.NetworkSettings {
 // An image with a seed is a box with an owner: at the address that was given,
 // under the name that was given, and nobody is ever shown a code.
 func TestBOX11_SeededBoxIsOwnedFromItsFirstStart(t *testing.T) {
+	t.Parallel()
 	hash, err := hashing.NewHasher().Make(context.Background(), password)
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +104,7 @@ func TestBOX11_SeededBoxIsOwnedFromItsFirstStart(t *testing.T) {
 // Nothing of a bad seed counts, and the console says why. Who then claims the
 // box with the code owns it; the seed is overwritten at its next start.
 func TestBOX11_BadSeedIsRefusedWithTheReason(t *testing.T) {
+	t.Parallel()
 	box := seeded(t, seed.Seed{HostName: "attic", Network: fixedAddress()})
 	p, f := box.seedFile(t)
 	bad := strings.Replace(box.seedText(t), `"host_name": "attic"`, `"lists": "open them"`, 1)
