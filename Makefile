@@ -50,7 +50,7 @@ check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short u
 	$(GO) vet ./...
 	$(GO) vet -tags alone ./appliance/relay
 	$(GO) tool staticcheck ./...
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 10m $(UNIT)
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 20m $(UNIT)
 
 test: ## every test, on the real thing
 	@sh .ci/need $(TEST_NEEDS)
