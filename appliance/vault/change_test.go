@@ -168,6 +168,9 @@ func TestKEY8_RecoveryWithoutTheTPMSealsNothingWeaker(t *testing.T) {
 	if w.Trust().Mechanism != "tpm" || w.Note() == "" {
 		t.Errorf("Trust = %+v, Note = %q", w.Trust(), w.Note())
 	}
+	if claimed, err := w.Claimed(t.Context()); !claimed || err != nil {
+		t.Errorf("Claimed = %v, %v: who has its recovery key is not asked to claim it", claimed, err)
+	}
 	_, err = Open(t.Context(), c)
 	wantLocked(t, err, "tpm")
 	same(t, v, mustOpen(t, box(s, c.Meta)))
