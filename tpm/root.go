@@ -95,6 +95,9 @@ func guard(doing string, err *error) {
 
 // locked runs f with the TPM to itself.
 func (t *TPM) locked(doing string, f func(sender) error) (err error) {
+	if t == nil {
+		return fmt.Errorf("%s: %w", doing, ErrAbsent)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer guard(doing, &err)

@@ -24,6 +24,10 @@ type TPM struct {
 // New makes a TPM of a transport.
 func New(t Transport) *TPM { return &TPM{t: t} }
 
+// ErrAbsent is every operation of a nil TPM, which is a machine without one: a box
+// that was opened by its recovery key there still asks what only its TPM can do.
+var ErrAbsent = errors.New("this machine has no TPM 2.0")
+
 // Find opens the TPM at path: a device such as /dev/tpmrm0, or the socket of a
 // software TPM. It returns nil if there is none. One that is there and cannot
 // be opened fails every command: a broken TPM must never look like an absent
@@ -41,6 +45,9 @@ func Find(path string) *TPM {
 
 // Close closes the transport, if it can be closed.
 func (t *TPM) Close() error {
+	if t == nil {
+		return nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if c, ok := t.t.(io.Closer); ok {
@@ -54,6 +61,9 @@ func (t *TPM) Close() error {
 // TPM ends. Where all is well, or the transport cannot be opened anew, it does
 // nothing.
 func (t *TPM) Reset() error {
+	if t == nil {
+		return ErrAbsent
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch c := t.t.(type) {

@@ -171,6 +171,14 @@ func TestKEY8_RecoveryWithoutTheTPMSealsNothingWeaker(t *testing.T) {
 	if claimed, err := w.Claimed(t.Context()); !claimed || err != nil {
 		t.Errorf("Claimed = %v, %v: who has its recovery key is not asked to claim it", claimed, err)
 	}
+	// What only the TPM can do is refused in words.
+	_, signed := w.Sign(t.Context(), [32]byte{1})
+	_, counted := w.LockoutCounter(t.Context())
+	for _, err := range []error{signed, counted, w.Rotate(t.Context(), "tpm")} {
+		if err == nil || !strings.Contains(err.Error(), "no TPM") && !strings.Contains(err.Error(), "has none") {
+			t.Errorf("without a TPM: %v", err)
+		}
+	}
 	_, err = Open(t.Context(), c)
 	wantLocked(t, err, "tpm")
 	same(t, v, mustOpen(t, box(s, c.Meta)))
@@ -192,6 +200,9 @@ func TestKEY8_RecoveryLeavesAnotherInstallationAlone(t *testing.T) {
 	same(t, v, w)
 	if !strings.Contains(w.Note(), "another installation") {
 		t.Errorf("Note = %q", w.Note())
+	}
+	if claimed, err := w.Claimed(t.Context()); !claimed || err != nil {
+		t.Errorf("Claimed = %v, %v: the TPM here knows of another box", claimed, err)
 	}
 	other.PowerCut(t) // it was closed all the same
 	same(t, u, mustOpen(t, theirs))

@@ -59,8 +59,9 @@ func (v *Vault) Claimed(ctx context.Context) (claimed bool, err error) {
 	if !v.h.mode.sealed() {
 		return v.h.flags&flagClaimed != 0, nil
 	}
-	if v.c.TPM == nil && v.by == kindRecovery {
-		// The TPM that knows is not there. Only a box that has an owner gets a recovery key.
+	if v.by == kindRecovery {
+		// The TPM that knows may be gone, silent or another installation's. Only a box
+		// that has an owner gets a recovery key.
 		return true, nil
 	}
 	err = v.withClaimedAuth(func(auth []byte) error {
