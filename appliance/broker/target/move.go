@@ -37,18 +37,11 @@ func (s *Store) Export(ctx context.Context) (list []Moved, err error) {
 		}
 		for _, t := range targets {
 			m := Moved{TargetNew: api.TargetNew{Target: t.Target, Recording: t.Recording, Idle: t.Idle}, Created: t.Created}
-			var sealed []byte
-			if err := tx.QueryRowContext(ctx, "SELECT credential FROM target WHERE id = ?", t.ID).Scan(&sealed); err != nil {
-				return err
-			}
-			c, err := s.unseal(t.ID, sealed)
+			c, keys, err := s.held(ctx, tx, t.ID)
 			if err != nil {
 				return err
 			}
-			m.User, m.Password, m.PrivateKey = c.User, c.Password, c.PrivateKey
-			if m.HostKeys, err = hostKeys(ctx, tx, t.ID); err != nil {
-				return err
-			}
+			m.User, m.Password, m.PrivateKey, m.HostKeys = c.User, c.Password, c.PrivateKey, keys
 			list = append(list, m)
 		}
 		return nil

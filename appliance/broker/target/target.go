@@ -127,6 +127,20 @@ func hostKeys(ctx context.Context, tx *sql.Tx, id int64) ([][]byte, error) {
 	return keys, rows.Err()
 }
 
+// held is what is kept of a target besides what everybody may see.
+func (s *Store) held(ctx context.Context, tx *sql.Tx, id int64) (credential, [][]byte, error) {
+	var sealed []byte
+	if err := tx.QueryRowContext(ctx, "SELECT credential FROM target WHERE id = ?", id).Scan(&sealed); err != nil {
+		return credential{}, nil, err
+	}
+	c, err := s.unseal(id, sealed)
+	if err != nil {
+		return credential{}, nil, err
+	}
+	keys, err := hostKeys(ctx, tx, id)
+	return c, keys, err
+}
+
 func (s *Store) unseal(id int64, sealed []byte) (credential, error) {
 	var c credential
 	if sealed == nil {
@@ -397,16 +411,8 @@ func (s *Store) Material(ctx context.Context, t api.Target, who asker.Who) (atte
 		return m, nil
 	}
 	err := s.cfg.DB.View(ctx, func(tx *sql.Tx) error {
-		var sealed []byte
-		if err := tx.QueryRowContext(ctx, "SELECT credential FROM target WHERE id = ?", t.ID).Scan(&sealed); err != nil {
-			return err
-		}
-		c, err := s.unseal(t.ID, sealed)
-		if err != nil {
-			return err
-		}
-		m.User, m.Password, m.PrivateKey = c.User, c.Password, c.PrivateKey
-		m.HostKeys, err = hostKeys(ctx, tx, t.ID)
+		c, keys, err := s.held(ctx, tx, t.ID)
+		m.User, m.Password, m.PrivateKey, m.HostKeys = c.User, c.Password, c.PrivateKey, keys
 		return err
 	})
 	return m, err
