@@ -193,14 +193,17 @@ func (b *box) installBySeed(ctx context.Context) error {
 		return b.refuseSeed(fmt.Sprintf("%d disks have the serial number %s: one is wanted", len(found), s.Install.Serial))
 	}
 	holds, err := holdsGatehouse(found[0])
-	if err != nil || holds {
-		return b.refuseSeed(fmt.Sprintf("%s holds a Gatehouse already (%v): it is written to only at the console. Take the medium out", found[0].Name, err))
+	if err != nil {
+		return b.refuseSeed(fmt.Sprintf("whether %s holds a Gatehouse cannot be told (%v): it is written to only at the console", found[0].Name, err))
+	}
+	if holds {
+		return b.refuseSeed(found[0].Name + " holds a Gatehouse already: it is written to only at the console. Take the medium out")
 	}
 	return b.install.Install(ctx, found[0].Name)
 }
 
-// holdsGatehouse says whether a disk has a partition of one. A disk whose table
-// cannot be read has none.
+// holdsGatehouse says whether a disk has a partition of one. A table that is broken
+// may be a box's: that is for a person to say.
 func holdsGatehouse(d disks.Disk) (bool, error) {
 	f, err := os.Open(d.Device)
 	if err != nil {
@@ -208,8 +211,11 @@ func holdsGatehouse(d disks.Disk) (bool, error) {
 	}
 	defer f.Close()
 	t, _, err := gpt.Read(f, gpt.Geometry{SectorSize: d.Sector, Sectors: uint64(d.Size) / uint64(max(d.Sector, 1))})
-	if err != nil {
+	if errors.Is(err, gpt.ErrNone) {
 		return false, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	return slices.ContainsFunc(t.Entries[:], func(p gpt.Partition) bool { return p.Name == "gatehouse-meta" }), nil
 }

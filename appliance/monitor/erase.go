@@ -30,6 +30,11 @@ func (m *Monitor) eraseAsked(ctx context.Context, _ control.Role, q control.Eras
 	if m.cfg.Machine.Erase == nil {
 		return control.None{}, errHosted
 	}
+	// A locked box is erased by who stands before it, and one without an owner has
+	// nothing to erase: whoever took the console over must not do it either.
+	if m.State() != control.StateReady {
+		return control.None{}, &control.Error{Code: control.CodeState, Text: "nothing was erased: a box that is locked, or has no owner, is erased at its console alone"}
+	}
 	if !strings.EqualFold(strings.TrimSpace(q.Name), m.cfg.Name) {
 		return control.None{}, &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("nothing was erased: the name of this box is %s", m.cfg.Name)}
 	}

@@ -28,6 +28,13 @@ func TestBOX13_EraseByRequestWantsTheName(t *testing.T) {
 		c.Machine.Erase = func(context.Context) error { erased++; return nil }
 	})
 	by := control.By{Actor: "ada@example.org", From: "192.0.2.9"}
+	for _, state := range []control.State{control.StateStarting, control.StateUnclaimed, control.StateLocked} {
+		b.setState(state, "")
+		if _, err := b.eraseAsked(t.Context(), control.Console, control.Erase{By: by, Name: "gatehouse-test"}); err == nil || !strings.Contains(err.Error(), "at its console alone") {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+	b.setState(control.StateReady, "")
 	for _, name := range []string{"", "gatehouse", "gatehouse-other"} {
 		_, err := b.eraseAsked(t.Context(), control.Console, control.Erase{By: by, Name: name})
 		var refused *control.Error
