@@ -142,7 +142,7 @@ func TestSES9_SpoolIsEncrypted(t *testing.T) {
 	grown(t, r, was)
 	path := filepath.Join(dir, session.ID{1}.String()+suffix)
 	b, err := os.ReadFile(path)
-	if err != nil || bytes.Contains(b, []byte("canary")) || bytes.Contains(b, []byte("ada@")) {
+	if err != nil || bytes.Contains(b, []byte("canary")) || bytes.Contains(b, []byte("ada@example")) {
 		t.Errorf("%v, %q", err, b)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
