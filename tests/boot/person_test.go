@@ -35,7 +35,7 @@ const (
 
 // A person has a browser that keeps cookies and shows any certificate.
 type person struct {
-	t    *testing.T
+	t    testing.TB
 	base string
 	*http.Client
 	seen string // SHA-256 of the certificate last seen, as the console writes it
@@ -43,7 +43,7 @@ type person struct {
 }
 
 // visit opens a browser on a box at an address. dial is nil on this host.
-func visit(t *testing.T, address string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *person {
+func visit(t testing.TB, address string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *person {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -199,11 +199,11 @@ func (p *person) lends(c *tool) {
 // tool is the operator's, with a folder of its own in which it keeps what it
 // knows of one box.
 type tool struct {
-	t           *testing.T
+	t           testing.TB
 	box, config string
 }
 
-func newTool(t *testing.T, address string) *tool {
+func newTool(t testing.TB, address string) *tool {
 	t.Helper()
 	return &tool{t: t, box: address, config: t.TempDir()}
 }
@@ -282,7 +282,7 @@ func (c *tool) setup(code string) []string {
 // busy host may not answer in time at first, exit code 6; if it was the answer
 // to the claim itself that came too late, the next try is refused, exit code 3.
 // The box's line says then that it has an owner, for which callers wait.
-func claim(t *testing.T, address, code string) *tool {
+func claim(t testing.TB, address, code string) *tool {
 	t.Helper()
 	const unreachable, refused = 6, 3
 	c := newTool(t, address)

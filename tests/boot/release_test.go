@@ -41,7 +41,7 @@ type next struct {
 }
 
 // make builds the UKI and signs the manifest, with the keys of the build.
-func (n *next) make(t *testing.T) {
+func (n *next) make(t testing.TB) {
 	t.Helper()
 	set, err := keys.Load(built(t, "keys"))
 	if err != nil {
@@ -128,7 +128,7 @@ func order(name string) int {
 type change struct{ file, old, new string }
 
 // write has the compiler see the change, by its overlay; "" where there is none.
-func (c change) write(t *testing.T) string {
+func (c change) write(t testing.TB) string {
 	t.Helper()
 	if c.file == "" {
 		return ""
@@ -157,7 +157,7 @@ func (c change) write(t *testing.T) string {
 }
 
 // bundle is the release in one file.
-func (n *next) bundle(t *testing.T) []byte {
+func (n *next) bundle(t testing.TB) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if err := firmware.WriteBundle(&b, n.note, bytes.NewReader(n.bytes)); err != nil {
@@ -167,7 +167,7 @@ func (n *next) bundle(t *testing.T) []byte {
 }
 
 // stub is the first part of the built UKI, from its package.
-func stub(t *testing.T) []byte {
+func stub(t testing.TB) []byte {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(output, "cache/unpacked/systemd-boot-efi-*/usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
 	if err != nil || len(found) == 0 {
@@ -182,7 +182,7 @@ func stub(t *testing.T) []byte {
 
 // overlay is an archive that the kernel unpacks over the built one: another
 // program in the place of the box's.
-func (n *next) overlay(t *testing.T) []byte {
+func (n *next) overlay(t testing.TB) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-overlay", n.sick.write(t), "-o", file,

@@ -60,7 +60,7 @@ func (p *person) bring(n *next) {
 }
 
 // owned is a box that was just claimed, and its owner.
-func owned(t *testing.T, guest *qemu.Guest) (*person, line) {
+func owned(t testing.TB, guest *qemu.Guest) (*person, line) {
 	t.Helper()
 	box := state(t, guest, "unclaimed", "url", "code")
 	c := newTool(t, guest.Addr(443))

@@ -28,7 +28,7 @@ type cuts struct {
 	back, half, trial, commit int
 }
 
-func newCuts(t *testing.T, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
+func newCuts(t testing.TB, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
 	t.Helper()
 	c := &cuts{blank: blank, machine: m, tpm: chip, log: readLog(t, m.WriteLog), well: well}
 	b, err := os.ReadFile(built(t, image.UKI))
@@ -48,7 +48,7 @@ func (c *cuts) digests() []slot.Digest {
 // system partition, loader.conf or the record, and after samples of the others, the
 // disk has to be one that starts a whole system; the first are also torn within each
 // of their sectors.
-func (c *cuts) judge(t *testing.T) {
+func (c *cuts) judge(t testing.TB) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "judged.img")
 	copyDisk(t, c.blank, name)
@@ -154,7 +154,7 @@ func (c *cuts) moments() []cutAt {
 
 // start starts the disk of a moment, with the TPM of then, and firmware that forgot
 // all variables but its keys.
-func (c *cuts) start(t *testing.T, at cutAt, box line) {
+func (c *cuts) start(t testing.TB, at cutAt, box line) {
 	t.Helper()
 	s := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
 	copyDisk(t, c.blank, s.disk)
@@ -175,7 +175,7 @@ func (c *cuts) start(t *testing.T, at cutAt, box line) {
 // damaged is the box with a byte of the slot that starts changed. The loader comes back
 // from it without having started anything, the firmware goes on to its next entries,
 // and the system before fills the damaged slot anew.
-func (c *cuts) damaged(t *testing.T, box line) {
+func (c *cuts) damaged(t testing.TB, box line) {
 	t.Helper()
 	m := c.machine
 	m.WriteLog = ""
@@ -214,7 +214,7 @@ func (c *cuts) damaged(t *testing.T, box line) {
 }
 
 // find is where bytes stand on a disk, from the beginning of a sector.
-func find(t *testing.T, disk *os.File, want []byte) int64 {
+func find(t testing.TB, disk *os.File, want []byte) int64 {
 	t.Helper()
 	buf := make([]byte, 1<<20)
 	for off := int64(0); ; off += int64(len(buf)) {
