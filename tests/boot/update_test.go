@@ -169,6 +169,7 @@ var sick = []struct {
 // all that is judged as a place where the power could be cut, and three such disks are
 // started.
 func TestBOX4_UpdateIsKept(t *testing.T) {
+	t.Parallel()
 	count := 1
 	if soak() {
 		count = len(sick)
@@ -209,7 +210,10 @@ func TestBOX4_UpdateIsKept(t *testing.T) {
 		t.Run("damaged", func(t *testing.T) { cuts.damaged(t, box, last) })
 	}
 	for _, c := range cuts.moments() {
-		t.Run(c.name, func(t *testing.T) { cuts.start(t, c, box) })
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			cuts.start(t, c, box)
+		})
 	}
 }
 
