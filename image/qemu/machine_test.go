@@ -103,7 +103,7 @@ func TestArguments(t *testing.T) {
 		{"commas of a path", base, "file.filename=a,,b.img", true},
 		{"a TPM", base, "tpm-tis", true},
 		{"no TPM", without, "tpm", false},
-		{"firmware", base, firmwareCode, true},
+		{"firmware", base, boards["amd64"].open.code, true},
 		{"direct boot has none", direct, "pflash", false},
 		{"direct boot", direct, "-kernel k -initrd i -append console=ttyS0 x=1", true},
 		{"direct boot without disk", direct, "virtio-blk", false},

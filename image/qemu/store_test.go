@@ -14,7 +14,7 @@ import (
 // fresh is the store of a machine that was never started.
 func fresh(t *testing.T) *Store {
 	t.Helper()
-	raw, err := os.ReadFile(firmwareVars)
+	raw, err := os.ReadFile(boards["amd64"].vars)
 	if err != nil {
 		t.Fatal(err)
 	}
