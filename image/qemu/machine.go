@@ -26,6 +26,7 @@ type Machine struct {
 	Disk   string // raw disk image; written to
 	Format string // of the disk: raw when empty, or qcow2
 	CD     string // an image in a CD drive, which firmware tries first
+	Stick  string // a raw image on a USB stick; written to
 	State  string // folder; made when missing
 	Memory int    // MB; 0 means 512
 	CPUs   int    // 0 means 1
@@ -39,6 +40,7 @@ type Machine struct {
 	NoTPM      bool
 	SecureBoot *SecureBoot // on, with these certificates, from the first start on; nil: the firmware has none
 	NVMe       bool        // the disk is an NVMe one instead of virtio
+	SATA       bool        // or a SATA one
 	Clock      string      // RTC at start, as 2020-01-01T00:00:00; "" is now
 	WriteLog   string      // records every disk write in dm-log-writes format
 	QMP        string      // a further control socket for others, by path
@@ -194,6 +196,10 @@ func (m Machine) diskArguments(id string) []string {
 		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD),
 			"-device", "ide-cd,drive=cd,bootindex=0")
 	}
+	if m.Stick != "" {
+		args = append(args, "-device", "qemu-xhci", "-blockdev", "driver=raw,node-name=stick,file.driver=file,file.filename="+escape(m.Stick),
+			"-device", "usb-storage,drive=stick,removable=on")
+	}
 	if m.Disk == "" {
 		return args
 	}
@@ -212,6 +218,9 @@ func (m Machine) diskArguments(id string) []string {
 	}
 	if m.NVMe {
 		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20]+order)
+	}
+	if m.SATA {
+		return append(args, "-device", "ide-hd,drive="+drive+",serial="+id[:20]+order)
 	}
 	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20]+order)
 }
