@@ -90,6 +90,8 @@ func TestArguments(t *testing.T) {
 	tap.Tap = "tap7"
 	opened := base
 	opened.TapFile = os.Stdin
+	stick, sata := base, base
+	stick.Stick, sata.SATA = "s,t.img", true
 	logged := base
 	logged.WriteLog, logged.NVMe = "log", true
 	for _, c := range []struct {
@@ -102,6 +104,8 @@ func TestArguments(t *testing.T) {
 		{"TCG", base, "-accel tcg", true},
 		{"commas of a path", base, "file.filename=a,,b.img", true},
 		{"a TPM", base, "tpm-tis", true},
+		{"a stick", stick, "usb-storage,drive=stick", true},
+		{"a SATA disk", sata, "ide-hd,drive=disk", true},
 		{"no TPM", without, "tpm", false},
 		{"firmware", base, firmwareCode, true},
 		{"direct boot has none", direct, "pflash", false},
