@@ -68,7 +68,7 @@ soak: ## the counts in hundreds that `make test` samples
 bench: ## the figures of docs/performance.md
 	@sh .ci/need $(TEST_NEEDS) haproxy=haproxy /usr/sbin/sshd=openssh-server ssh=openssh-client
 	$(MAKE) image
-	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tpm/... ./firmware/... ./appliance/vault/... ./appliance/carrier/... ./netfilter/... ./tests/netns/...
+	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . ./tests/bench/... ./tests/boot/... ./tpm/... ./firmware/... ./appliance/vault/... ./appliance/carrier/... ./netfilter/... ./tests/netns/...
 
 fmt:
 	gofmt -w cmd appliance tpm netfilter image firmware tests

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -394,6 +395,14 @@ func (b *box) epoch() uint64 {
 		return 0
 	}
 	return b.measured.release.Epoch
+}
+
+// approver is whose approvals this system brings; nil: it brings none.
+func (b *box) approver() *ecdsa.PublicKey {
+	if b.measured.release == nil {
+		return nil
+	}
+	return b.measured.release.Key
 }
 
 func (b *box) trust() control.Trust {

@@ -317,7 +317,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		s.overdue.Reset(update.Patience + graceTime)
 	}
 	c := update.Config{
-		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Running: s.running,
+		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Approver: b.approver(), Running: s.running,
 		Trial: s.trial.Load(), Until: s.until, Problem: s.problem, Notes: s.notes, Ended: s.ended, Mend: s.mend,
 		Disk: s.disk, Book: s.book, Firmware: b.machine, Keys: b.keys, Dir: filepath.Join(dataPath, "update"),
 		Look:    func(ctx context.Context) update.Look { return b.look(ctx, m()) },

@@ -15,7 +15,7 @@ import (
 )
 
 // begins says whether a disk begins with the built image.
-func begins(t *testing.T, path string) bool {
+func begins(t testing.TB, path string) bool {
 	t.Helper()
 	a, err := os.Open(path)
 	if err != nil {

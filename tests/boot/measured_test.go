@@ -18,7 +18,7 @@ import (
 
 // measured waits for the box's line of its registers, and compares those of the
 // system with what is foreseen for a way of starting. It returns PCR 7.
-func measured(t *testing.T, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byte) {
+func measured(t testing.TB, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byte) {
 	t.Helper()
 	line := say(t, guest, `gatehouse: measured path=(\S+) epoch=(\S+) pcr7=([0-9a-f]{64}) pcr11=([0-9a-f]{64}) pcr12=([0-9a-f]{64}) pcr13=([0-9a-f]{64})`)
 	values := make(pcr.Values)
@@ -44,7 +44,7 @@ func measured(t *testing.T, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byt
 }
 
 // sections are those of the built UKI, as its file holds them.
-func sections(t *testing.T) (out []uki.Section) {
+func sections(t testing.TB) (out []uki.Section) {
 	t.Helper()
 	f, err := pe.Open(built(t, image.UKI))
 	if err != nil {
@@ -62,7 +62,7 @@ func sections(t *testing.T) (out []uki.Section) {
 }
 
 // unowned is the log of a start of this firmware that has no keys.
-func unowned(t *testing.T) *eventlog.Log {
+func unowned(t testing.TB) *eventlog.Log {
 	t.Helper()
 	b, err := os.ReadFile("../../tpm/eventlog/testdata/ovmf-setup.log")
 	if err != nil {
@@ -77,7 +77,7 @@ func unowned(t *testing.T) *eventlog.Log {
 
 // foreseen is PCR 7 of a machine with the keys of the build, or with some of
 // them, computed from the log of one without any.
-func foreseen(t *testing.T, some ...keys.Role) [pcr.Size]byte {
+func foreseen(t testing.TB, some ...keys.Role) [pcr.Size]byte {
 	t.Helper()
 	set, err := keys.Load(built(t, "keys"))
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 // seeded is a new disk with a seed on it.
-func seeded(t *testing.T, s seed.Seed) stage {
+func seeded(t testing.TB, s seed.Seed) stage {
 	t.Helper()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	f, err := os.OpenFile(box.disk, os.O_RDWR, 0)
@@ -32,7 +32,7 @@ func seeded(t *testing.T, s seed.Seed) stage {
 }
 
 // seedFile is the file of the seed as it lies on the disk.
-func (s stage) seedFile(t *testing.T) (part, fat.File) {
+func (s stage) seedFile(t testing.TB) (part, fat.File) {
 	t.Helper()
 	p := s.partition(t, disk.SeedType)
 	v, err := fat.Open(p)
@@ -46,7 +46,7 @@ func (s stage) seedFile(t *testing.T) (part, fat.File) {
 	return p, f
 }
 
-func (s stage) seedText(t *testing.T) string {
+func (s stage) seedText(t testing.TB) string {
 	t.Helper()
 	p, f := s.seedFile(t)
 	text, err := f.Read(p)
