@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"gatehouse/appliance/seed"
 	"gatehouse/appliance/volume/installer"
 	"gatehouse/image"
+	"gatehouse/image/bmap"
 	"gatehouse/image/disk"
 )
 
@@ -143,5 +145,52 @@ func TestBOX11_MediumThatInstallsIsCustomized(t *testing.T) {
 	}
 	if code, _, diag := customize(t, "", iso, "--hostname", "attic"); code != exitOK || !strings.Contains(diag, "asks at its console") {
 		t.Errorf("without a disk: exit %d, %s", code, diag)
+	}
+}
+
+// What was customized is flashed, although a map of the image as it was built lies
+// beside it; what only differs from its map is not.
+func TestBOX11_CustomizedImageIsFlashed(t *testing.T) {
+	folder := t.TempDir()
+	t.Chdir(folder)
+	blankDisk(t, folder)
+	whole, err := os.ReadFile(image.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := bmap.Find(bytes.NewReader(whole), int64(len(whole)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, set := range map[string][]string{
+		"seed.img": {"image", "customize", "seed.img", "--hostname", "attic"},
+		"code.img": {"image", "claim-code", "code.img"},
+		"harm.img": nil,
+	} {
+		if err := errors.Join(os.WriteFile(name, whole, 0o600), os.WriteFile(name+".bmap", m.Encode(), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if im, err := openFlash(name); err != nil || len(im.spans) == 0 {
+			t.Fatalf("%s, as it was built: %+v, %v", name, im, err)
+		}
+		if set == nil {
+			harmed := bytes.Clone(whole)
+			harmed[m.Ranges[len(m.Ranges)/2].At+100] ^= 1
+			if err := os.WriteFile(name, harmed, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := openFlash(name); err == nil || !strings.Contains(err.Error(), "not of one build") {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		var said bytes.Buffer
+		if code := execute(t.Context(), set, strings.NewReader(""), &said, &said); code != exitOK {
+			t.Fatalf("%q: exit %d, %s", set, code, &said)
+		}
+		im, err := openFlash(name)
+		if err != nil || im.spans != nil {
+			t.Errorf("%s: %+v, %v; want it written whole", name, im, err)
+		}
 	}
 }

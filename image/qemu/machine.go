@@ -192,9 +192,13 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 
 func (m Machine) diskArguments(id string) []string {
 	var args []string
+	first, order := "", ""
+	if m.CD != "" && m.Kernel == "" { // which is first by itself
+		first, order = ",bootindex=0", ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
+	}
 	if m.CD != "" {
 		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD),
-			"-device", "ide-cd,drive=cd,bootindex=0")
+			"-device", "ide-cd,drive=cd"+first)
 	}
 	if m.Stick != "" {
 		args = append(args, "-device", "qemu-xhci", "-blockdev", "driver=raw,node-name=stick,file.driver=file,file.filename="+escape(m.Stick),
@@ -208,10 +212,7 @@ func (m Machine) diskArguments(id string) []string {
 		format = "raw"
 	}
 	args = append(args, "-blockdev", "driver="+format+",node-name=disk,discard=unmap,file.driver=file,file.filename="+escape(m.Disk))
-	drive, order := "disk", ""
-	if m.CD != "" {
-		order = ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
-	}
+	drive := "disk"
 	if m.WriteLog != "" {
 		args = append(args, "-blockdev", "driver=blklogwrites,node-name=logged,file=disk,log.driver=file,log.filename="+escape(m.WriteLog))
 		drive = "logged"

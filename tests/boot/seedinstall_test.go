@@ -47,7 +47,7 @@ func seedStick(t *testing.T, s seed.Seed) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := fat.Format(4<<20, seed.Label, seed.File, text)
+	b, err := fat.Format(1<<20, seed.Label, seed.File, text)
 	if err != nil {
 		t.Fatal(err)
 	}
