@@ -76,8 +76,9 @@ func (s stage) refuses(t *testing.T, m qemu.Machine, why string) {
 	}
 	guest := start(t, m)
 	state(t, guest, "locked")
-	block(t, guest, why)
+	choose(t, guest, "") // has the block drawn once more
 	block(t, guest, "this is the medium that installs")
+	block(t, guest, why)
 	if err := guest.Kill(); err != nil {
 		t.Fatal(err)
 	}
