@@ -119,9 +119,7 @@ func TestBOX3_SeedInstalls(t *testing.T) {
 	}
 
 	box.refuses(t, box.installer(t, seedStick(t, wants(serial))), "vda holds a Gatehouse already")
-	m := box.machine(t)
-	m.Stick = seedStick(t, wants(serial))
-	guest = start(t, m)
+	guest = start(t, reachable(qemu.Machine{Disk: box.disk, State: box.state, Memory: 256}))
 	same(t, "after the medium was tried again", state(t, guest, "ready", "url"), box.line)
 	off(t, guest)
 }

@@ -141,7 +141,12 @@ func TestBOX4_LostVariables(t *testing.T) {
 	box := stage{disk: m.Disk, state: m.State}
 	box.double(t)
 	guest := start(t, m)
-	p, line := owned(t, guest)
+	line := state(t, guest, "unclaimed", "url", "code")
+	claim(t, guest.Addr(443), line["code"])
+	state(t, guest, "ready", "url")
+	p := visit(t, guest.Addr(443), nil)
+	p.signIn()
+	p.factor()
 	entered(t, m, "Gatehouse", "Gatehouse, slot a")
 	off(t, guest)
 	// next starts the machine, and says which slot the box says that it runs from.
