@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -87,8 +88,15 @@ func approve(key *ecdsa.PrivateKey, epoch uint64, sections []uki.Section) ([]byt
 	return approval.Make(key, epoch, starts)
 }
 
-// sign signs what firmware starts.
+// sign signs what firmware starts, unless the image itself has firmware refuse it.
 func (p payload) sign(program []byte) ([]byte, error) {
+	sum, err := authenticode.Digest(program)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(p.revoked, sum) {
+		return nil, fmt.Errorf("its SHA-256 %x is in the list of what is revoked: a box that keeps this image would never start again", sum)
+	}
 	return authenticode.Sign(program, p.signer.Certificate, p.signer.Signer)
 }
 

@@ -80,7 +80,11 @@ func (b Build) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key, err := b.inputs(ctx, text, signing, signers)
+	revoked, err := keys.LoadRevoked(b.keysFolder())
+	if err != nil {
+		return err
+	}
+	key, err := b.inputs(ctx, text, signing, signers, revoked)
 	if err != nil {
 		return err
 	}
@@ -97,6 +101,9 @@ func (b Build) Run(ctx context.Context) error {
 	}
 	p.signer, p.approver = signing[keys.Programs], signing[keys.Release]
 	if err := p.addKeys(signing, b.Built); err != nil {
+		return err
+	}
+	if err := p.revoke(signing, revoked, b.Built); err != nil {
 		return err
 	}
 	p.addSigners(signers)
@@ -157,13 +164,21 @@ func (b Build) lock(ctx context.Context) (debian.Lock, error) {
 	return lock, nil
 }
 
+// keysFolder is where the keys of this build lie.
+func (b Build) keysFolder() string {
+	if b.Keys != "" {
+		return b.Keys
+	}
+	return b.path(keysDir)
+}
+
 // keys reads what the image is signed with. Only development keys are made:
 // who names a folder means the keys that are in it.
 func (b Build) keys() (keys.Set, error) {
 	if b.Keys != "" {
 		return keys.Load(b.Keys)
 	}
-	dir := b.path(keysDir)
+	dir := b.keysFolder()
 	set, err := keys.Load(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, keys.ErrNoRelease) {
 		if set, err = keys.New(dir, developmentName, time.Now()); err == nil {
@@ -190,7 +205,7 @@ func (b Build) signers() (keys.Signers, error) {
 		}
 		return s, err
 	}
-	dir := b.path(keysDir)
+	dir := b.keysFolder()
 	s, err := keys.LoadSigners(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		s, err = keys.NewSigners(dir, []string{development}, 1)

@@ -77,10 +77,11 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	signing, signers := one, signer
+	var revoked []keys.Revoked
 	key := func(change func(*Build), lock string) string {
 		b := build(t)
 		change(&b)
-		k, err := b.inputs(t.Context(), []byte(lock), signing, signers)
+		k, err := b.inputs(t.Context(), []byte(lock), signing, signers, revoked)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,6 +104,11 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		t.Error("whom the image lets sign the next one is none of its inputs")
 	}
 	signers = signer
+	revoked = []keys.Revoked{{SHA256: [32]byte{1}}}
+	if key(same, "lock") == first {
+		t.Error("what it has firmware refuse is none of its inputs")
+	}
+	revoked = nil
 	for name, other := range map[string]string{
 		"lock":    key(same, "other lock"),
 		"version": key(func(b *Build) { b.Version = "2" }, "lock"),

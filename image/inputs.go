@@ -17,15 +17,18 @@ import (
 
 // inputs names everything that decides the bytes of an image: the packages,
 // the sources of the program with the versions of its modules and compiler,
-// the version string, the epoch, the keys that sign, and the program that builds (its
+// the version string, the epoch, the keys that sign, what is revoked, and the program that builds (its
 // lists are inputs too).
-func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signers keys.Signers) (string, error) {
+func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signers keys.Signers, revoked []keys.Revoked) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %d %v\n%s\n", b.Version, b.Built, b.Epoch, b.Final, lock)
 	for _, r := range keys.Roles() {
 		fmt.Fprintf(h, "%s\n", signing[r].Fingerprint())
 	}
 	fmt.Fprint(h, signers.Next.Text())
+	for _, r := range revoked {
+		fmt.Fprintf(h, "%x\n", r.SHA256)
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("finding this program: %w", err)

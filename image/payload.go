@@ -25,6 +25,7 @@ type payload struct {
 	loader   []byte // systemd-boot
 	signer   keys.Key
 	approver keys.Key
+	revoked  [][32]byte // what firmware is to refuse
 	files    []initramfs.File
 }
 

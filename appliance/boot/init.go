@@ -290,10 +290,7 @@ func (b *box) roles() (*roles, error) {
 		r.spool = b.spooled()
 	}
 	r.monitor.Network = b.network()
-	r.monitor.Keys = &keyring{
-		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
-		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
-	}
+	r.monitor.Keys = b.keyring()
 	if b.filtered == nil {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}
@@ -388,6 +385,14 @@ func (b *box) volumeStatus() control.Volume {
 	v := usage(dataPath, true)
 	v.Problem = b.problem
 	return v
+}
+
+// keyring is what this box can do with its keys.
+func (b *box) keyring() *keyring {
+	return &keyring{
+		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
+		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
+	}
 }
 
 func (b *box) epoch() uint64 {

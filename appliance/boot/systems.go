@@ -324,6 +324,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
 		Kept:    b.kept,
+		Revoke:  b.revoke,
 		Mended:  func(s slot.Slot) { b.say("systems: slot " + s.String() + " was filled anew") },
 		Entries: b.setEntries, Now: time.Now, Log: b.log,
 	}
@@ -343,6 +344,15 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		b.log.Warn("who signs releases", "err", err)
 	}
 	return update.New(c)
+}
+
+// revoke tells the firmware what this image has it refuse.
+func (b *box) revoke(ctx context.Context) (int, error) {
+	n, err := b.keyring().Revoke(ctx)
+	if err == nil && n > 0 {
+		b.say(fmt.Sprintf("keys: the firmware refuses what version %s revokes: %d", b.release.Version, n))
+	}
+	return n, err
 }
 
 // kept ends the trial.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"gatehouse/appliance/control"
 	"gatehouse/firmware"
@@ -131,6 +132,22 @@ func (e *Engine) tidy(ctx context.Context) {
 	if e.c.Running != 0 && !trial {
 		e.entries()
 	}
+	if !trial {
+		if err := e.revoke(ctx); err != nil {
+			e.c.Log.Error("the firmware was not told what this system has it refuse; the next start tries again", "err", err)
+		}
+	}
+}
+
+// revoke comes after the other slot is in order: it may be that one's system that the
+// firmware is to refuse.
+func (e *Engine) revoke(ctx context.Context) error {
+	n, err := e.c.Revoke(ctx)
+	if n == 0 || err != nil {
+		return err
+	}
+	return e.c.Audit(ctx, control.Event{Actor: "system", Action: "programs revoked", Object: "firmware",
+		Detail: map[string]string{"programs": strconv.Itoa(n), "by": "version " + e.c.Version.String()}})
 }
 
 // ParseVersion reads the three numbers of a version of the program; what follows a

@@ -88,6 +88,9 @@ type Config struct {
 	Restart  func()
 	// Kept tells that the trial is over, and well.
 	Kept func()
+	// Revoke tells the firmware what this system, which is kept, has it refuse, and returns
+	// how many programs that are; 0 if it knows.
+	Revoke func(ctx context.Context) (programs int, err error)
 	// Mended tells that a slot was filled anew.
 	Mended func(slot.Slot)
 	// Entries has the firmware start these slots by itself, in this order.

@@ -31,6 +31,8 @@ type machine struct {
 	did  []string
 	fail map[string]error
 
+	revokes int // programs that the system that runs has the firmware refuse
+
 	content  map[slot.Slot][]byte
 	synced   map[slot.Slot]int
 	whole    map[slot.Slot]bool
@@ -215,6 +217,7 @@ func newHouse(t *testing.T) *house {
 		Restart: func() { h.restarts++; h.did = append(h.did, "restart") },
 		Mended:  func(s slot.Slot) { h.did = append(h.did, "mended "+s.String()) },
 		Kept:    func() { h.did = append(h.did, "kept") },
+		Revoke:  func(context.Context) (int, error) { return h.revokes, h.fail["revoke"] },
 		Entries: func(direct []slot.Slot) { h.did, h.direct = append(h.did, "entries"), direct },
 		Now:     func() time.Time { h.now = h.now.Add(time.Millisecond); return h.now }, Log: slog.New(slog.DiscardHandler),
 	}
@@ -899,6 +902,28 @@ func TestBOX4_SpentSlotIsFilled(t *testing.T) {
 				t.Errorf("%+v; the firmware may start %v", b, h.direct)
 			}
 		})
+	}
+}
+
+// Only a system that is kept has the firmware refuse others, which is recorded.
+func TestKEY10_OnlyAKeptSystemRevokes(t *testing.T) {
+	h := newHouse(t)
+	h.revokes = 3
+	h.trial().tidy(t.Context())
+	if len(h.events) > 0 {
+		t.Fatalf("on trial: %+v", h.events)
+	}
+	h = newHouse(t)
+	h.revokes, h.fail["revoke"] = 3, errors.New("the firmware did not take it")
+	e := h.up(h.config)
+	e.tidy(t.Context())
+	if len(h.events) > 0 {
+		t.Fatalf("refused, and recorded: %+v", h.events)
+	}
+	delete(h.fail, "revoke")
+	e.tidy(t.Context())
+	if len(h.events) != 1 || h.events[0].Action != "programs revoked" || h.events[0].Detail["programs"] != "3" {
+		t.Errorf("recorded: %+v", h.events)
 	}
 }
 

@@ -22,7 +22,9 @@ import (
 	"gatehouse/firmware/slot"
 	"gatehouse/image"
 	"gatehouse/image/authenticode"
+	"gatehouse/image/efivar"
 	"gatehouse/image/keys"
+	"gatehouse/image/pkcs7"
 	"gatehouse/image/uki"
 )
 
@@ -37,6 +39,7 @@ type next struct {
 	signers []note.Signer     // none: those of the build
 	keys    firmware.Keys     // who signs the release after it; none: as the build
 	approve *ecdsa.PrivateKey // nil: the key of the build
+	revoked [][32]byte        // what it has firmware refuse, by Authenticode's SHA-256
 	before  []slot.Digest     // of releases that were in the slot before this one
 
 	expected []approval.Expected // registers of each way of starting
@@ -238,6 +241,20 @@ func stub(t testing.TB) []byte {
 	return b
 }
 
+// revocation is the change of dbx as an image build signs it.
+func (n *next) revocation(t testing.TB) []byte {
+	t.Helper()
+	set, err := keys.Load(built(t, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := efivar.Sign("dbx", efivar.HashList(n.revoked), time.Now(), pkcs7.Signer{Certificate: set[keys.Exchange].Certificate, Key: set[keys.Exchange].Signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // overlay is an archive that the kernel unpacks over the built one: another
 // program in the place of the box's.
 func (n *next) overlay(t testing.TB) []byte {
@@ -259,7 +276,11 @@ func (n *next) overlay(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	w := cpio.Newc.Writer(z)
-	for _, r := range []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})} {
+	records := []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})}
+	if len(n.revoked) > 0 {
+		records = append(records, cpio.StaticRecord(n.revocation(t), cpio.Info{Name: "etc/gatehouse/secureboot/dbx.auth", Mode: cpio.S_IFREG | 0o644}))
+	}
+	for _, r := range records {
 		if err := w.WriteRecord(r); err != nil {
 			t.Fatal(err)
 		}

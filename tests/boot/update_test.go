@@ -169,6 +169,7 @@ var sick = []struct {
 // all that is judged as a place where the power could be cut, and three such disks are
 // started.
 func TestBOX4_UpdateIsKept(t *testing.T) {
+	t.Parallel()
 	count := 1
 	if soak() {
 		count = len(sick)
@@ -205,10 +206,14 @@ func TestBOX4_UpdateIsKept(t *testing.T) {
 		t.Run("older disk", func(t *testing.T) { cuts.older(t, box) })
 		t.Run("older header", func(t *testing.T) { cuts.olderHeader(t, box) })
 		last := cuts.another(t, p, box, after)
+		t.Run("revoked", func(t *testing.T) { cuts.revoked(t) })
 		t.Run("damaged", func(t *testing.T) { cuts.damaged(t, box, last) })
 	}
 	for _, c := range cuts.moments() {
-		t.Run(c.name, func(t *testing.T) { cuts.start(t, c, box) })
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			cuts.start(t, c, box)
+		})
 	}
 }
 
@@ -263,7 +268,7 @@ func (p *person) isKept(guest *qemu.Guest, box line, n *next, in slot.Slot) {
 		t.Errorf("after the update the grade is another: %.500s", body)
 	}
 	_, _, body = p.open("/audit")
-	for _, want := range []string{"receive update", "restart for an update", "update kept", email, n.version.String()} {
+	for _, want := range []string{"update offered", "update started", "restart for an update", "update kept", email, n.version.String()} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the audit log has no %q:\n%s", want, body)
 		}

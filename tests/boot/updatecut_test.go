@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gatehouse/appliance/volume/esp/esptest"
 	"gatehouse/firmware"
 	"gatehouse/firmware/slot"
 	"gatehouse/image"
+	"gatehouse/image/authenticode"
 	"gatehouse/image/qemu"
 )
 
@@ -213,7 +215,8 @@ func (c *cuts) olderHeader(t *testing.T, box line) {
 	off(t, s.locked(t, m, "older"))
 }
 
-// another is the release after the rotation, by the successors alone.
+// another is the release after the rotation, by the successors alone. It has the firmware
+// refuse the first system, by a list that KEK signed.
 func (c *cuts) another(t *testing.T, p *person, box line, after successors) *next {
 	t.Helper()
 	m := c.machine
@@ -222,10 +225,20 @@ func (c *cuts) another(t *testing.T, p *person, box line, after successors) *nex
 	same(t, "switched on", state(t, guest, "ready", "url"), box)
 	n := next{version: firmware.Version{Minor: 3}, program: "cmd/gatehoused"}
 	after.release(&n)
+	first, err := os.ReadFile(built(t, image.UKI))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := authenticode.Digest(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.revoked = [][32]byte{sum}
 	n.make(t)
 	p.base, p.tool.box = "https://"+guest.Addr(443), guest.Addr(443)
 	p.again()
 	p.isKept(guest, box, &n, slot.A)
+	say(t, guest, `gatehouse: keys: the firmware refuses what version 0\.3\.0 revokes: 1`)
 	off(t, guest)
 	return &n
 }
@@ -264,6 +277,22 @@ func (c *cuts) damaged(t *testing.T, box line, starts *next) {
 	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(c.well.bytes))
 	if err != nil || found.Default != slot.B || found.A != found.B {
 		t.Errorf("on the disk: %+v, %v", found, err)
+	}
+}
+
+// revoked is the disk of before the update once more, in front of the firmware that was told.
+func (c *cuts) revoked(t *testing.T) {
+	t.Helper()
+	s := c.at(t, c.half)
+	m := reachable(secure(t, s.disk))
+	m.State = s.state
+	guest := start(t, m)
+	say(t, guest, `(?i)access denied|security violation`)
+	if err := guest.Kill(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(guest.Serial(), "EFI stub") {
+		t.Error("the revoked system was started")
 	}
 }
 
