@@ -347,20 +347,3 @@ func TestAPersonDoesNotWaitForTheMirror(t *testing.T) {
 		t.Errorf("while a person sends: %v", err)
 	}
 }
-
-func TestSessionsAreToldOnceBeforeARestart(t *testing.T) {
-	p := newPlace(t, nil)
-	at := time.Now().Add(warnBefore + 100*time.Millisecond)
-	p.update.Stage, p.update.Restart, p.update.Transfer = control.UpdateWaiting, &at, &control.Transfer{Version: "0.2.0"}
-	ctx, cancel := context.WithCancel(t.Context())
-	told := 0
-	p.mirror.c.Warn = func(_ context.Context, version string) {
-		if told++; version != "0.2.0" || time.Until(at) > warnBefore {
-			t.Errorf("version %s, %s before", version, time.Until(at))
-		}
-		time.AfterFunc(50*time.Millisecond, cancel)
-	}
-	if err := p.mirror.herald(ctx); !errors.Is(err, context.Canceled) || told != 1 {
-		t.Errorf("%v, told %d times", err, told)
-	}
-}

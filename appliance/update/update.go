@@ -283,12 +283,9 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	defer e.mu.Unlock()
 	e.policy, e.window = s, w
 	// What waits, waits for the new window; without one it waits for a person.
-	if t := e.transfer; t != nil && t.Restart != nil {
+	if t := e.transfer; t != nil && t.Restart != nil && !t.Later {
 		next := *t
-		next.Restart = nil
-		if at, ok := w.Next(e.c.Now()); ok {
-			next.Restart = &at
-		}
+		e.wait(&next, w)
 		return e.replace(&next)
 	}
 	return nil
