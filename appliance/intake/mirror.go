@@ -133,7 +133,7 @@ func (m *Mirror) ask(ctx context.Context, w wish) {
 }
 
 func (m *Mirror) look(ctx context.Context, u control.Update, w wish) (offers string, err error) {
-	f, err := newFolder(u.Policy.Mirror, m.c.Now)
+	f, err := newFolder(u.Policy, m.c.Now)
 	if err != nil {
 		return "", err
 	}

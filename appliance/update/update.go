@@ -273,6 +273,10 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	if err := checkMirror(s.Mirror); err != nil {
 		return invalid(err.Error())
 	}
+	// The console reads them, which asks the mirror; here they are only kept.
+	if len(s.Roots) > control.MaxUpdateRoots {
+		return invalid(fmt.Sprintf("the certificates that vouch for the mirror have %d bytes, at most %d are taken", len(s.Roots), control.MaxUpdateRoots))
+	}
 	if s.Automatic && s.Mirror == "" {
 		return invalid("updates without a question need a mirror to come from")
 	}

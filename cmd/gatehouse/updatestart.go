@@ -26,12 +26,14 @@ come out in time.`,
 		Example: "  gatehouse update start --follow\n  gatehouse update start --later\n  gatehouse update start --wait",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if s.wait && s.later {
+				return fail(exitUsage, "either --wait, for the window, or --later, in 5 minutes")
+			}
 			return f.signedIn(cmd, updateAPI, func(ctx context.Context, r *change) error { return r.start(ctx, s) })
 		},
 	}
 	c.Flags().BoolVar(&s.wait, "wait", false, "start it at the window, not now")
 	c.Flags().BoolVar(&s.later, "later", false, "start it in 5 minutes: people in sessions are told, and can come to an end")
-	c.MarkFlagsMutuallyExclusive("wait", "later")
 	c.Flags().BoolVar(&s.follow, "follow", false, "wait until it is kept or gone back")
 	c.Flags().BoolVar(&s.yes, "yes", false, "do not ask")
 	c.Flags().DurationVar(&s.timeout, "timeout", 20*time.Minute, "with --follow: how long after the restart at most")

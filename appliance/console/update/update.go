@@ -283,7 +283,7 @@ func (p *Pages) askSettings(v *shell.Visit) error {
 }
 
 func (p *Pages) doSettings(v *shell.Visit) error {
-	s := control.UpdateSettings{Mirror: strings.TrimSpace(v.R.PostFormValue("mirror")), Window: strings.TrimSpace(v.R.PostFormValue("window")), Automatic: v.R.PostFormValue("automatic") == "yes"}
+	s := control.UpdateSettings{Mirror: strings.TrimSpace(v.R.PostFormValue("mirror")), Roots: strings.TrimSpace(v.R.PostFormValue("roots")), Window: strings.TrimSpace(v.R.PostFormValue("window")), Automatic: v.R.PostFormValue("automatic") == "yes"}
 	if err := p.set(v, s); err != nil {
 		w, viewErr := p.view(v)
 		if viewErr != nil {
