@@ -40,7 +40,7 @@ type form struct {
 var boards = map[string]board{
 	target.AMD64.Arch: {
 		program: "qemu-system-x86_64", packaged: "qemu-system-x86", cpu: "max,la57=off",
-		screen: []string{"-vga", "std"}, tpm: "tpm-tis", drive: []string{"-device", "ide-cd,drive=cd,bootindex=0"},
+		screen: []string{"-vga", "std"}, tpm: "tpm-tis", drive: []string{"-device", "ide-cd,drive=cd"},
 		open: form{machine: "q35", code: "/usr/share/OVMF/OVMF_CODE_4M.fd"},
 		safe: form{machine: "q35,smm=on", code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
 			more: []string{"-global", "driver=cfi.pflash01,property=secure,value=on"}},
@@ -49,7 +49,7 @@ var boards = map[string]board{
 	target.ARM64.Arch: {
 		program: "qemu-system-aarch64", packaged: "qemu-system-arm", cpu: "cortex-a72",
 		screen: []string{"-device", "ramfb"}, tpm: "tpm-tis-device",
-		drive: []string{"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-cd,bus=scsi.0,drive=cd,bootindex=0"},
+		drive: []string{"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-cd,bus=scsi.0,drive=cd"},
 		open:  form{machine: "virt", code: "/usr/share/AAVMF/AAVMF_CODE.fd"},
 		safe:  form{machine: "virt", code: "/usr/share/AAVMF/AAVMF_CODE.fd"},
 		vars:  "/usr/share/AAVMF/AAVMF_VARS.snakeoil.fd", firmware: "qemu-efi-aarch64",

@@ -33,7 +33,7 @@ const startTimeout = 30 * time.Second
 
 // Start starts the machine. When ctx ends its power is cut.
 func (m Machine) Start(ctx context.Context) (*Guest, error) {
-	if m.Kernel == "" && m.Disk == "" && m.CD == "" {
+	if m.Kernel == "" && m.Disk == "" && m.CD == "" && m.Stick == "" {
 		return nil, errors.New("starting a machine: it has neither a disk nor a kernel")
 	}
 	identity, err := m.prepare()

@@ -29,6 +29,7 @@ type Machine struct {
 	Disk   string        // raw disk image; written to
 	Format string        // of the disk: raw when empty, or qcow2
 	CD     string        // an image in a CD drive, which firmware tries first
+	Stick  string        // a raw image on a USB stick; written to
 	State  string        // folder; made when missing
 	Memory int           // MB; 0 means 512
 	CPUs   int           // 0 means 1
@@ -42,6 +43,7 @@ type Machine struct {
 	NoTPM      bool
 	SecureBoot *SecureBoot // on, with these certificates, from the first start on; nil: the firmware has none
 	NVMe       bool        // the disk is an NVMe one instead of virtio
+	SATA       bool        // or a SATA one
 	Clock      string      // RTC at start, as 2020-01-01T00:00:00; "" is now
 	WriteLog   string      // records every disk write in dm-log-writes format
 	QMP        string      // a further control socket for others, by path
@@ -178,9 +180,18 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 
 func (m Machine) diskArguments(id string) []string {
 	var args []string
+	first, order := "", ""
+	if m.CD != "" && m.Kernel == "" { // which is first by itself
+		first, order = ",bootindex=0", ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
+	}
 	if m.CD != "" {
 		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD))
 		args = append(args, m.board().drive...)
+		args[len(args)-1] += first
+	}
+	if m.Stick != "" {
+		args = append(args, "-device", "qemu-xhci", "-blockdev", "driver=raw,node-name=stick,file.driver=file,file.filename="+escape(m.Stick),
+			"-device", "usb-storage,drive=stick,removable=on")
 	}
 	if m.Disk == "" {
 		return args
@@ -190,16 +201,16 @@ func (m Machine) diskArguments(id string) []string {
 		format = "raw"
 	}
 	args = append(args, "-blockdev", "driver="+format+",node-name=disk,discard=unmap,file.driver=file,file.filename="+escape(m.Disk))
-	drive, order := "disk", ""
-	if m.CD != "" {
-		order = ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
-	}
+	drive := "disk"
 	if m.WriteLog != "" {
 		args = append(args, "-blockdev", "driver=blklogwrites,node-name=logged,file=disk,log.driver=file,log.filename="+escape(m.WriteLog))
 		drive = "logged"
 	}
 	if m.NVMe {
 		return append(args, "-device", "nvme,drive="+drive+",serial="+id[:20]+order)
+	}
+	if m.SATA {
+		return append(args, "-device", "ide-hd,drive="+drive+",serial="+id[:20]+order)
 	}
 	return append(args, "-device", "virtio-blk-pci,drive="+drive+",serial="+id[:20]+order)
 }

@@ -163,6 +163,23 @@ func (s *Store) Since(earlier *Store) (names []string, err error) {
 	return names, nil
 }
 
+// Valid lists the variables that count, in the order of the log.
+func (s *Store) Valid() (all []Variable, err error) {
+	for at := s.log; at < s.end; {
+		next, err := s.after(at)
+		if err != nil {
+			return nil, err
+		}
+		if s.raw[at+2] == variableAdded {
+			le := binary.LittleEndian
+			data := s.raw[at+variableHeader+int(le.Uint32(s.raw[at+36:])):][:le.Uint32(s.raw[at+40:])]
+			all = append(all, Variable{s.name(at), efivar.GUID(s.raw[at+44:]), le.Uint32(s.raw[at+4:]), bytes.Clone(data)})
+		}
+		at = next
+	}
+	return all, nil
+}
+
 func (s *Store) name(at int) string {
 	b := s.raw[at+variableHeader:][:binary.LittleEndian.Uint32(s.raw[at+36:])]
 	var units []uint16

@@ -371,7 +371,7 @@ func unpacked(f *os.File) (*os.File, error) {
 	}
 	switch {
 	case err == nil:
-		err = fmt.Errorf("it is larger than %d bytes", disk.Size)
+		err = fmt.Errorf("it is larger than %d bytes: it was customized, or it is no image of a box", disk.Size)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = out.Truncate(at)
 	}

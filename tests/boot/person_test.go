@@ -297,18 +297,19 @@ func (c *tool) setup(code string) []string {
 
 // claim takes a box over from the command line. A machine that is emulated on a
 // busy host may not answer in time at first, exit code 6; if it was the answer
-// to the claim itself that came too late, the next try is refused, exit code 3.
+// to the claim itself that came too late, the next try is refused, exit code 3, or
+// finds that nobody is waited for any more, 5.
 // The box's line says then that it has an owner, for which callers wait.
 func claim(t testing.TB, address, code string) *tool {
 	t.Helper()
-	const unreachable, refused = 6, 3
+	const unreachable, refused, owned = 6, 3, 5
 	c := newTool(t, address)
 	late := time.Now().Add(patience)
 	for tries := 0; ; tries++ {
 		out, err := c.command(c.setup(code)...).CombinedOutput()
 		var exit *exec.ExitError
 		switch {
-		case err == nil, errors.As(err, &exit) && exit.ExitCode() == refused && tries > 0:
+		case err == nil, errors.As(err, &exit) && (exit.ExitCode() == refused || exit.ExitCode() == owned) && tries > 0:
 			return c
 		case time.Now().After(late), exit == nil || exit.ExitCode() != unreachable:
 			t.Fatalf("gatehouse setup: %v\n%s", err, out)
