@@ -36,7 +36,7 @@ func TestBOX1_ArmStartsToTheClaimPage(t *testing.T) {
 	system := image.Named(image.UKI, x)
 	pcr7 := measuredOf(t, guest, system, uki.LoaderSecure)
 	box := state(t, guest, "unclaimed", "url", "code")
-	block(t, guest, "sealed in TPM 2.0, Secure Boot on")
+	block(t, guest, "Sealed to this machine's TPM for releases that we approved; the firmware starts nothing that is not signed.")
 	visit(t, guest.Addr(443), nil).expect("unclaimed", box)
 	claim(t, guest.Addr(443), box["code"])
 	same(t, "after the claim", state(t, guest, "ready", "url"), box)
@@ -65,6 +65,7 @@ func TestBOX1_ArmBoardsStartToTheClaimPage(t *testing.T) {
 	m.NVMe = true
 	guest := start(t, m)
 	box := state(t, guest, "unclaimed", "url", "code")
+	block(t, guest, "not hardware-protected")
 	visit(t, guest.Addr(443), nil).expect("unclaimed", box)
 	off(t, guest)
 }
