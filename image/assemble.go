@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -14,6 +15,7 @@ import (
 	"gatehouse/firmware/slot"
 	"gatehouse/image/authenticode"
 	"gatehouse/image/disk"
+	"gatehouse/image/target"
 	"gatehouse/image/uki"
 )
 
@@ -30,11 +32,13 @@ import (
 //     implies it, boxes without Secure Boot get it too;
 //   - slab_nomerge: a heap overflow in one kind of object stays in its kind;
 //   - rdinit=/init: say so, instead of falling back to a root disk.
-const CommandLine = "console=tty0 console=ttyS0,115200 consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
+func CommandLine(t target.Target) string {
+	return "console=tty0 console=" + t.Serial() + " consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
+}
 
 // unified writes the UKI of the kernel and initramfs just built.
 func (b Build) unified(p payload) error {
-	archive, err := os.ReadFile(b.path(Initramfs))
+	archive, err := os.ReadFile(b.result(Initramfs))
 	if err != nil {
 		return fmt.Errorf("reading the initramfs: %w", err)
 	}
@@ -50,7 +54,7 @@ func (b Build) unified(p payload) error {
 	// kernel comes last because it may grow in memory while it unpacks.
 	sections := []uki.Section{
 		{Name: ".osrel", Content: osRelease(b.Version)},
-		{Name: ".cmdline", Content: []byte(CommandLine)},
+		{Name: ".cmdline", Content: []byte(CommandLine(b.target()))},
 		{Name: ".uname", Content: []byte(p.release)},
 		{Name: ".pcrpkey", Content: public},
 		{Name: ".initrd", Content: archive},
@@ -87,14 +91,21 @@ func approve(key *ecdsa.PrivateKey, epoch uint64, sections []uki.Section) ([]byt
 	return approval.Make(key, epoch, starts)
 }
 
-// sign signs what firmware starts.
+// sign signs what firmware starts, unless the image itself has firmware refuse it.
 func (p payload) sign(program []byte) ([]byte, error) {
+	sum, err := authenticode.Digest(program)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(p.revoked, sum) {
+		return nil, fmt.Errorf("its SHA-256 %x is in the list of what is revoked: a box that keeps this image would never start again", sum)
+	}
 	return authenticode.Sign(program, p.signer.Certificate, p.signer.Signer)
 }
 
 // disks writes the disk image and the forms it is handed out in.
 func (b Build) disks(p payload) error {
-	whole, err := os.ReadFile(b.path(UKI))
+	whole, err := os.ReadFile(b.result(UKI))
 	if err != nil {
 		return fmt.Errorf("reading the UKI: %w", err)
 	}
@@ -105,7 +116,7 @@ func (b Build) disks(p payload) error {
 	sum := sha256.Sum256(whole)
 	err = b.write(Disk, func(f *os.File) error {
 		return disk.Write(f, []disk.File{
-			{Path: disk.LoaderPath("amd64"), Content: loader},
+			{Path: b.target().LoaderPath(), Content: loader},
 			{Path: slot.A.Path(), Content: whole, Reserve: disk.SlotSize},
 			{Path: slot.B.Path(), Reserve: disk.SlotSize},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},
@@ -114,7 +125,7 @@ func (b Build) disks(p payload) error {
 	if err != nil {
 		return err
 	}
-	raw, err := os.Open(b.path(Disk))
+	raw, err := os.Open(b.result(Disk))
 	if err != nil {
 		return fmt.Errorf("reading the disk image: %w", err)
 	}

@@ -34,6 +34,28 @@ func (p *payload) addKeys(set keys.Set, built string) error {
 	return nil
 }
 
+// revoke puts into the image what firmware is to refuse, signed by KEK: a box that keeps
+// this system tells its firmware (dbx). The list is the whole of it, and is in the image
+// only if it names something.
+func (p *payload) revoke(set keys.Set, list []keys.Revoked, built string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	at, err := time.Parse(time.RFC3339, built)
+	if err != nil {
+		return fmt.Errorf("signing what is revoked: the time of the build: %w", err)
+	}
+	for _, r := range list {
+		p.revoked = append(p.revoked, r.SHA256)
+	}
+	signed, err := efivar.Sign("dbx", efivar.HashList(p.revoked), at, pkcs7.Signer{Certificate: set[keys.Exchange].Certificate, Key: set[keys.Exchange].Signer})
+	if err != nil {
+		return err
+	}
+	p.files = append(p.files, initramfs.File{Path: path.Join(secureBootFolder, "dbx.auth"), Content: signed, Mode: 0o644})
+	return nil
+}
+
 // addSigners puts into the image who signs the release after it: that is what a
 // box started from it goes by.
 func (p *payload) addSigners(s keys.Signers) {

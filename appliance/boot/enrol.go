@@ -36,6 +36,7 @@ type firmwareDoor interface {
 	SecureBoot() (host.SecureBoot, error)
 	SecureBootKeys(name string) ([]byte, error)
 	EnrolSecureBoot(name string, change []byte) error
+	ChangeSecureBoot(name string, change []byte) error
 }
 
 // readEnrolment reads the changes that the image brings. fs.ErrNotExist: it has none.
@@ -73,18 +74,27 @@ const (
 // certificate. Others are not what this image is built with.
 func contentOf(change []byte) ([]byte, error) {
 	le := binary.LittleEndian
-	if len(change) < timeSize+certificateSize {
-		return nil, io.ErrUnexpectedEOF
+	list, err := payloadOf(change)
+	if err != nil {
+		return nil, err
 	}
-	signature := uint64(le.Uint32(change[timeSize:]))
-	if signature < certificateSize || timeSize+signature+listSize > uint64(len(change)) {
-		return nil, io.ErrUnexpectedEOF
-	}
-	list := change[timeSize+signature:]
 	if all, entry := le.Uint32(list[16:]), le.Uint32(list[24:]); uint64(all) != uint64(len(list)) || le.Uint32(list[20:]) != 0 || uint64(entry)+listSize != uint64(all) {
 		return nil, errors.New("its content is not one certificate")
 	}
 	return list, nil
+}
+
+// payloadOf is what stands in EFI_VARIABLE_AUTHENTICATION_2 behind the signature: at
+// least the head of a list.
+func payloadOf(change []byte) ([]byte, error) {
+	if len(change) < timeSize+certificateSize {
+		return nil, io.ErrUnexpectedEOF
+	}
+	signature := uint64(binary.LittleEndian.Uint32(change[timeSize:]))
+	if signature < certificateSize || timeSize+signature+listSize > uint64(len(change)) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return change[timeSize+signature:], nil
 }
 
 // foreseen are the values of PCR 7 at a start after each of the writes: the

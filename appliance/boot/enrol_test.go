@@ -129,21 +129,27 @@ type store struct {
 	variables map[string][]byte
 	writes    []string
 	cut       int // after so many writes
+	off       bool
 }
 
 var errCut = errors.New("the power was cut")
 
 func (s *store) SecureBoot() (host.SecureBoot, error) {
-	return host.SecureBoot{Known: true, SetupMode: s.variables["PK"] == nil}, nil
+	setup := s.variables["PK"] == nil
+	return host.SecureBoot{Known: true, SetupMode: setup, Enabled: !setup && !s.off}, nil
 }
 
 func (s *store) SecureBootKeys(name string) ([]byte, error) { return s.variables[name], nil }
 
 func (s *store) EnrolSecureBoot(name string, change []byte) error {
+	return s.ChangeSecureBoot(name, change)
+}
+
+func (s *store) ChangeSecureBoot(name string, change []byte) error {
 	if len(s.writes) == s.cut {
 		return errCut
 	}
-	content, err := contentOf(change)
+	content, err := payloadOf(change)
 	s.variables[name], s.writes = content, append(s.writes, name)
 	return err
 }

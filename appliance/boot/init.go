@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -289,10 +290,7 @@ func (b *box) roles() (*roles, error) {
 		r.spool = b.spooled()
 	}
 	r.monitor.Network = b.network()
-	r.monitor.Keys = &keyring{
-		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
-		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
-	}
+	r.monitor.Keys = b.keyring()
 	if b.filtered == nil {
 		r.monitor.Filter, r.monitor.Counters = kernelFilter(netfilter.Box, netfilter.Ports{}), counters
 	}
@@ -389,11 +387,27 @@ func (b *box) volumeStatus() control.Volume {
 	return v
 }
 
+// keyring is what this box can do with its keys.
+func (b *box) keyring() *keyring {
+	return &keyring{
+		vault: b.keys, locked: b.broken, config: b.config, boot: b.boot, epoch: b.epoch(), unlock: b.unlocks,
+		start: &b.measured, owner: b.machine, image: os.DirFS("/"),
+	}
+}
+
 func (b *box) epoch() uint64 {
 	if b.measured.release == nil {
 		return 0
 	}
 	return b.measured.release.Epoch
+}
+
+// approver is whose approvals this system brings; nil: it brings none.
+func (b *box) approver() *ecdsa.PublicKey {
+	if b.measured.release == nil {
+		return nil
+	}
+	return b.measured.release.Key
 }
 
 func (b *box) trust() control.Trust {

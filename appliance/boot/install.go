@@ -9,12 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"gatehouse/appliance/panel"
+	"gatehouse/appliance/volume"
 	"gatehouse/appliance/volume/disks"
 	"gatehouse/appliance/volume/gpt"
 	"gatehouse/appliance/volume/installer"
+	"gatehouse/firmware/bootentry"
 )
 
 // cdTime is how long a start without a disk of its own waits for a CD drive.
@@ -30,6 +33,8 @@ type install struct {
 	medium *installer.Medium
 
 	begun chan struct{} // holds one while something is being written
+
+	afterwards string // what a person does with the medium once it is installed
 }
 
 // findInstaller looks whether this system was started from the medium that
@@ -71,7 +76,7 @@ func (b *box) tryInstaller(name string) bool {
 	if err == nil {
 		var m *installer.Medium
 		if m, err = installer.Open(f, size); err == nil {
-			b.install = &install{box: b, name: name, device: "/dev/" + name, medium: m, begun: make(chan struct{}, 1)}
+			b.install = &install{box: b, name: name, device: "/dev/" + name, medium: m, begun: make(chan struct{}, 1), afterwards: "Take the medium out."}
 			b.log.Info("started from the medium that installs", "medium", name)
 			return true
 		}
@@ -121,14 +126,35 @@ func (i *install) Install(_ context.Context, name string) error {
 
 func (i *install) write(d disks.Disk) {
 	consoles := i.box.terminals()
-	if err := i.copy(d, func(text string) { tell(consoles, text) }); err != nil {
+	err := i.copy(d, func(text string) { tell(consoles, text) })
+	if err != nil {
 		i.box.log.Error("installing failed", "disk", d.Name, "err", err)
 		tell(consoles, "Installing to "+d.Name+" failed: "+err.Error()+". It holds nothing whole now.")
 		return
 	}
-	tell(consoles, "Installed to "+d.Name+", and compared. Take the medium out: the machine restarts from the disk.")
+	if err := i.startNext(d); err != nil {
+		i.box.log.Warn("the firmware decides what starts next", "err", err)
+		tell(consoles, "The firmware was not told to start the disk ("+err.Error()+"): it decides what starts next.")
+	}
+	tell(consoles, "Installed to "+d.Name+", and compared. The machine restarts from the disk. "+i.afterwards)
 	time.Sleep(readTime)
 	i.box.power("restart")
+}
+
+// startNext has the firmware start the disk, now and later: the medium may stay
+// in the machine, with the seed for the first start, and firmware that finds it
+// first would begin here again.
+func (i *install) startNext(d disks.Disk) error {
+	place, err := volume.Named(d.Name).ESPPlace()
+	if err != nil {
+		return err
+	}
+	menu, err := i.box.machine.BootMenu()
+	if err != nil {
+		return err
+	}
+	o := bootentry.Option{Active: true, Description: loaderEntry, Partition: place, File: loaderFile}
+	return i.box.machine.ChangeBootMenu(bootentry.Begin(menu, o))
 }
 
 func (i *install) copy(d disks.Disk, say func(string)) error {
@@ -170,36 +196,68 @@ func (b *box) installBySeed(ctx context.Context) error {
 	m := disks.Machine{Root: "/"}
 	media, err := findMedia(m, "")
 	if err != nil {
-		return b.refuseSeed(err.Error())
+		return b.refuseInstall(err)
 	}
 	s, _, err := readMedia(media)
 	if err != nil {
-		return b.refuseSeed(err.Error())
+		return b.refuseInstall(err)
 	}
 	if s.Install == nil {
 		return nil
 	}
 	all, err := m.List()
 	if err != nil {
-		return err
+		return b.refuseInstall(err)
 	}
+	d, err := b.install.choose(all, s.Install.Serial)
+	if err != nil {
+		return b.refuseInstall(err)
+	}
+	if why := d.Refusal(b.install.medium.Size); why != "" {
+		return b.refuseInstall(fmt.Errorf("%s is not written to: %s", d.Name, why))
+	}
+	tell(b.terminals(), "Installing, as the seed says, to "+d.String())
+	b.install.afterwards = "Leave the medium with the seed in until the box has its owner."
+	return b.install.Install(ctx, d.Name)
+}
+
+// refuseInstall notes why the seed has nothing written.
+func (b *box) refuseInstall(why error) error {
+	b.seedProblem = why.Error()
+	return fmt.Errorf("nothing was written by the seed: %w", why)
+}
+
+// choose finds the disk that a seed means. None and two are refused: which one is
+// meant is not guessed, since what is on it is lost.
+func (i *install) choose(all []disks.Disk, serial string) (disks.Disk, error) {
 	var found []disks.Disk
+	var others []string
 	for _, d := range all {
-		if d.Serial == s.Install.Serial && d.Name != b.install.name {
+		switch {
+		case d.Name == i.name:
+		case d.Serial == serial:
 			found = append(found, d)
+		default:
+			others = append(others, d.String())
 		}
 	}
-	if len(found) != 1 {
-		return b.refuseSeed(fmt.Sprintf("%d disks have the serial number %s: one is wanted", len(found), s.Install.Serial))
+	switch {
+	case len(found) == 0 && len(others) == 0:
+		return disks.Disk{}, fmt.Errorf("no disk has the serial number %s, and there is none besides the medium", serial)
+	case len(found) == 0:
+		return disks.Disk{}, fmt.Errorf("no disk has the serial number %s; there is %s", serial, strings.Join(others, "; "))
+	case len(found) > 1:
+		return disks.Disk{}, fmt.Errorf("%d disks have the serial number %s: choose one at the console", len(found), serial)
 	}
-	holds, err := holdsGatehouse(found[0])
+	d := found[0]
+	holds, err := holdsGatehouse(d)
 	if err != nil {
-		return b.refuseSeed(fmt.Sprintf("whether %s holds a Gatehouse cannot be told (%v): it is written to only at the console", found[0].Name, err))
+		return disks.Disk{}, fmt.Errorf("whether %s holds a Gatehouse cannot be told (%w): it is written to only at the console", d.Name, err)
 	}
 	if holds {
-		return b.refuseSeed(found[0].Name + " holds a Gatehouse already: it is written to only at the console. Take the medium out")
+		return disks.Disk{}, fmt.Errorf("%s holds a Gatehouse already: it is written to only at the console. Take the medium out", d.Name)
 	}
-	return b.install.Install(ctx, found[0].Name)
+	return d, nil
 }
 
 // holdsGatehouse says whether a disk has a partition of one. A table that is broken

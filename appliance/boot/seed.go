@@ -118,14 +118,19 @@ func findMedia(m disks.Machine, only string) ([]medium, error) {
 		for _, p := range d.Parts {
 			names = append(names, p.Name)
 		}
-		for _, name := range names {
+		for i, name := range names {
 			found, err := lookAt(name, filepath.Join(m.Root, "dev", name))
-			switch {
-			case errors.Is(err, fs.ErrNotExist), errors.Is(err, fat.ErrNone):
-			case err != nil:
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fat.ErrNone) {
+				continue
+			}
+			if err != nil {
 				return nil, err
-			default:
-				out = append(out, found)
+			}
+			out = append(out, found)
+			if i == 0 {
+				// The whole disk is one file system. What mtools makes has an entry of a
+				// partition in its first sector besides, which leads to the same one.
+				break
 			}
 		}
 	}

@@ -92,6 +92,26 @@ func TestBOX11_WhichSeedIsMeantIsNeverGuessed(t *testing.T) {
 	}
 }
 
+// mformat writes a table with one partition into the file system itself, which
+// begins where the disk begins: that is one seed, not two.
+func TestBOX11_StickMadeByMtoolsHoldsOneSeed(t *testing.T) {
+	m := media(t, map[string][2]string{"sda1": {seed.Label, text(t, seed.Seed{HostName: "attic"})}})
+	same, err := os.ReadFile(filepath.Join(m.Root, "dev/sda1"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(m.Root, "dev/sda"), same, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := findMedia(m, "")
+	if err != nil || len(found) != 1 || found[0].name != "sda" {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	if s, _, err := readMedia(found); err != nil || s.HostName != "attic" {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
 func TestBOX11_MediumWithoutSeedIsSaid(t *testing.T) {
 	m := media(t, map[string][2]string{"sda1": {seed.Label, "x"}})
 	b, err := fat.Format(1<<20, seed.Label, "other.json", []byte("x"))

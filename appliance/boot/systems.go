@@ -38,10 +38,6 @@ type systems struct {
 	variable bool          // the firmware keeps variables
 }
 
-// loaderFile is where the boot loader is on the EFI system partition: where
-// firmware looks without being told.
-const loaderFile = `\EFI\BOOT\BOOTX64.EFI`
-
 // Names of our entries in the firmware's boot menu.
 const (
 	loaderEntry = "Gatehouse"
@@ -317,13 +313,14 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		s.overdue.Reset(update.Patience + graceTime)
 	}
 	c := update.Config{
-		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Running: s.running,
+		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Approver: b.approver(), Running: s.running,
 		Trial: s.trial.Load(), Until: s.until, Problem: s.problem, Notes: s.notes, Ended: s.ended, Mend: s.mend,
 		Disk: s.disk, Book: s.book, Firmware: b.machine, Keys: b.keys, Dir: filepath.Join(dataPath, "update"),
 		Look:    func(ctx context.Context) update.Look { return b.look(ctx, m()) },
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
 		Kept:    b.kept,
+		Revoke:  b.revoke,
 		Mended:  func(s slot.Slot) { b.say("systems: slot " + s.String() + " was filled anew") },
 		Entries: b.setEntries, Now: time.Now, Log: b.log,
 	}
@@ -343,6 +340,15 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		b.log.Warn("who signs releases", "err", err)
 	}
 	return update.New(c)
+}
+
+// revoke tells the firmware what this image has it refuse.
+func (b *box) revoke(ctx context.Context) (int, error) {
+	n, err := b.keyring().Revoke(ctx)
+	if err == nil && n > 0 {
+		b.say(fmt.Sprintf("keys: the firmware refuses what version %s revokes: %d", b.release.Version, n))
+	}
+	return n, err
 }
 
 // kept ends the trial.

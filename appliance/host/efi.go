@@ -139,6 +139,20 @@ func (h *Host) EnrolSecureBoot(name string, change []byte) error {
 	return nil
 }
 
+// ChangeSecureBoot writes one database of a firmware that has its keys, signed by the
+// one that it knows for that. The firmware judges the signature, and that its time is
+// later than the last one's.
+func (h *Host) ChangeSecureBoot(name string, change []byte) error {
+	vendor, err := keyVendor(name)
+	if err != nil {
+		return err
+	}
+	if err := h.vars.Set(efivarfs.VariableDescriptor{Name: name, GUID: vendor}, signed, change); err != nil {
+		return fmt.Errorf("changing %s: the firmware did not take it: %w", name, err)
+	}
+	return nil
+}
+
 // variable reads one firmware variable. No variables at all (no UEFI, or
 // efivarfs not mounted) is fs.ErrNotExist too.
 func (h *Host) variable(name string, vendor uuid.UUID) ([]byte, error) {

@@ -166,7 +166,7 @@ func (h *Host) BootMenu() (m bootentry.Menu, err error) {
 }
 
 // ChangeBootMenu writes entries, then the order, then removes what is not named
-// any more.
+// any more. The entry of the next start alone comes last: it is there by then.
 func (h *Host) ChangeBootMenu(c bootentry.Change) error {
 	v, err := h.variables()
 	if err != nil {
@@ -188,6 +188,11 @@ func (h *Host) ChangeBootMenu(c bootentry.Change) error {
 	for _, n := range slices.Sorted(slices.Values(c.Remove)) {
 		if err := v.Remove(variable(bootentry.Name(n))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the entry %s of the firmware's boot menu: %w", bootentry.Name(n), err)
+		}
+	}
+	if c.Next != nil {
+		if err := v.Set(variable("BootNext"), settled, binary.LittleEndian.AppendUint16(nil, *c.Next)); err != nil {
+			return fmt.Errorf("having the firmware start %s next: %w", bootentry.Name(*c.Next), err)
 		}
 	}
 	return nil

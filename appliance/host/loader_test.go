@@ -98,6 +98,10 @@ func TestBOX4_BootMenuIsReadAndChanged(t *testing.T) {
 	if !maps.EqualFunc(f, was, func(a, b []byte) bool { return string(a) == string(b) }) {
 		t.Errorf("%q, want %q", f, was)
 	}
+	next := uint16(2)
+	if err := x.ChangeBootMenu(bootentry.Change{Next: &next}); err != nil || string(f["BootNext"+globalGUID]) != "\x02\x00" {
+		t.Errorf("the next start: %q, %v", f["BootNext"+globalGUID], err)
+	}
 	f["BootOrder"+globalGUID] = []byte{1}
 	if _, err := x.BootMenu(); err == nil {
 		t.Error("half an entry in the order was read")

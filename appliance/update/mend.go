@@ -3,6 +3,8 @@ package update
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"gatehouse/appliance/control"
 	"gatehouse/firmware"
@@ -11,13 +13,13 @@ import (
 
 // Bootable are the slots that the firmware may start by itself should the boot
 // loader come back without having started anything: first the one that starts in
-// any case, then the other one, if it is whole and nothing is known against it. What
-// is on trial is not among them: its one start is the loader's.
+// any case, then the other one, if it is whole, opens the data, and nothing is known
+// against it. What is on trial is not among them: its one start is the loader's.
 func Bootable(r slot.Record, first slot.Slot, epoch uint64) []slot.Slot {
 	out := []slot.Slot{first}
 	other := first.Other()
-	sys := r.In(other)
-	if sys == nil || sys.Epoch < epoch || r.Trial != nil && r.Trial.Slot == other {
+	sys, starts := r.In(other), r.In(first)
+	if sys == nil || sys.Epoch < epoch || starts != nil && !starts.Approved(*sys) || r.Trial != nil && r.Trial.Slot == other {
 		return out
 	}
 	if v, ok := r.Verdict(sys.SHA256); ok && !v.Kept {
@@ -52,11 +54,11 @@ func (e *Engine) inventory() error {
 	if n == 0 {
 		return fmt.Errorf("slot %s, from which the box runs, is empty", e.c.Running)
 	}
-	sys := slot.System{Version: e.c.Version, Epoch: e.c.Epoch, Size: n, SHA256: sum}
+	sys := slot.System{Version: e.c.Version, Epoch: e.c.Epoch, Approver: approver(e.c.Approver), Size: n, SHA256: sum}
 	return e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(e.c.Running, &sys), nil })
 }
 
-// mend fills a slot that would not start with the system that runs: two start
+// mend fills a slot that does not start with the system that runs: two start
 // again then.
 func (e *Engine) mend(ctx context.Context) error {
 	damaged := e.c.Mend
@@ -67,8 +69,12 @@ func (e *Engine) mend(ctx context.Context) error {
 	set := func(s *slot.System) error {
 		return e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(damaged, s), nil })
 	}
-	if err := set(nil); err != nil {
-		return err
+	// What the firmware starts no more keeps its place in the record until the other is
+	// whole: if the power goes, the next start knows that there is something to be done.
+	if slices.Contains(Bootable(e.c.Book.Record(), e.c.Running, e.c.Epoch), damaged) {
+		if err := set(nil); err != nil {
+			return err
+		}
 	}
 	e.entries()
 	if err := e.c.Disk.Copy(e.c.Running, damaged, *sys); err != nil {
@@ -84,19 +90,64 @@ func (e *Engine) mend(ctx context.Context) error {
 		Detail: map[string]string{"version": sys.Version.String(), "from": "slot " + e.c.Running.String()}})
 }
 
-// tidy is what a start does once, in the background: each part by itself.
+// spent notes a slot to be mended whose system will never start here again: it failed, for a
+// reason, or the data open for it no more. Two start again then. A release that
+// is on its way to that slot comes first.
+func (e *Engine) spent() {
+	other := e.c.Running.Other()
+	r := e.c.Book.Record()
+	e.mu.Lock()
+	busy, epoch := e.transfer != nil, e.trust.Epoch
+	e.mu.Unlock()
+	runs, sys := r.In(e.c.Running), r.In(other)
+	if busy || e.c.Mend != 0 || runs == nil || sys == nil {
+		return
+	}
+	first, err := e.c.Disk.Default()
+	if err != nil || first != e.c.Running {
+		return // what runs is the last resort itself
+	}
+	if v, ok := r.Verdict(sys.SHA256); ok && v.Explained && !v.Kept || sys.Epoch < epoch || !runs.Approved(*sys) {
+		e.c.Mend = other
+	}
+}
+
+// tidy is what is done in the background after a start, and after a system was kept: each
+// part by itself.
 func (e *Engine) tidy(ctx context.Context) {
 	e.working.Lock()
 	defer e.working.Unlock()
 	if err := e.inventory(); err != nil {
 		e.c.Log.Warn("what runs could not be recorded", "err", err)
 	}
-	if err := e.mend(ctx); err != nil {
-		e.c.Log.Error("a damaged slot was not mended; the next start tries again", "err", err)
+	e.mu.Lock()
+	trial := e.gate != nil
+	e.mu.Unlock()
+	if !trial {
+		e.spent()
 	}
-	if e.c.Running != 0 && !e.c.Trial {
+	if err := e.mend(ctx); err != nil {
+		e.c.Log.Error("a slot that does not start was not mended; the next start tries again", "err", err)
+	}
+	if e.c.Running != 0 && !trial {
 		e.entries()
 	}
+	if !trial {
+		if err := e.revoke(ctx); err != nil {
+			e.c.Log.Error("the firmware was not told what this system has it refuse; the next start tries again", "err", err)
+		}
+	}
+}
+
+// revoke comes after the other slot is in order: it may be that one's system that the
+// firmware is to refuse.
+func (e *Engine) revoke(ctx context.Context) error {
+	n, err := e.c.Revoke(ctx)
+	if n == 0 || err != nil {
+		return err
+	}
+	return e.c.Audit(ctx, control.Event{Actor: "system", Action: "programs revoked", Object: "firmware",
+		Detail: map[string]string{"programs": strconv.Itoa(n), "by": "version " + e.c.Version.String()}})
 }
 
 // ParseVersion reads the three numbers of a version of the program; what follows a

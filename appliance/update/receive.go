@@ -3,6 +3,7 @@ package update
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"gatehouse/appliance/control"
 	"gatehouse/firmware"
+	"gatehouse/firmware/approval"
 	"gatehouse/firmware/slot"
 )
 
@@ -244,7 +246,19 @@ func (e *Engine) finish(t *transfer) (control.UpdateOffset, error) {
 
 // installed is a release's system as the record has it.
 func installed(m firmware.Manifest, s firmware.System) slot.System {
-	return slot.System{Version: m.Version, Epoch: m.Epoch, Size: s.Size, SHA256: s.SHA256}
+	return slot.System{Version: m.Version, Epoch: m.Epoch, Approver: approver(m.Approver), Size: s.Size, SHA256: s.SHA256}
+}
+
+// approver is a key as the record has it.
+func approver(key *ecdsa.PublicKey) slot.Digest {
+	if key == nil {
+		return slot.Digest{}
+	}
+	b, err := approval.EncodeKey(key)
+	if err != nil {
+		return slot.Digest{} // no key that anything was approved with
+	}
+	return sha256.Sum256(b)
 }
 
 // Cancel forgets what is on its way or waits.

@@ -124,18 +124,20 @@ func (e *Engine) Run(ctx context.Context) error {
 			continue
 		case <-tick.C:
 		}
-		e.step(ctx)
+		if e.step(ctx) {
+			tidy = time.After(tidyAfter)
+		}
 		e.due(ctx)
 	}
 }
 
 // step looks once, and keeps the new system or goes back.
-func (e *Engine) step(ctx context.Context) {
+func (e *Engine) step(ctx context.Context) (kept bool) {
 	e.mu.Lock()
 	gate := e.gate
 	e.mu.Unlock()
 	if gate == nil {
-		return
+		return false
 	}
 	look := e.c.Look(ctx)
 	e.mu.Lock()
@@ -143,13 +145,16 @@ func (e *Engine) step(ctx context.Context) {
 	e.mu.Unlock()
 	switch {
 	case keep:
-		if err := e.take(ctx); err != nil {
+		err := e.take(ctx)
+		if err != nil {
 			// The commit point was not reached: until the end of the trial it is tried again.
 			e.c.Log.Error("the new system could not be kept", "err", err)
 		}
+		return err == nil
 	case back:
 		e.Back("It did not become as good as the system before. " + bad + ".")
 	}
+	return false
 }
 
 // take keeps the new system. The sector that chooses is the commit point; what

@@ -63,18 +63,19 @@ type Keys interface {
 
 // Config is what an engine is made of.
 type Config struct {
-	Product string
-	Arch    string
-	Version firmware.Version // that runs
-	Epoch   uint64           // of what runs
-	Signers firmware.Keys    // that the running image brings
-	Running slot.Slot
-	Trial   bool          // what runs is not kept yet
-	Until   time.Time     // the end of the trial
-	Problem string        // why no update can be taken; "": nothing
-	Notes   []string      // what was mended at this start
-	Ended   *slot.Verdict // of a trial that went back just before this start
-	Mend    slot.Slot     // would not start, and is to be filled from what runs; 0: none
+	Product  string
+	Arch     string
+	Version  firmware.Version // that runs
+	Epoch    uint64           // of what runs
+	Approver *ecdsa.PublicKey // of what runs; nil: nobody
+	Signers  firmware.Keys    // that the running image brings
+	Running  slot.Slot
+	Trial    bool          // what runs is not kept yet
+	Until    time.Time     // the end of the trial
+	Problem  string        // why no update can be taken; "": nothing
+	Notes    []string      // what was mended at this start
+	Ended    *slot.Verdict // of a trial that went back just before this start
+	Mend     slot.Slot     // would not start, and is to be filled from what runs; 0: none
 
 	Disk     Disk
 	Book     *Book
@@ -87,6 +88,9 @@ type Config struct {
 	Restart  func()
 	// Kept tells that the trial is over, and well.
 	Kept func()
+	// Revoke tells the firmware what this system, which is kept, has it refuse, and returns
+	// how many programs that are; 0 if it knows.
+	Revoke func(ctx context.Context) (programs int, err error)
 	// Mended tells that a slot was filled anew.
 	Mended func(slot.Slot)
 	// Entries has the firmware start these slots by itself, in this order.
@@ -242,6 +246,8 @@ func (e *Engine) View(context.Context) (control.Update, error) {
 			u.Other.State, u.Other.Reason = "refused", v.Reason
 		} else if i.Epoch < e.trust.Epoch {
 			u.Other.State, u.Other.Reason = "refused", fmt.Sprintf("it is of epoch %d, and the box has reached %d: it opens nothing", i.Epoch, e.trust.Epoch)
+		} else if runs := r.In(e.c.Running); runs != nil && e.transfer == nil && !runs.Approved(*i) {
+			u.Other.State, u.Other.Reason = "refused", "the data open for what another key approved: it opens nothing"
 		}
 	}
 	if e.gate != nil {

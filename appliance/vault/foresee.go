@@ -113,7 +113,17 @@ func (v *Vault) ExpectRelease(ctx context.Context, approver *ecdsa.PublicKey, ep
 	if bytes.Equal(key, own.tpm.approver) && epoch <= own.tpm.epoch {
 		return nil
 	}
-	return v.Expect(ctx, []Boot{{Epoch: epoch, Approver: approver, Note: "for the release that is tried"}})
+	// The firmware may have been told something since this start, which it measures at the next.
+	v.mu.Lock()
+	slots := slices.Clone(v.h.slots)
+	v.mu.Unlock()
+	var boots []Boot
+	for _, s := range slots {
+		if s.tpm != nil && bytes.Equal(s.tpm.approver, own.tpm.approver) && s.tpm.epoch == own.tpm.epoch {
+			boots = append(boots, Boot{PCR7: [pcr.Size]byte(s.tpm.values[secureBootRegister]), Epoch: epoch, Approver: approver, Note: "for the release that is tried"})
+		}
+	}
+	return v.Expect(ctx, boots)
 }
 
 // Settle keeps the TPM slot that opened this start and drops the others. If

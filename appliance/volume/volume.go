@@ -95,6 +95,9 @@ func (d Disk) path(elements ...string) string {
 	return filepath.Join(append([]string{d.root}, elements...)...)
 }
 
+// Named is a disk that is not this box's: one that was just written to.
+func Named(name string) Disk { return Disk{root: "/", block: kernelBlock()}.named(name) }
+
 func (d Disk) wholeDisk(device string) (Disk, error) {
 	name := strings.TrimPrefix(device, "/dev/")
 	if strings.ContainsAny(name, "/.") || name == "" {

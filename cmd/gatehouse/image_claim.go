@@ -13,6 +13,7 @@ import (
 
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume/installer"
 	"gatehouse/image/disk"
 )
 
@@ -41,6 +42,9 @@ Every disk should get a code of its own: set it after copying the image.`,
 				return err
 			}
 			defer f.Close()
+			if isMedium(f) {
+				return fail(exitUsage, "%s is the medium that installs: set the code on the disk that it is installed to, or have gatehouse image customize name an owner", args[0])
+			}
 			if err := setClaimCode(f, chosen); err != nil {
 				return err
 			}
@@ -89,16 +93,17 @@ func chooseCode(given string, stdin io.Reader) (proof.Code, error) {
 	return code, nil
 }
 
-// openUnstarted opens an image of ours that no box was started from. A device
+// openUnstarted opens an image of ours that no box was started from, or the medium
+// that installs one. A device
 // is opened for us alone, which the kernel refuses while one of its partitions
 // is mounted or otherwise in use.
 func openUnstarted(path string) (*os.File, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fail(exitNotFound, "setting the claim code: %w", err)
+		return nil, fail(exitNotFound, "there is nothing to write to: %w", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("setting the claim code: %w", err)
+		return nil, fmt.Errorf("looking at %s: %w", path, err)
 	}
 	flags := os.O_RDWR
 	switch mode := info.Mode(); {
@@ -112,7 +117,7 @@ func openUnstarted(path string) (*os.File, error) {
 		return nil, fail(exitConflict, "%s is in use: unmount its partitions first, and look twice whether it is the right disk", path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("setting the claim code: %w", err)
+		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	if err := checkUnstarted(f); err != nil {
 		f.Close()
@@ -128,12 +133,15 @@ func checkUnstarted(f *os.File) error {
 	}
 	for magic, what := range map[string]string{
 		"\x1f\x8b":         "unpack it first: gunzip -k",
-		"QFI\xfb":          "set the code on the .img and convert that: qemu-img convert -O qcow2",
+		"QFI\xfb":          "take the .img, and convert that afterwards: qemu-img convert -O qcow2",
 		"\x28\xb5\x2f\xfd": "unpack it first: zstd -d",
 	} {
 		if bytes.HasPrefix(first[:], []byte(magic)) {
 			return fail(exitUsage, "%s is packed, and its content cannot be changed in place: %s", f.Name(), what)
 		}
+	}
+	if isMedium(f) {
+		return nil // it keeps nothing, however often it was started
 	}
 	start, err := disk.Meta(f)
 	if err != nil {
@@ -141,12 +149,22 @@ func checkUnstarted(f *os.File) error {
 	}
 	blank, err := vault.Unwritten(partition{f, start})
 	if err != nil {
-		return fmt.Errorf("setting the claim code: %w", err)
+		return fmt.Errorf("looking at %s: %w", f.Name(), err)
 	}
 	if !blank {
 		return fail(exitConflict, "a box was started from %s already, and may have an owner: write the image to it anew, or use the code at its console", f.Name())
 	}
 	return nil
+}
+
+// isMedium says whether it is the medium that installs.
+func isMedium(f *os.File) bool {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false
+	}
+	_, err = installer.Open(f, size)
+	return err == nil
 }
 
 // setClaimCode writes what verifies a code to a disk of ours, never the code.

@@ -36,7 +36,10 @@ func imageCustomizeCommand() *cobra.Command {
 comes up owned, without a claim code.
 
 The image, or the device that it was written to, gets a small partition with the
-file seed.json; what was signed stays as it is. With - the file is written to
+file seed.json; what was signed stays as it is. On the medium that installs (the
+.iso, on a USB stick) --install-to names the disk that it writes to without
+asking: what is on that is lost. Leave the stick in until the box has its owner.
+With - the file is written to
 standard output: put it onto a USB stick whose FAT file system has the label
 GATESEED, and the stick into the box.
 
@@ -47,14 +50,15 @@ set up at the first sign-in. The box overwrites the seed once it has an owner,
 and never looks at one afterwards.`,
 		Example: "  gatehouse image customize box.img --email ada@example.org --name 'Ada Lovelace' --address 192.0.2.7/24 --gateway 192.0.2.1\n" +
 			"  gatehouse image customize /dev/sdX --email ada@example.org --name Ada --password file:password --hostname attic\n" +
+			"  gatehouse image customize gatehouse-amd64.iso --install-to S3R1AL --email ada@example.org --name Ada --secure-boot\n" +
 			"  gatehouse image customize - --network network.toml >seed.json",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := o.seed(cmd)
-			if err != nil {
-				return err
-			}
 			if args[0] == "-" {
+				s, err := o.seed(cmd)
+				if err != nil {
+					return err
+				}
 				text, err := s.Encode()
 				if err != nil {
 					return fail(exitUsage, "the seed: %w", err)
@@ -62,18 +66,26 @@ and never looks at one afterwards.`,
 				_, err = cmd.OutOrStdout().Write(text)
 				return err
 			}
-			f, err := openUnstarted(args[0])
+			f, err := openUnstarted(args[0]) // before anybody types a password
 			if err != nil {
 				return err
 			}
 			defer f.Close()
+			medium := isMedium(f)
+			if o.serial != "" && !medium {
+				return fail(exitUsage, "--install-to is for the medium that installs, and %s is the disk of a box: take the .iso, or leave the flag out", args[0])
+			}
+			s, err := o.seed(cmd)
+			if err != nil {
+				return err
+			}
 			if err := disk.SetSeed(f, s); err != nil {
 				return fmt.Errorf("customizing %s: %w", args[0], err)
 			}
 			if err := f.Close(); err != nil {
 				return err
 			}
-			return o.say(cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], s)
+			return o.say(cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], s, medium)
 		},
 	}
 	f := c.Flags()
@@ -198,24 +210,40 @@ func (o customizing) settings() (*control.NetworkSettings, error) {
 	return &s, nil
 }
 
-func (o customizing) say(stdout, stderr io.Writer, file string, s seed.Seed) error {
+func (o customizing) say(stdout, stderr io.Writer, file string, s seed.Seed, medium bool) error {
 	owner := ""
 	if s.Owner != nil {
 		owner = s.Owner.Email
 	}
 	if o.asJSON {
 		return printJSON(stdout, struct {
-			Image    string                   `json:"image"`
-			Owner    string                   `json:"owner,omitempty"`
-			HostName string                   `json:"host_name,omitempty"`
-			Network  *control.NetworkSettings `json:"network,omitempty"`
-		}{file, owner, s.HostName, s.Network})
+			Image      string                   `json:"image"`
+			Owner      string                   `json:"owner,omitempty"`
+			HostName   string                   `json:"host_name,omitempty"`
+			Network    *control.NetworkSettings `json:"network,omitempty"`
+			SecureBoot string                   `json:"secure_boot,omitempty"`
+			InstallTo  string                   `json:"install_to,omitempty"`
+		}{file, owner, s.HostName, s.Network, s.SecureBoot, o.serial})
 	}
-	words := "A box started from " + file
+	var words string
+	switch {
+	case o.serial != "":
+		words = "A machine started from " + file + " has its disk with the serial number " + o.serial + " overwritten without asking. "
+	case medium:
+		words = "A machine started from " + file + " asks at its console which disk to install to. "
+	}
+	box := "A box started from " + file
+	if medium {
+		words += "Leave the medium in: "
+		box = "the box that starts then"
+	}
 	if owner != "" {
-		words += " belongs to " + owner + " from its first start on, without a claim code: keep the medium as you would keep one."
+		words += box + " belongs to " + owner + " from its first start on, without a claim code. Keep the medium as you would keep one."
 	} else {
-		words += " is claimed with the code that it shows."
+		words += box + " is claimed with the code that it shows."
+	}
+	if s.SecureBoot != "" {
+		words += "\nIf its firmware is in set-up mode, it gets the image's Secure Boot keys, and the box restarts once by itself."
 	}
 	_, err := fmt.Fprintln(stderr, words)
 	return err

@@ -3,13 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
 	"gatehouse/appliance/account/password"
 	"gatehouse/appliance/seed"
+	"gatehouse/appliance/volume/installer"
 	"gatehouse/image"
+	"gatehouse/image/bmap"
 	"gatehouse/image/disk"
 )
 
@@ -61,9 +65,11 @@ func TestBOX11_CustomizeRefuses(t *testing.T) {
 		{image.Disk + owner + " --gateway 192.0.2.1", exitUsage, "needs --address"},
 		{image.Disk + owner + " --hostname My.Box", exitUsage, "name of a box"},
 		{image.Disk + " --secure-boot", exitUsage, "names no owner"},
+		{image.Disk + owner + " --install-to S3R1AL", exitUsage, "is the disk of a box"},
 		{"packed.img.gz" + owner, exitUsage, "gunzip"},
 		{"started.img" + owner, exitConflict, "started from"},
 		{"none.img" + owner, exitNotFound, "no such file"},
+		{"none.img --email ada@example.org --name Ada", exitNotFound, "no such file"},
 	} {
 		code, out, diag := customize(t, "", strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(diag, c.says) || out != "" {
@@ -98,5 +104,93 @@ func TestBOX11_CustomizeWritesTheSeed(t *testing.T) {
 	whole, err := os.ReadFile(image.Disk)
 	if err != nil || !bytes.Contains(whole[disk.Size-(1<<20):], []byte(`"host_name": "attic"`)) || bytes.Contains(whole, []byte(customizePassword)) {
 		t.Errorf("the image does not hold the seed, or holds the password (%v)", err)
+	}
+}
+
+// The medium that installs takes a seed as well, and no claim code: that would be
+// nowhere once the disk is written.
+func TestBOX11_MediumThatInstallsIsCustomized(t *testing.T) {
+	t.Chdir(t.TempDir())
+	const iso = "medium.iso"
+	packed := []byte("packed")
+	f, err := os.Create(iso)
+	if err == nil {
+		err = disk.WriteISO(f, []disk.File{{Path: "EFI/BOOT/BOOTX64.EFI", Content: []byte("loader")}}, bytes.NewReader(packed), installer.Head{Size: 1 << 20, Packed: int64(len(packed))}, []byte("id"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out bytes.Buffer
+	if code := execute(t.Context(), []string{"image", "claim-code", iso}, strings.NewReader(""), &out, &out); code != exitUsage || !strings.Contains(out.String(), "medium that installs") {
+		t.Errorf("a claim code: exit %d, %q", code, out.String())
+	}
+	for _, serial := range []string{"first", "second"} { // which takes its place
+		code, _, diag := customize(t, customizePassword+"\n", iso, "--email", "ada@example.org", "--name", "Ada", "--password", "-", "--install-to", serial, "--secure-boot")
+		if code != exitOK || !strings.Contains(diag, "serial number "+serial+" overwritten without asking") || !strings.Contains(diag, "restarts once by itself") {
+			t.Fatalf("exit %d, %s", code, diag)
+		}
+	}
+	whole, err := os.ReadFile(iso)
+	if err != nil || !bytes.Contains(whole[size-(1<<20):], []byte(`"disk_serial": "second"`)) || bytes.Contains(whole, []byte(`"disk_serial": "first"`)) {
+		t.Errorf("the medium does not hold the second seed alone (%v)", err)
+	}
+	m, err := installer.Open(bytes.NewReader(whole), int64(len(whole)))
+	if err != nil || m.Packed != int64(len(packed)) {
+		t.Errorf("it installs no more: %+v, %v", m, err)
+	}
+	if code, _, diag := customize(t, "", iso, "--hostname", "attic"); code != exitOK || !strings.Contains(diag, "asks at its console") {
+		t.Errorf("without a disk: exit %d, %s", code, diag)
+	}
+}
+
+// What was customized is flashed, although a map of the image as it was built lies
+// beside it; what only differs from its map is not.
+func TestBOX11_CustomizedImageIsFlashed(t *testing.T) {
+	folder := t.TempDir()
+	t.Chdir(folder)
+	blankDisk(t, folder)
+	whole, err := os.ReadFile(image.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := bmap.Find(bytes.NewReader(whole), int64(len(whole)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, set := range map[string][]string{
+		"seed.img": {"image", "customize", "seed.img", "--hostname", "attic"},
+		"code.img": {"image", "claim-code", "code.img"},
+		"harm.img": nil,
+	} {
+		if err := errors.Join(os.WriteFile(name, whole, 0o600), os.WriteFile(name+".bmap", m.Encode(), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if im, err := openFlash(name); err != nil || len(im.spans) == 0 {
+			t.Fatalf("%s, as it was built: %+v, %v", name, im, err)
+		}
+		if set == nil {
+			harmed := bytes.Clone(whole)
+			harmed[m.Ranges[len(m.Ranges)/2].At+100] ^= 1
+			if err := os.WriteFile(name, harmed, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := openFlash(name); err == nil || !strings.Contains(err.Error(), "not of one build") {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		var said bytes.Buffer
+		if code := execute(t.Context(), set, strings.NewReader(""), &said, &said); code != exitOK {
+			t.Fatalf("%q: exit %d, %s", set, code, &said)
+		}
+		im, err := openFlash(name)
+		if err != nil || im.spans != nil {
+			t.Errorf("%s: %+v, %v; want it written whole", name, im, err)
+		}
 	}
 }

@@ -21,8 +21,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/spf13/cobra"
 
+	"gatehouse/appliance/vault"
 	"gatehouse/appliance/volume/disks"
 	"gatehouse/image/bmap"
+	"gatehouse/image/disk"
 )
 
 // flashing is one image on its way to one disk.
@@ -49,8 +51,8 @@ the disk has to be typed, or --yes says the serial number of the disk that is
 meant.
 
 The image is read to its end before the disk is touched. With IMAGE.bmap beside
-it, only the blocks that the map names are written. What was written is then read
-back from the disk and compared.`,
+it, only the blocks that the map names are written; an image that was customized
+is written whole. What was written is then read back from the disk and compared.`,
 		Example: "  gatehouse image flash gatehouse-amd64.img.gz\n  gatehouse image flash gatehouse-amd64.img.zst sdb\n" +
 			"  gatehouse image flash gatehouse-amd64.img /dev/sdb --yes S3R1AL",
 		Args: cobra.RangeArgs(1, 2),
@@ -264,9 +266,11 @@ func openFlash(file string) (flashImage, error) {
 		return im, err
 	}
 	defer in.Close()
-	m, err := mapOf(file)
-	if err != nil {
-		return im, err
+	var m *bmap.Map
+	if !personal(file) {
+		if m, err = mapOf(file); err != nil {
+			return im, err
+		}
 	}
 	check := &mapCheck{m: m, sum: sha256.New()}
 	if im.size, err = io.Copy(check, in); err != nil {
@@ -285,6 +289,25 @@ func openFlash(file string) (flashImage, error) {
 		im.spans = append(im.spans, disks.Span{At: r.At, Size: r.Size})
 	}
 	return im, nil
+}
+
+// personal says whether a claim code or a seed was set on an image, or on the medium
+// that installs: it is not what its map says any more, and is written whole.
+func personal(file string) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false // said by who reads it
+	}
+	defer f.Close()
+	if disk.HasSeed(f) {
+		return true
+	}
+	start, err := disk.Meta(f)
+	if err != nil {
+		return false
+	}
+	_, _, set, err := vault.ReadClaimVerifier(partition{f, start})
+	return set && err == nil
 }
 
 // mapOf reads the map beside an image: NAME.bmap, or with .gz or .zst taken off.

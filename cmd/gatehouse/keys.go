@@ -15,7 +15,7 @@ import (
 )
 
 func imageKeysCommand() *cobra.Command {
-	return group("keys", "Make, list and change the keys that images and releases are signed with", keysNewCommand(), keysListCommand(), keysRotateCommand())
+	return group("keys", "Make, list and change the keys that images and releases are signed with", keysNewCommand(), keysListCommand(), keysRotateCommand(), keysRevokeCommand())
 }
 
 func keysNewCommand() *cobra.Command {

@@ -163,6 +163,16 @@ func TestBOX4_MenuIsMendedAndOthersStay(t *testing.T) {
 			t.Errorf("%s: after a power cut %+v, want %+v", name, rest, after)
 		}
 	}
+	for name, m := range map[string]Menu{
+		"a medium before it": {map[uint16][]byte{0: stick}, []uint16{0}},
+		"it is there":        {map[uint16][]byte{0: stick, 7: loader.Encode()}, []uint16{7, 0}},
+		"last in the order":  {map[uint16][]byte{0: stick, 7: loader.Encode()}, []uint16{0, 7}},
+	} {
+		c := Begin(m, loader)
+		if c.None() || c.Next == nil || !bytes.Equal(do(m, c).Entries[*c.Next], loader.Encode()) {
+			t.Errorf("%s: what starts next is %+v", name, c)
+		}
+	}
 	if c := Mend(Menu{Order: []uint16{1}}, nil, names); !c.None() {
 		t.Errorf("without entries of ours: %+v", c)
 	}

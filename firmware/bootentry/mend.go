@@ -20,11 +20,15 @@ type Change struct {
 	Write  map[uint16][]byte
 	Order  []uint16 // nil: it stays
 	Remove []uint16
+	Next   *uint16  // the entry of the next start alone, whatever the order is; nil: none is named
+	Ours   []uint16 // the numbers that the wanted entries have then
 	Notes  []string // what was wrong, in words
 }
 
 // None says that the menu is as it has to be.
-func (c Change) None() bool { return len(c.Write) == 0 && c.Order == nil && len(c.Remove) == 0 }
+func (c Change) None() bool {
+	return len(c.Write) == 0 && c.Order == nil && len(c.Remove) == 0 && c.Next == nil
+}
 
 // Mend says what makes the wanted entries stand together and in order. Ours are
 // those with a description in names and a partition that is that of the wanted
@@ -48,7 +52,6 @@ func Mend(m Menu, want []Option, names []string) Change {
 		}
 		have[o.Description] = n
 	}
-	var ours []uint16
 	for _, w := range want {
 		n, there := have[w.Description]
 		b := w.Encode()
@@ -61,17 +64,25 @@ func Mend(m Menu, want []Option, names []string) Change {
 			c.Write[n] = b
 			c.Notes = append(c.Notes, fmt.Sprintf("the entry %q of the firmware's boot menu was another", w.Description))
 		}
-		ours = append(ours, n)
+		c.Ours = append(c.Ours, n)
 	}
-	gone := func(n uint16) bool { return slices.Contains(ours, n) || slices.Contains(c.Remove, n) }
+	gone := func(n uint16) bool { return slices.Contains(c.Ours, n) || slices.Contains(c.Remove, n) }
 	at := max(0, slices.IndexFunc(m.Order, gone))
 	order := slices.DeleteFunc(slices.Clone(m.Order), gone)
-	if order = slices.Insert(order, min(at, len(order)), ours...); !slices.Equal(order, m.Order) {
+	if order = slices.Insert(order, min(at, len(order)), c.Ours...); !slices.Equal(order, m.Order) {
 		c.Order = order
 		if len(c.Write) == 0 {
 			c.Notes = append(c.Notes, "the firmware's boot order was another")
 		}
 	}
+	return c
+}
+
+// Begin says what makes an entry the first of its name, and the one of the next
+// start even where the firmware prefers a medium that is still in the machine.
+func Begin(m Menu, o Option) Change {
+	c := Mend(m, []Option{o}, []string{o.Description})
+	c.Next = &c.Ours[0]
 	return c
 }
 

@@ -34,8 +34,17 @@ func (d *Digest) UnmarshalText(b []byte) error {
 type System struct {
 	Version firmware.Version `json:"version"`
 	Epoch   uint64           `json:"epoch"`
-	Size    int64            `json:"size"`
-	SHA256  Digest           `json:"sha256"`
+	// Approver is the SHA-256 of the key that approved it, in PKIX form: the data open for
+	// one approver alone. Zero: not known.
+	Approver Digest `json:"approver,omitzero"`
+	Size     int64  `json:"size"`
+	SHA256   Digest `json:"sha256"`
+}
+
+// Approved says whether one key approved both systems, as far as that is recorded: data
+// that were settled for one open for no other.
+func (s System) Approved(other System) bool {
+	return s.Approver == other.Approver || s.Approver == Digest{} || other.Approver == Digest{}
 }
 
 // Record is what the box remembers of its slots and of what it tried. The zero

@@ -43,6 +43,20 @@ func SetSeed(f *os.File, s seed.Seed) error {
 	return f.Sync()
 }
 
+// HasSeed says whether a disk or medium has the partition that SetSeed makes.
+func HasSeed(f *os.File) bool {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false
+	}
+	t, _, err := gpt.Read(f, gpt.Geometry{SectorSize: sectorSize, Sectors: uint64(size / sectorSize)})
+	if err != nil {
+		return false
+	}
+	_, _, ok := t.Find(SeedType)
+	return ok
+}
+
 // seedPartition finds or makes the partition, and returns its first byte.
 func seedPartition(f *os.File) (int64, error) {
 	size, err := f.Seek(0, io.SeekEnd)

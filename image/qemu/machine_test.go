@@ -90,6 +90,10 @@ func TestArguments(t *testing.T) {
 	tap.Tap = "tap7"
 	opened := base
 	opened.TapFile = os.Stdin
+	cd, kernelAndCD := base, direct
+	cd.CD, kernelAndCD.CD = "c.iso", "c.iso"
+	stick, sata := base, base
+	stick.Stick, sata.SATA = "s,t.img", true
 	logged := base
 	logged.WriteLog, logged.NVMe = "log", true
 	for _, c := range []struct {
@@ -102,8 +106,12 @@ func TestArguments(t *testing.T) {
 		{"TCG", base, "-accel tcg", true},
 		{"commas of a path", base, "file.filename=a,,b.img", true},
 		{"a TPM", base, "tpm-tis", true},
+		{"a stick", stick, "usb-storage,drive=stick", true},
+		{"a CD first", cd, "drive=cd,bootindex=0", true},
+		{"the kernel before a CD", kernelAndCD, "bootindex", false},
+		{"a SATA disk", sata, "ide-hd,drive=disk", true},
 		{"no TPM", without, "tpm", false},
-		{"firmware", base, firmwareCode, true},
+		{"firmware", base, boards["amd64"].open.code, true},
 		{"direct boot has none", direct, "pflash", false},
 		{"direct boot", direct, "-kernel k -initrd i -append console=ttyS0 x=1", true},
 		{"direct boot without disk", direct, "virtio-blk", false},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ import (
 // fresh is the store of a machine that was never started.
 func fresh(t *testing.T) *Store {
 	t.Helper()
-	raw, err := os.ReadFile(firmwareVars)
+	raw, err := os.ReadFile(boards["amd64"].vars)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +67,9 @@ func TestBOX5_StoreIsALog(t *testing.T) {
 	if err := s.Add(named("Boot0001", "one"), named("BootOrder", "first")); err != nil {
 		t.Fatal(err)
 	}
+	if all, err := s.Valid(); err != nil || len(all) != 2 || !reflect.DeepEqual(all[0], named("Boot0001", "one")) {
+		t.Errorf("there are %+v, %v", all, err)
+	}
 	earlier, err := readStore(s.raw)
 	if err != nil {
 		t.Fatal(err)
@@ -80,10 +84,12 @@ func TestBOX5_StoreIsALog(t *testing.T) {
 		t.Errorf("since then %q were written: %v", names, err)
 	}
 	live := func(s *Store) (out []string) {
-		for at := s.log; at < s.end; at, _ = s.after(at) {
-			if s.raw[at+2] == variableAdded {
-				out = append(out, s.name(at))
-			}
+		all, err := s.Valid()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, v := range all {
+			out = append(out, v.Name)
 		}
 		return out
 	}

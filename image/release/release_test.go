@@ -26,6 +26,7 @@ import (
 	"gatehouse/image/initramfs"
 	"gatehouse/image/keys"
 	"gatehouse/image/sbom"
+	"gatehouse/image/target"
 	"gatehouse/image/uki"
 )
 
@@ -161,7 +162,7 @@ func (m *maker) hand(t *testing.T, system, loader []byte) Build {
 	}
 	defer f.Close()
 	err = disk.Write(f, []disk.File{
-		{Path: disk.LoaderPath("amd64"), Content: loader}, {Path: slot.A.Path(), Content: system, Reserve: disk.SlotSize},
+		{Path: target.AMD64.LoaderPath(), Content: loader}, {Path: slot.A.Path(), Content: system, Reserve: disk.SlotSize},
 		{Path: slot.B.Path(), Reserve: disk.SlotSize}, {Path: slot.ConfigPath, Content: slot.Config(slot.A)},
 	}, []byte("test"))
 	if err != nil {

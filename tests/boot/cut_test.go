@@ -87,7 +87,7 @@ func TestBOX2_PowerCutInTheFirstStart(t *testing.T) {
 	}
 }
 
-func (s stage) upTo(t *testing.T, log []request) {
+func (s stage) upTo(t testing.TB, log []request) {
 	t.Helper()
 	disk, err := os.OpenFile(s.disk, os.O_RDWR, 0)
 	if err != nil {
@@ -116,7 +116,7 @@ type judge struct {
 	partitioned, header, committed int // requests after, in and by which
 }
 
-func newJudge(t *testing.T, blank string) *judge {
+func newJudge(t testing.TB, blank string) *judge {
 	t.Helper()
 	copied := stage{disk: filepath.Join(t.TempDir(), "judged.img")}
 	copyDisk(t, blank, copied.disk)
@@ -134,7 +134,7 @@ func newJudge(t *testing.T, blank string) *judge {
 
 // step carries out a request and judges the disk after it; of one that goes to
 // a table or to META, after each of its sectors.
-func (j *judge) step(t *testing.T, r request) error {
+func (j *judge) step(t testing.TB, r request) error {
 	t.Helper()
 	inMeta := r.touches(j.meta.at, j.meta.at+j.meta.size)
 	// The header's two copies come first in META; others have places behind them.
@@ -238,7 +238,7 @@ type momentsOf []moment
 const tpmState = "tpm2-00.permall"
 
 // watchTPM keeps every state of the TPM from now on, until it is called.
-func watchTPM(t *testing.T, state, log string) func() momentsOf {
+func watchTPM(t testing.TB, state, log string) func() momentsOf {
 	t.Helper()
 	var all momentsOf
 	end, ended := make(chan struct{}), make(chan struct{})
@@ -282,7 +282,7 @@ func (all momentsOf) before(logged int64) (last moment) {
 }
 
 // restore makes the state of the same machine with the TPM of the moment.
-func (m moment) restore(t *testing.T, from, to string) {
+func (m moment) restore(t testing.TB, from, to string) {
 	t.Helper()
 	id, err := os.ReadFile(filepath.Join(from, "machine-id"))
 	if err != nil {

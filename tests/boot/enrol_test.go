@@ -39,7 +39,7 @@ var enrolment struct {
 // ways that are approved, beside those of TestACC1_ImageIsClaimedAndComesBack
 // and TestBOX5_FirmwareStartsTheSignedImageAlone. Secure Boot is off so far, and
 // every face says what that is worth.
-func enrols(t *testing.T) enrolling {
+func enrols(t testing.TB) enrolling {
 	t.Helper()
 	enrolment.Do(func() {
 		whole, err := os.ReadFile(built(t, image.UKI))
@@ -91,7 +91,7 @@ func enrols(t *testing.T) enrolling {
 }
 
 // own is a copy for one test, with firmware whose variables are these.
-func (b enrolling) own(t *testing.T, vars *qemu.Store) stage {
+func (b enrolling) own(t testing.TB, vars *qemu.Store) stage {
 	t.Helper()
 	s := b.stage.own(t)
 	if err := vars.Save(s.state); err != nil {
@@ -101,13 +101,13 @@ func (b enrolling) own(t *testing.T, vars *qemu.Store) stage {
 }
 
 // firmware is a machine that has Secure Boot, and whatever keys are in its variables.
-func (s stage) firmware(t *testing.T) qemu.Machine {
+func (s stage) firmware(t testing.TB) qemu.Machine {
 	t.Helper()
 	return reachable(qemu.Machine{Disk: s.disk, State: s.state, Memory: 256, SecureBoot: &qemu.SecureBoot{}})
 }
 
 // graded compares what the faces say of the keys: API, page, tool and console.
-func graded(t *testing.T, guest *qemu.Guest, p *person, c *tool, grade, words string) {
+func graded(t testing.TB, guest *qemu.Guest, p *person, c *tool, grade, words string) {
 	t.Helper()
 	trust := p.keys().Trust
 	if trust.Grade != grade || !strings.Contains(trust.Sentence, words) {
@@ -315,7 +315,7 @@ func TestKEY10_ForeignCommandLineOpensNothing(t *testing.T) {
 
 // recovers types the recovery key at the console of a locked box, a wrong one
 // first. The box goes on without a restart, as the one it was.
-func recovers(t *testing.T, guest *qemu.Guest, was stage) {
+func recovers(t testing.TB, guest *qemu.Guest, was stage) {
 	t.Helper()
 	starts := strings.Count(guest.Serial(), "gatehouse: measured")
 	const question = "The recovery key of this box, eight groups of seven characters"

@@ -24,7 +24,7 @@ import (
 type canaries map[string][]byte
 
 // plant writes one of them, made up, to a place.
-func (c canaries) plant(t *testing.T, in part, what string, at int64) {
+func (c canaries) plant(t testing.TB, in part, what string, at int64) {
 	t.Helper()
 	b := make([]byte, 32)
 	rand.Read(b)
@@ -36,7 +36,7 @@ func (c canaries) plant(t *testing.T, in part, what string, at int64) {
 
 // take makes canaries of what is there, up to most: of each place that is not
 // blank, and not public.
-func (c canaries) take(t *testing.T, in part, what string, from, to, step int64, most int, public []byte) {
+func (c canaries) take(t testing.TB, in part, what string, from, to, step int64, most int, public []byte) {
 	t.Helper()
 	for at := from; at < to && most > 0; at += step {
 		b := make([]byte, 32)
@@ -55,7 +55,7 @@ func (c canaries) take(t *testing.T, in part, what string, from, to, step int64,
 }
 
 // on lists those that are on a disk, wherever.
-func (c canaries) on(t *testing.T, path string) (found []string) {
+func (c canaries) on(t testing.TB, path string) (found []string) {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {

@@ -37,7 +37,7 @@ func TestBOX12_NoCable(t *testing.T) {
 }
 
 // cable pulls the network cable or puts it in.
-func cable(t *testing.T, socket string, in bool) {
+func cable(t testing.TB, socket string, in bool) {
 	t.Helper()
 	conn, err := net.Dial("unix", socket)
 	if err != nil {

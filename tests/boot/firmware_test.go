@@ -23,7 +23,7 @@ var espType = uuid.MustParse("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 
 // bootFrom writes the firmware's menu of a machine that is off: these files of
 // the ESP, in this order, each with the options that its program is given.
-func (s stage) bootFrom(t *testing.T, entries ...menuEntry) {
+func (s stage) bootFrom(t testing.TB, entries ...menuEntry) {
 	t.Helper()
 	store, err := qemu.OpenStore(s.state)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s stage) bootFrom(t *testing.T, entries ...menuEntry) {
 	}
 }
 
-func add(t *testing.T, s *qemu.Store, name string, data []byte) {
+func add(t testing.TB, s *qemu.Store, name string, data []byte) {
 	t.Helper()
 	const attributes = 1 | 2 | 4 // kept without power, seen at boot and at run time
 	if err := s.Add(qemu.Variable{Name: name, Vendor: efivar.Global, Attributes: attributes, Data: data}); err != nil {
@@ -89,7 +89,7 @@ func guid(id uuid.UUID) []byte {
 }
 
 // writeDisk makes a disk with these files on its ESP.
-func writeDisk(t *testing.T, files ...disk.File) string {
+func writeDisk(t testing.TB, files ...disk.File) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.img")
 	f, err := os.Create(path)
@@ -107,7 +107,7 @@ func writeDisk(t *testing.T, files ...disk.File) string {
 }
 
 // onESP reads a file of the ESP of a disk, by a program that is not ours.
-func (s stage) onESP(t *testing.T, file string) []byte {
+func (s stage) onESP(t testing.TB, file string) []byte {
 	t.Helper()
 	out, err := exec.Command("mtype", "-i", fmt.Sprintf("%s@@%d", s.disk, s.partition(t, espType).at), "::/"+file).Output()
 	if err != nil {
@@ -122,7 +122,7 @@ type program struct {
 	whole []byte
 }
 
-func readProgram(t *testing.T, whole []byte) program {
+func readProgram(t testing.TB, whole []byte) program {
 	t.Helper()
 	f, err := pe.NewFile(bytes.NewReader(whole))
 	if err != nil {
@@ -134,7 +134,7 @@ func readProgram(t *testing.T, whole []byte) program {
 const certificateTable = 4 // in the data directory
 
 // unsigned is the program as it was before it was signed.
-func (p program) unsigned(t *testing.T) []byte {
+func (p program) unsigned(t testing.TB) []byte {
 	t.Helper()
 	table := p.OptionalHeader.(*pe.OptionalHeader64).DataDirectory[certificateTable]
 	if table.Size == 0 {
@@ -148,7 +148,7 @@ func (p program) unsigned(t *testing.T) []byte {
 
 // with is the program with other content of a section, of at most the length of
 // what is there; where its signature was, it is still.
-func (p program) with(t *testing.T, section string, content []byte) []byte {
+func (p program) with(t testing.TB, section string, content []byte) []byte {
 	t.Helper()
 	s := p.Section(section)
 	if s == nil || len(content) > int(s.VirtualSize) {

@@ -80,7 +80,7 @@ func TestKEY6_MovedDiskAndForgedHeaderStayLocked(t *testing.T) {
 }
 
 // locked starts a machine and hears on every face why it is locked.
-func (s stage) locked(t *testing.T, m qemu.Machine, why string) *qemu.Guest {
+func (s stage) locked(t testing.TB, m qemu.Machine, why string) *qemu.Guest {
 	t.Helper()
 	guest := start(t, m)
 	got := state(t, guest, "locked", "url")
@@ -97,7 +97,7 @@ func (s stage) locked(t *testing.T, m qemu.Machine, why string) *qemu.Guest {
 
 // forge writes a header of somebody's own making, whole and valid: a data key
 // that he knows, kept under the machine's identifier.
-func forge(t *testing.T, meta part, uuid string) {
+func forge(t testing.TB, meta part, uuid string) {
 	t.Helper()
 	blank := make([]byte, meta.size)
 	if _, err := meta.WriteAt(blank, 0); err != nil {
@@ -119,7 +119,7 @@ func forge(t *testing.T, meta part, uuid string) {
 }
 
 // uuid is the machine's board identifier, as QEMU is told it.
-func (s stage) uuid(t *testing.T) string {
+func (s stage) uuid(t testing.TB) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.state, "machine-id"))
 	if err != nil {

@@ -34,7 +34,7 @@ type lan struct {
 }
 
 // newLAN makes it for a machine, before that is started.
-func newLAN(t *testing.T, s stage) *lan {
+func newLAN(t testing.TB, s stage) *lan {
 	t.Helper()
 	l := &lan{Host: netns.New(t, "neighbour"), source: 40000}
 	l.tap = l.Tap(t, "lan")
@@ -58,7 +58,7 @@ func newLAN(t *testing.T, s stage) *lan {
 }
 
 // serve begins to give the box an address by DHCP and by router advertisement.
-func (l *lan) serve(t *testing.T) {
+func (l *lan) serve(t testing.TB) {
 	t.Helper()
 	var server *server4.Server
 	var router *icmp.PacketConn
@@ -114,7 +114,7 @@ func lease(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
 }
 
 // dial connects from inside the namespace.
-func (l *lan) dial(t *testing.T) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func (l *lan) dial(t testing.TB) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 		var failed error
 		l.Do(t, func() error {
@@ -129,7 +129,7 @@ func (l *lan) dial(t *testing.T) func(ctx context.Context, network, addr string)
 var echo = map[bool]string{true: "protocol 1 type 0", false: "protocol 58 type 129"}
 
 // scan asks every port, both protocols and both families.
-func (l *lan) scan(t *testing.T, when string) {
+func (l *lan) scan(t testing.TB, when string) {
 	t.Helper()
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, to := range []string{boxV4, l.boxV6} {
@@ -216,7 +216,7 @@ func TestNET1_OnlyTwoPortsOfABootedBox(t *testing.T) {
 }
 
 // identify gives a machine its identity before it is first started.
-func identify(t *testing.T, s stage) {
+func identify(t testing.TB, s stage) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(s.state, "machine-id"), []byte("5a17c0de"+strings.Repeat("0", 23)+"1\n"), 0o600); err != nil {
 		t.Fatal(err)

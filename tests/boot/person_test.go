@@ -35,15 +35,17 @@ const (
 
 // A person has a browser that keeps cookies and shows any certificate.
 type person struct {
-	t    *testing.T
+	t    testing.TB
 	base string
 	*http.Client
 	seen string // SHA-256 of the certificate last seen, as the console writes it
 	key  []byte // of the second factor
+	step int64  // of the last code that was used
+	tool *tool  // that claimed the box
 }
 
 // visit opens a browser on a box at an address. dial is nil on this host.
-func visit(t *testing.T, address string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *person {
+func visit(t testing.TB, address string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *person {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -174,10 +176,25 @@ func (p *person) factor() []byte {
 		p.t.Fatal(err)
 	}
 	p.key = key
-	if status, at, body := p.send("/welcome/factor", "code", onetime.Code(key, onetime.Step(time.Now()))); at != "/welcome/codes" {
+	if status, at, body := p.send("/welcome/factor", "code", p.code()); at != "/welcome/codes" {
 		p.t.Fatalf("the second factor led to %d %s:\n%s", status, at, body)
 	}
 	return key
+}
+
+// code is one of the second factor that was not used yet; the box takes none twice.
+func (p *person) code() string {
+	for onetime.Step(time.Now()) == p.step {
+		time.Sleep(time.Second)
+	}
+	p.step = onetime.Step(time.Now())
+	return onetime.Code(p.key, p.step)
+}
+
+// signsIn signs a tool in that knows the box.
+func (p *person) signsIn(c *tool) {
+	p.t.Helper()
+	c.run("login", c.box, "--email", email, "--password", c.file("password", password), "--code", c.file("code", p.code()))
 }
 
 // returns is a person who comes back to a box with the second factor of before.
@@ -203,12 +220,12 @@ func (p *person) lends(c *tool) {
 // tool is the operator's, with a folder of its own in which it keeps what it
 // knows of one box.
 type tool struct {
-	t           *testing.T
+	t           testing.TB
 	box, config string
 	lan         *lan // where it runs; nil: on this host
 }
 
-func newTool(t *testing.T, address string) *tool {
+func newTool(t testing.TB, address string) *tool {
 	t.Helper()
 	return &tool{t: t, box: address, config: t.TempDir()}
 }
@@ -302,9 +319,10 @@ func (c *tool) setup(code string) []string {
 
 // claim takes a box over from the command line. A machine that is emulated on a
 // busy host may not answer in time at first, exit code 6; if it was the answer
-// to the claim itself that came too late, the next try is refused, exit code 3.
+// to the claim itself that came too late, the next try is refused, exit code 3, or
+// finds that nobody is waited for any more, 5.
 // The box's line says then that it has an owner, for which callers wait.
-func claim(t *testing.T, address, code string) *tool {
+func claim(t testing.TB, address, code string) *tool {
 	t.Helper()
 	return newTool(t, address).claim(code)
 }
@@ -312,7 +330,7 @@ func claim(t *testing.T, address, code string) *tool {
 func (c *tool) claim(code string) *tool {
 	t := c.t
 	t.Helper()
-	const unreachable, refused = 6, 3
+	const unreachable, refused, owned = 6, 3, 5
 	late := time.Now().Add(patience)
 	for tries := 0; ; tries++ {
 		var out []byte
@@ -320,7 +338,7 @@ func (c *tool) claim(code string) *tool {
 		c.there(func() { out, err = c.command(c.setup(code)...).CombinedOutput() })
 		var exit *exec.ExitError
 		switch {
-		case err == nil, errors.As(err, &exit) && exit.ExitCode() == refused && tries > 0:
+		case err == nil, errors.As(err, &exit) && (exit.ExitCode() == refused || exit.ExitCode() == owned) && tries > 0:
 			return c
 		case time.Now().After(late), exit == nil || exit.ExitCode() != unreachable:
 			t.Fatalf("gatehouse setup: %v\n%s", err, out)
@@ -344,7 +362,7 @@ func (p *person) enter() {
 	if status, at, body := p.send("/sign-in", "email", email, "password", password); at != "/sign-in/code" {
 		p.t.Fatalf("signing in led to %d %s:\n%s", status, at, body)
 	}
-	if status, at, body := p.send("/sign-in/code", "code", onetime.Code(p.key, onetime.Step(time.Now()))); status != 200 || strings.HasPrefix(at, "/sign-in") {
+	if status, at, body := p.send("/sign-in/code", "code", p.code()); status != 200 || strings.HasPrefix(at, "/sign-in") {
 		p.t.Fatalf("the code led to %d %s:\n%s", status, at, body)
 	}
 }

@@ -15,13 +15,16 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/mkuimage/cpio"
+	"golang.org/x/mod/sumdb/note"
 
 	"gatehouse/firmware"
 	"gatehouse/firmware/approval"
 	"gatehouse/firmware/slot"
 	"gatehouse/image"
 	"gatehouse/image/authenticode"
+	"gatehouse/image/efivar"
 	"gatehouse/image/keys"
+	"gatehouse/image/pkcs7"
 	"gatehouse/image/uki"
 )
 
@@ -33,15 +36,20 @@ type next struct {
 	program string            // folder of the program, from the root of the repository
 	sick    change            // of its sources, that makes it sick; none: it is well
 	closed  bool              // its approvals are of something else: the TPM opens nothing for it
-	keys    firmware.Keys     // who signs the release after it; none: as now
+	signers []note.Signer     // none: those of the build
+	keys    firmware.Keys     // who signs the release after it; none: as the build
 	approve *ecdsa.PrivateKey // nil: the key of the build
+	revoked [][32]byte        // what it has firmware refuse, by Authenticode's SHA-256
 	before  []slot.Digest     // of releases that were in the slot before this one
-	bytes   []byte            // of the UKI
-	note    []byte
+
+	expected []approval.Expected // registers of each way of starting
+	bytes    []byte              // of the UKI
+	note     []byte
 }
 
-// make builds the UKI and signs the manifest, with the keys of the build.
-func (n *next) make(t *testing.T) {
+// make builds the UKI and signs the manifest, with the keys of the build but for
+// those that the release says.
+func (n *next) make(t testing.TB) {
 	t.Helper()
 	set, err := keys.Load(built(t, "keys"))
 	if err != nil {
@@ -74,8 +82,6 @@ func (n *next) make(t *testing.T) {
 	}
 	// As the image has them: the kernel last.
 	slices.SortStableFunc(parts, func(a, b uki.Section) int { return order(a.Name) - order(b.Name) })
-	var expected []approval.Expected
-	var starts []approval.Start
 	for _, p := range uki.Paths() {
 		v, err := uki.Registers(parts, p)
 		if err != nil {
@@ -84,18 +90,12 @@ func (n *next) make(t *testing.T) {
 		if n.closed {
 			v[11] = [32]byte{1}
 		}
-		expected = append(expected, approval.Expected{Path: string(p), Registers: v})
+		n.expected = append(n.expected, approval.Expected{Path: string(p), Registers: v})
 	}
-	signatures, err := approval.Make(n.approve, n.epoch, expected)
+	signatures, err := approval.Make(n.approve, n.epoch, n.expected)
 	if err != nil {
 		t.Fatal(err)
 	}
-	of, err := approval.Open(signatures, public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	starts = of.Starts
-	slices.SortFunc(starts, func(a, b approval.Start) int { return bytes.Compare([]byte(a.Path), []byte(b.Path)) })
 	whole, err := uki.Assemble(stub(t), append([]uki.Section{{Name: ".pcrsig", Content: signatures}}, parts...))
 	if err != nil {
 		t.Fatal(err)
@@ -103,21 +103,82 @@ func (n *next) make(t *testing.T) {
 	if n.bytes, err = authenticode.Sign(whole, set[keys.Programs].Certificate, set[keys.Programs].Signer); err != nil {
 		t.Fatal(err)
 	}
-	signers, err := keys.LoadSigners(built(t, "keys"))
+	n.sign(t)
+	t.Logf("version %s: %d bytes", n.version, len(n.bytes))
+}
+
+// sign makes the manifest of what was built.
+func (n *next) sign(t testing.TB) {
+	t.Helper()
+	of, err := keys.LoadSigners(built(t, "keys"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(n.keys.Keys) == 0 {
-		n.keys = signers.Keys
+		n.keys = of.Keys
 	}
+	if len(n.signers) == 0 {
+		n.signers = of.All(of.Keys)
+	}
+	signatures, err := approval.Make(n.approve, n.epoch, n.expected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := approval.EncodeKey(&n.approve.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	approved, err := approval.Open(signatures, public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts := approved.Starts
+	slices.SortFunc(starts, func(a, b approval.Start) int { return bytes.Compare([]byte(a.Path), []byte(b.Path)) })
 	m := firmware.Manifest{
 		Product: "gatehouse", Version: n.version, Epoch: n.epoch, Issued: time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC), Keys: n.keys, Approver: &n.approve.PublicKey,
 		Systems: []firmware.System{{Arch: "amd64", Size: int64(len(n.bytes)), SHA256: sha256.Sum256(n.bytes), Starts: starts}},
 	}
-	if n.note, err = m.Sign(signers.All(signers.Keys)...); err != nil {
+	if n.note, err = m.Sign(n.signers...); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("version %s: %d bytes", n.version, len(n.bytes))
+}
+
+// successors are other people's keys: who signs manifests, and what approves registers,
+// once those of the build are given up.
+type successors struct {
+	keys.Signers
+	approver *ecdsa.PrivateKey
+}
+
+func newSuccessors(t testing.TB) successors {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "keys")
+	set, err := keys.New(dir, "successors", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signers, err := keys.NewSigners(dir, []string{"fay", "gil", "hal"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return successors{signers, set[keys.Release].Signer.(*ecdsa.PrivateKey)}
+}
+
+// rotation makes a release the one that hands over to the successors, and shuts out all
+// before it: both sides sign it.
+func (s successors) rotation(t testing.TB, n *next) {
+	t.Helper()
+	now, err := keys.LoadSigners(built(t, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.release(n)
+	n.signers = append(now.All(now.Keys), n.signers...)
+}
+
+// release makes a release one of theirs.
+func (s successors) release(n *next) {
+	n.epoch, n.keys, n.approve, n.signers = image.Epoch+1, s.Keys, s.approver, s.All(s.Keys)
 }
 
 func order(name string) int {
@@ -128,7 +189,7 @@ func order(name string) int {
 type change struct{ file, old, new string }
 
 // write has the compiler see the change, by its overlay; "" where there is none.
-func (c change) write(t *testing.T) string {
+func (c change) write(t testing.TB) string {
 	t.Helper()
 	if c.file == "" {
 		return ""
@@ -157,7 +218,7 @@ func (c change) write(t *testing.T) string {
 }
 
 // bundle is the release in one file.
-func (n *next) bundle(t *testing.T) []byte {
+func (n *next) bundle(t testing.TB) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if err := firmware.WriteBundle(&b, n.note, bytes.NewReader(n.bytes)); err != nil {
@@ -167,7 +228,7 @@ func (n *next) bundle(t *testing.T) []byte {
 }
 
 // stub is the first part of the built UKI, from its package.
-func stub(t *testing.T) []byte {
+func stub(t testing.TB) []byte {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(output, "cache/unpacked/systemd-boot-efi-*/usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
 	if err != nil || len(found) == 0 {
@@ -180,9 +241,23 @@ func stub(t *testing.T) []byte {
 	return b
 }
 
+// revocation is the change of dbx as an image build signs it.
+func (n *next) revocation(t testing.TB) []byte {
+	t.Helper()
+	set, err := keys.Load(built(t, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := efivar.Sign("dbx", efivar.HashList(n.revoked), time.Now(), pkcs7.Signer{Certificate: set[keys.Exchange].Certificate, Key: set[keys.Exchange].Signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // overlay is an archive that the kernel unpacks over the built one: another
 // program in the place of the box's.
-func (n *next) overlay(t *testing.T) []byte {
+func (n *next) overlay(t testing.TB) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-overlay", n.sick.write(t), "-o", file,
@@ -201,7 +276,11 @@ func (n *next) overlay(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	w := cpio.Newc.Writer(z)
-	for _, r := range []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})} {
+	records := []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})}
+	if len(n.revoked) > 0 {
+		records = append(records, cpio.StaticRecord(n.revocation(t), cpio.Info{Name: "etc/gatehouse/secureboot/dbx.auth", Mode: cpio.S_IFREG | 0o644}))
+	}
+	for _, r := range records {
 		if err := w.WriteRecord(r); err != nil {
 			t.Fatal(err)
 		}

@@ -62,7 +62,7 @@ func TestBOX15_AnotherFolderSameImage(t *testing.T) {
 }
 
 // builtVersion is what the built image says that it is.
-func builtVersion(t *testing.T) string {
+func builtVersion(t testing.TB) string {
 	t.Helper()
 	for line := range strings.Lines(string(unpack(t, built(t, image.Initramfs))["etc/os-release"])) {
 		if v, ok := strings.CutPrefix(line, "VERSION_ID="); ok {
@@ -74,7 +74,7 @@ func builtVersion(t *testing.T) string {
 }
 
 // copySources copies what git knows of, as it lies there, and what make adds.
-func copySources(t *testing.T, from, to string) {
+func copySources(t testing.TB, from, to string) {
 	t.Helper()
 	names := strings.Split(git(t, from, "ls-files", "--cached", "--others", "--exclude-standard"), "\n")
 	bundle, err := filepath.Glob(filepath.Join(from, "appliance/console/xterm/dist/xterm.*"))
@@ -101,7 +101,7 @@ func copySources(t *testing.T, from, to string) {
 	}
 }
 
-func git(t *testing.T, dir string, args ...string) string {
+func git(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
@@ -113,7 +113,7 @@ func git(t *testing.T, dir string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func sum(t *testing.T, file string) (sum [sha256.Size]byte) {
+func sum(t testing.TB, file string) (sum [sha256.Size]byte) {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
@@ -127,7 +127,7 @@ func sum(t *testing.T, file string) (sum [sha256.Size]byte) {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-func unpack(t *testing.T, archive string) map[string][]byte {
+func unpack(t testing.TB, archive string) map[string][]byte {
 	t.Helper()
 	b, err := os.ReadFile(archive)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 )
 
 // secure is a machine that starts what the keys of the build have signed.
-func secure(t *testing.T, disk string) qemu.Machine {
+func secure(t testing.TB, disk string) qemu.Machine {
 	t.Helper()
 	set, err := keys.Load(built(t, "keys"))
 	if err != nil {
@@ -128,7 +128,7 @@ func TestBOX5_FirmwareStartsTheSignedImageAlone(t *testing.T) {
 }
 
 // verify is what sbverify says, which is no opinion of ours.
-func verify(t *testing.T, program []byte) (string, error) {
+func verify(t testing.TB, program []byte) (string, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program.efi")
 	if err := os.WriteFile(path, program, 0o600); err != nil {

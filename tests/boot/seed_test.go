@@ -13,10 +13,11 @@ import (
 	"gatehouse/appliance/seed"
 	"gatehouse/appliance/seed/fat"
 	"gatehouse/image/disk"
+	"gatehouse/image/uki"
 )
 
 // seeded is a new disk with a seed on it.
-func seeded(t *testing.T, s seed.Seed) stage {
+func seeded(t testing.TB, s seed.Seed) stage {
 	t.Helper()
 	box := stage{disk: newDisk(t), state: t.TempDir()}
 	f, err := os.OpenFile(box.disk, os.O_RDWR, 0)
@@ -31,7 +32,7 @@ func seeded(t *testing.T, s seed.Seed) stage {
 }
 
 // seedFile is the file of the seed as it lies on the disk.
-func (s stage) seedFile(t *testing.T) (part, fat.File) {
+func (s stage) seedFile(t testing.TB) (part, fat.File) {
 	t.Helper()
 	p := s.partition(t, disk.SeedType)
 	v, err := fat.Open(p)
@@ -45,7 +46,7 @@ func (s stage) seedFile(t *testing.T) (part, fat.File) {
 	return p, f
 }
 
-func (s stage) seedText(t *testing.T) string {
+func (s stage) seedText(t testing.TB) string {
 	t.Helper()
 	p, f := s.seedFile(t)
 	text, err := f.Read(p)
@@ -63,14 +64,21 @@ func fixedAddress() *control.NetworkSettings {
 	}}}
 }
 
-// An image with a seed is a box with an owner: at the address that was given,
-// under the name that was given, and nobody is ever shown a code.
-func TestBOX11_SeededBoxIsOwnedFromItsFirstStart(t *testing.T) {
-	t.Parallel()
+// hashed is the owner's password as a seed has it.
+func hashed(t *testing.T) string {
+	t.Helper()
 	hash, err := hashing.NewHasher().Make(context.Background(), password)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return hash
+}
+
+// An image with a seed is a box with an owner: at the address that was given,
+// under the name that was given, and nobody is ever shown a code.
+func TestBOX11_SeededBoxIsOwnedFromItsFirstStart(t *testing.T) {
+	t.Parallel()
+	hash := hashed(t)
 	box := seeded(t, seed.Seed{Owner: &seed.Owner{Name: owner, Email: email, Password: hash}, HostName: "attic", Network: fixedAddress()})
 	if !strings.Contains(box.seedText(t), hash) {
 		t.Fatal("the seed is not where this test looks for it")
@@ -126,5 +134,43 @@ func TestBOX11_BadSeedIsRefusedWithTheReason(t *testing.T) {
 	off(t, guest)
 	if text := box.seedText(t); !strings.Contains(text, "used") || strings.Contains(text, "lists") {
 		t.Errorf("the refused seed is still there:\n%s", text)
+	}
+}
+
+// A seed that asks for Secure Boot leads to it without anybody's hand: firmware in
+// set-up mode gets the keys of the image once the box has its owner, and the restart
+// that follows opens what is sealed to a TPM, by the slot that was made before.
+func TestBOX5_SeedTurnsSecureBootOn(t *testing.T) {
+	if !soak() {
+		return // two boots through firmware; TestBOX5_BoxEnrolsTheKeysOfItsImage enrols in every run
+	}
+	t.Parallel()
+	box := seeded(t, seed.Seed{Owner: &seed.Owner{Name: owner, Email: email, Password: hashed(t)}, SecureBoot: seed.Enrol})
+	boots.firmware.Add(1) // the box restarts by itself
+	guest := start(t, box.firmware(t))
+	if got, want := measured(t, guest, uki.Loader), unowned(t).Replay()[7]; got != want {
+		t.Errorf("PCR 7 of a machine without keys is %x, the log leads to %x", got, want)
+	}
+	box.line = state(t, guest, "ready", "url")
+	say(t, guest, "UEFI Secure Boot is enabled")
+	if got, want := measured(t, guest, uki.LoaderSecure), foreseen(t); got != want {
+		t.Errorf("PCR 7 with the keys that the seed asked for was foreseen as %x, and is %x", want, got)
+	}
+	same(t, "with Secure Boot on", state(t, guest, "ready", "url"), box.line)
+	for _, bad := range []string{"state=unclaimed", "state=locked"} {
+		if strings.Contains(guest.Serial(), bad) {
+			t.Errorf("on the way the console said %s", bad)
+		}
+	}
+	p := visit(t, guest.Addr(443), nil)
+	p.signIn()
+	p.factor()
+	graded(t, guest, p, nil, "A", "the firmware starts nothing that is not signed")
+	if k := p.keys(); len(tpmSlots(k)) != 1 || !k.SecureBoot.Ours || k.SecureBoot.CanEnrol || len(k.Notes) > 0 {
+		t.Errorf("after the start that was foreseen the keys are %+v", k)
+	}
+	off(t, guest)
+	if text := box.seedText(t); !strings.Contains(text, "used") {
+		t.Errorf("the seed is still there:\n%s", text)
 	}
 }

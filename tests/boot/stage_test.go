@@ -35,7 +35,7 @@ var life struct {
 
 // lives returns the shared box before and after its claim. The first test that
 // asks pays the two boots.
-func lives(t *testing.T) (fresh, owned stage) {
+func lives(t testing.TB) (fresh, owned stage) {
 	t.Helper()
 	life.Do(func() {
 		now := stage{disk: newDisk(t), state: t.TempDir()}
@@ -65,7 +65,7 @@ func lives(t *testing.T) (fresh, owned stage) {
 }
 
 // machine is the one that the box lives in, started without firmware.
-func (s stage) machine(t *testing.T) qemu.Machine {
+func (s stage) machine(t testing.TB) qemu.Machine {
 	t.Helper()
 	m := reachable(direct(t))
 	m.Disk, m.State = s.disk, s.state
@@ -73,10 +73,10 @@ func (s stage) machine(t *testing.T) qemu.Machine {
 }
 
 // keep copies the stage for other tests, own for one.
-func (s stage) keep(t *testing.T, name string) stage { return s.into(t, filepath.Join(shared, name)) }
-func (s stage) own(t *testing.T) stage               { return s.into(t, filepath.Join(t.TempDir(), "box")) }
+func (s stage) keep(t testing.TB, name string) stage { return s.into(t, filepath.Join(shared, name)) }
+func (s stage) own(t testing.TB) stage               { return s.into(t, filepath.Join(t.TempDir(), "box")) }
 
-func (s stage) into(t *testing.T, dir string) stage {
+func (s stage) into(t testing.TB, dir string) stage {
 	t.Helper()
 	to := stage{disk: filepath.Join(dir, "disk.img"), state: filepath.Join(dir, "state"), line: s.line, factor: s.factor, recovery: s.recovery}
 	if err := os.CopyFS(to.state, os.DirFS(s.state)); err != nil {
@@ -88,7 +88,7 @@ func (s stage) into(t *testing.T, dir string) stage {
 
 // lockout is the TPM's count of failed authorisations, asked as the next start
 // of the machine would: a power cut that counts as one shows then.
-func (s stage) lockout(t *testing.T) uint32 {
+func (s stage) lockout(t testing.TB) uint32 {
 	t.Helper()
 	chip := tpmtest.Open(t, filepath.Join(s.state, "tpm")).TPM()
 	root, err := chip.Root()
@@ -110,7 +110,7 @@ const (
 )
 
 // hash is that of the whole disk but those two places.
-func (s stage) hash(t *testing.T) string {
+func (s stage) hash(t testing.TB) string {
 	t.Helper()
 	meta := s.partition(t, metaType)
 	h := sha256.New()
@@ -147,7 +147,7 @@ func (p part) WriteAt(b []byte, at int64) (int, error) { return p.file.WriteAt(b
 func (p part) Sync() error                             { return p.file.Sync() }
 
 // partition opens one of the box's own partitions.
-func (s stage) partition(t *testing.T, kind uuid.UUID) part {
+func (s stage) partition(t testing.TB, kind uuid.UUID) part {
 	t.Helper()
 	f, err := os.OpenFile(s.disk, os.O_RDWR, 0)
 	if err != nil {
@@ -165,7 +165,7 @@ func (s stage) partition(t *testing.T, kind uuid.UUID) part {
 	return part{f, int64(p.First) * sector, int64(p.Last-p.First+1) * sector, p.ID}
 }
 
-func geometry(t *testing.T, f *os.File) gpt.Geometry {
+func geometry(t testing.TB, f *os.File) gpt.Geometry {
 	t.Helper()
 	info, err := f.Stat()
 	if err != nil {

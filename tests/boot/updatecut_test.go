@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gatehouse/appliance/volume/esp/esptest"
+	"gatehouse/firmware"
 	"gatehouse/firmware/slot"
 	"gatehouse/image"
+	"gatehouse/image/authenticode"
 	"gatehouse/image/qemu"
 )
 
@@ -28,7 +31,7 @@ type cuts struct {
 	back, half, trial, commit int
 }
 
-func newCuts(t *testing.T, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
+func newCuts(t testing.TB, blank string, m qemu.Machine, chip momentsOf, well *next) *cuts {
 	t.Helper()
 	c := &cuts{blank: blank, machine: m, tpm: chip, log: readLog(t, m.WriteLog), well: well}
 	b, err := os.ReadFile(built(t, image.UKI))
@@ -48,7 +51,7 @@ func (c *cuts) digests() []slot.Digest {
 // system partition, loader.conf or the record, and after samples of the others, the
 // disk has to be one that starts a whole system; the first are also torn within each
 // of their sectors.
-func (c *cuts) judge(t *testing.T) {
+func (c *cuts) judge(t testing.TB) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "judged.img")
 	copyDisk(t, c.blank, name)
@@ -154,7 +157,7 @@ func (c *cuts) moments() []cutAt {
 
 // start starts the disk of a moment, with the TPM of then, and firmware that forgot
 // all variables but its keys.
-func (c *cuts) start(t *testing.T, at cutAt, box line) {
+func (c *cuts) start(t testing.TB, at cutAt, box line) {
 	t.Helper()
 	s := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: t.TempDir()}
 	copyDisk(t, c.blank, s.disk)
@@ -172,10 +175,78 @@ func (c *cuts) start(t *testing.T, at cutAt, box line) {
 	off(t, guest)
 }
 
+// at is a copy of the box's disk as it was after so many requests, and of its TPM as it is.
+func (c *cuts) at(t testing.TB, requests int) stage {
+	t.Helper()
+	s := stage{disk: filepath.Join(t.TempDir(), "disk.img"), state: filepath.Join(t.TempDir(), "state")}
+	copyDisk(t, c.blank, s.disk)
+	s.upTo(t, c.log[:requests])
+	if err := os.CopyFS(s.state, os.DirFS(c.machine.State)); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// older is the disk of before the update, in the machine whose TPM has seen the raised
+// epoch: nothing opens.
+func (c *cuts) older(t *testing.T, box line) {
+	t.Helper()
+	s := c.at(t, c.half)
+	s.line = box
+	m := reachable(secure(t, s.disk))
+	m.State = s.state
+	off(t, s.locked(t, m, "older"))
+}
+
+// olderHeader is the new system with the header of the keys of before.
+func (c *cuts) olderHeader(t *testing.T, box line) {
+	t.Helper()
+	before, s := c.at(t, c.half).partition(t, metaType), c.at(t, len(c.log))
+	header := make([]byte, 128<<10)
+	if _, err := before.ReadAt(header, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.partition(t, metaType).WriteAt(header, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.line = box
+	m := reachable(secure(t, s.disk))
+	m.State = s.state
+	off(t, s.locked(t, m, "older"))
+}
+
+// another is the release after the rotation, by the successors alone. It has the firmware
+// refuse the first system, by a list that KEK signed.
+func (c *cuts) another(t *testing.T, p *person, box line, after successors) *next {
+	t.Helper()
+	m := c.machine
+	m.WriteLog = ""
+	guest := start(t, m)
+	same(t, "switched on", state(t, guest, "ready", "url"), box)
+	n := next{version: firmware.Version{Minor: 3}, program: "cmd/gatehoused"}
+	after.release(&n)
+	first, err := os.ReadFile(built(t, image.UKI))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := authenticode.Digest(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.revoked = [][32]byte{sum}
+	n.make(t)
+	p.base, p.tool.box = "https://"+guest.Addr(443), guest.Addr(443)
+	p.again()
+	p.isKept(guest, box, &n, slot.A)
+	say(t, guest, `gatehouse: keys: the firmware refuses what version 0\.3\.0 revokes: 1`)
+	off(t, guest)
+	return &n
+}
+
 // damaged is the box with a byte of the slot that starts changed. The loader comes back
 // from it without having started anything, the firmware goes on to its next entries,
-// and the system before fills the damaged slot anew.
-func (c *cuts) damaged(t *testing.T, box line) {
+// and the system of the other slot, the one before, fills the damaged one anew.
+func (c *cuts) damaged(t *testing.T, box line, starts *next) {
 	t.Helper()
 	m := c.machine
 	m.WriteLog = ""
@@ -183,7 +254,7 @@ func (c *cuts) damaged(t *testing.T, box line) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := find(t, disk, c.well.bytes[:sector]) + int64(len(c.well.bytes))/2
+	at := find(t, disk, starts.bytes[:sector]) + int64(len(starts.bytes))/2
 	if _, err := disk.WriteAt(bytes.Repeat([]byte{0xA5}, sector), at); err != nil {
 		t.Fatal(err)
 	}
@@ -191,14 +262,10 @@ func (c *cuts) damaged(t *testing.T, box line) {
 		t.Fatal(err)
 	}
 	guest := start(t, m)
-	say(t, guest, `gatehouse: systems: the firmware would not load slot b, and started slot a`)
+	say(t, guest, `gatehouse: systems: the firmware would not load slot a, and started slot b`)
 	same(t, "from the other slot", state(t, guest, "ready", "url"), box)
-	say(t, guest, `gatehouse: systems: slot b was filled anew`)
+	say(t, guest, `gatehouse: systems: slot a was filled anew`)
 	off(t, guest)
-	b, err := os.ReadFile(built(t, image.UKI))
-	if err != nil {
-		t.Fatal(err)
-	}
 	if disk, err = os.Open(m.Disk); err != nil {
 		t.Fatal(err)
 	}
@@ -207,14 +274,30 @@ func (c *cuts) damaged(t *testing.T, box line) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(b))
-	if err != nil || found.Default != slot.A || found.A != found.B {
+	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(c.well.bytes))
+	if err != nil || found.Default != slot.B || found.A != found.B {
 		t.Errorf("on the disk: %+v, %v", found, err)
 	}
 }
 
+// revoked is the disk of before the update once more, in front of the firmware that was told.
+func (c *cuts) revoked(t *testing.T) {
+	t.Helper()
+	s := c.at(t, c.half)
+	m := reachable(secure(t, s.disk))
+	m.State = s.state
+	guest := start(t, m)
+	say(t, guest, `(?i)access denied|security violation`)
+	if err := guest.Kill(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(guest.Serial(), "EFI stub") {
+		t.Error("the revoked system was started")
+	}
+}
+
 // find is where bytes stand on a disk, from the beginning of a sector.
-func find(t *testing.T, disk *os.File, want []byte) int64 {
+func find(t testing.TB, disk *os.File, want []byte) int64 {
 	t.Helper()
 	buf := make([]byte, 1<<20)
 	for off := int64(0); ; off += int64(len(buf)) {

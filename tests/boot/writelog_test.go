@@ -22,7 +22,7 @@ type request struct {
 	logged int64  // where it begins in the log
 }
 
-func readLog(t *testing.T, path string) []request {
+func readLog(t testing.TB, path string) []request {
 	t.Helper()
 	log, err := os.ReadFile(path)
 	if err != nil {
@@ -58,7 +58,7 @@ func readLog(t *testing.T, path string) []request {
 }
 
 // replay carries out the first n bytes of a request, or all of it.
-func (r request) replay(t *testing.T, disk *os.File, n int) {
+func (r request) replay(t testing.TB, disk *os.File, n int) {
 	t.Helper()
 	if _, err := disk.WriteAt(r.data[:n], r.at); err != nil {
 		t.Fatal(err)

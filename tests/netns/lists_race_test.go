@@ -242,12 +242,16 @@ func TestNET2_FillThenSwapLosesNobody(t *testing.T) {
 }
 
 // TestNET2_NaiveReloadsLose shows that the harness sees what it looks for: the
-// ways that come to mind first fail in it.
+// ways that come to mind first fail in it. On a machine with other work none of a few
+// packets may meet the gap of a transaction: it is asked again, some times.
 func TestNET2_NaiveReloadsLose(t *testing.T) {
 	for name, how := range map[string]reload{"flush, then add": flushThenAdd, "in one transaction": inOneTransaction} {
 		for _, v6 := range []bool{false, true} {
-			got := race(t, newCrowd(10_000, v6), how, 10)
-			t.Logf("%s, %s: %v", name, family(v6), got)
+			var got toll
+			for tries := 0; tries < 8 && got.lost == 0; tries++ {
+				got = race(t, newCrowd(10_000, v6), how, 10)
+				t.Logf("%s, %s: %v", name, family(v6), got)
+			}
 			if got.lost == 0 {
 				t.Errorf("%s, %s: %v; the harness is blind", name, family(v6), got)
 			}

@@ -122,6 +122,9 @@ func (m Machine) Find(name string) (Disk, error) {
 	if d.Serial == "" {
 		d.Serial = m.read(class, name, "serial")
 	}
+	if d.Serial == "" {
+		d.Serial = pageSerial(m.read(class, name, "device/vpd_pg80"))
+	}
 	d.Size = 512 * m.number(class, name, "size") // whatever the sectors are
 	d.Sector = int(m.number(class, name, "queue/logical_block_size"))
 	d.ReadOnly = m.read(class, name, "ro") == "1"
@@ -139,6 +142,18 @@ func (m Machine) Find(name string) (Disk, error) {
 	}
 	d.InUse, err = m.uses(d)
 	return d, err
+}
+
+// pageSerial reads the serial number of a SCSI or SATA disk, which has no file of
+// its own: the vital product data page "unit serial number" (SPC-4, 7.8.15), a
+// head of four bytes and text.
+func pageSerial(page string) string {
+	const head, kind = 4, 0x80
+	if len(page) < head || page[1] != kind {
+		return ""
+	}
+	size := int(page[2])<<8 | int(page[3])
+	return strings.Trim(page[head:min(head+size, len(page))], " \x00")
 }
 
 func (m Machine) part(name string) Part {

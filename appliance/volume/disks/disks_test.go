@@ -48,7 +48,8 @@ func office(t *testing.T, mountinfo, swaps string) Machine {
 	return machine(t, mountinfo, swaps, map[string]string{
 		"pci0/ata1/block/sda/dev": "8:0", "pci0/ata1/block/sda/size": gigabyte, "pci0/ata1/block/sda/queue/logical_block_size": "512",
 		"pci0/ata1/block/sda/device/vendor": "ATA", "pci0/ata1/block/sda/device/model": "Great Disk", "pci0/ata1/block/sda/ro": "0",
-		"pci0/ata1/block/sda/sda1/dev": "8:1", "pci0/ata1/block/sda/sda1/partition": "1", "pci0/ata1/block/sda/sda1/size": "1000000", "pci0/ata1/block/sda/sda1/uevent": "PARTNAME=stuff\nPARTUUID=abc",
+		"pci0/ata1/block/sda/device/vpd_pg80": "\x00\x80\x00\x14            WD-41S1",
+		"pci0/ata1/block/sda/sda1/dev":        "8:1", "pci0/ata1/block/sda/sda1/partition": "1", "pci0/ata1/block/sda/sda1/size": "1000000", "pci0/ata1/block/sda/sda1/uevent": "PARTNAME=stuff\nPARTUUID=abc",
 		"pci0/ata1/block/sda/sda2/dev": "8:2", "pci0/ata1/block/sda/sda2/partition": "2", "pci0/ata1/block/sda/sda2/size": "900000", "pci0/ata1/block/sda/sda2/uevent": "",
 		"pci0/ata1/block/sda/sda2/holders/dm-0": "",
 		"virtual/block/dm-0/dev":                "253:0", "virtual/block/dm-0/dm/name": "vault", "virtual/block/dm-0/size": "900000",
@@ -120,7 +121,7 @@ func TestDisksAreListedWithWhatIsOnThem(t *testing.T) {
 		got = append(got, d.String()+" | "+d.Holds())
 	}
 	want := []string{
-		"sda  ATA Great Disk  1.0 GB | sda1 512 MB stuff, sda2 461 MB",
+		"sda  ATA Great Disk  1.0 GB  serial WD-41S1 | sda1 512 MB stuff, sda2 461 MB",
 		"sdb  no model known  1.0 GB | no partitions",
 		"vda  no model known  51200 bytes  serial S3R1AL | no partitions",
 	}
@@ -129,5 +130,20 @@ func TestDisksAreListedWithWhatIsOnThem(t *testing.T) {
 	}
 	if !all[1].Removable || all[0].Removable {
 		t.Errorf("removable: %v, %v", all[0].Removable, all[1].Removable)
+	}
+}
+
+func TestBOX3_SerialNumberOfASATADisk(t *testing.T) {
+	for page, want := range map[string]string{
+		"\x00\x80\x00\x14            WD-41S1 ": "WD-41S1",
+		"\x00\x80\x00\x04ABCDEFGH":             "ABCD",
+		"\x00\x80\x00\xff12":                   "12", // spaces at the end were cut off
+		"\x00\x83\x00\x04ABCD":                 "",   // another page
+		"\x00\x80\x00":                         "",
+		"":                                     "",
+	} {
+		if got := pageSerial(page); got != want {
+			t.Errorf("%q: %q, want %q", page, got, want)
+		}
 	}
 }

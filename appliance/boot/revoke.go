@@ -1,0 +1,114 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"gatehouse/appliance/vault"
+	"gatehouse/tpm/eventlog"
+)
+
+// revocations are what the image has firmware refuse: the whole of dbx.
+type revocations struct {
+	change  []byte // as the firmware takes it
+	content []byte // what dbx holds, and what is measured, after it
+}
+
+// count is how many programs they name.
+func (r revocations) count() int { return (len(r.content) - listSize) / hashEntry }
+
+// hashEntry is the size of EFI_SIGNATURE_DATA with a SHA-256: its owner, and the sum.
+const hashEntry = 16 + 32
+
+// hashList is EFI_CERT_SHA256_GUID, with which a list of such sums begins.
+var hashList = []byte{0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28}
+
+// readRevocations reads the change that the image brings. fs.ErrNotExist: it has none.
+func readRevocations(root fs.FS) (r revocations, err error) {
+	const limit = 64 << 10
+	file := path.Join(secureBootFolder, "dbx.auth")
+	f, err := root.Open(file)
+	if err != nil {
+		return r, fmt.Errorf("reading what the image has the firmware refuse: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return r, fmt.Errorf("reading what the image has the firmware refuse: %w", err)
+	}
+	list, err := payloadOf(b)
+	if err == nil && !isHashList(list) {
+		err = errors.New("its content is not one list of SHA-256")
+	}
+	if err != nil || len(b) > limit {
+		return r, fmt.Errorf("reading what the image has the firmware refuse: %s is not the signed change of a variable: %w", file, err)
+	}
+	return revocations{b, list}, nil
+}
+
+func isHashList(list []byte) bool {
+	le := binary.LittleEndian
+	return len(list) > listSize && bytes.Equal(list[:16], hashList) && uint64(le.Uint32(list[16:])) == uint64(len(list)) &&
+		le.Uint32(list[20:]) == 0 && le.Uint32(list[24:]) == hashEntry && (len(list)-listSize)%hashEntry == 0
+}
+
+// Revoke tells a firmware that goes by this image's keys what the image has it refuse, and
+// returns how many programs that are; 0 if it knows. The slot for what the TPM will hold
+// then is there before the firmware is told: a power cut between leaves a box that opens.
+func (k *keyring) Revoke(ctx context.Context) (programs int, err error) {
+	v, err := k.open()
+	if err != nil || k.owner == nil {
+		return 0, err
+	}
+	r, err := readRevocations(k.image)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if ours, err := k.ours(); !ours || err != nil {
+		return 0, err
+	}
+	now, err := k.owner.SecureBootKeys("dbx")
+	if err != nil || bytes.Equal(now, r.content) {
+		return 0, err
+	}
+	if strings.HasPrefix(v.Trust().Mechanism, "tpm") {
+		value, err := k.start.foresee(eventlog.State{Enabled: true, DBX: r.content})
+		if err != nil {
+			return 0, fmt.Errorf("nothing was changed: %w", err)
+		}
+		if err := v.Expect(ctx, []vault.Boot{{PCR7: value, Note: "for the start after the firmware was told what this image revokes"}}); err != nil {
+			return 0, fmt.Errorf("nothing was changed: %w", err)
+		}
+	}
+	return r.count(), k.owner.ChangeSecureBoot("dbx", r.change)
+}
+
+// ours says whether Secure Boot is on with the keys of this image.
+func (k *keyring) ours() (bool, error) {
+	state, err := k.owner.SecureBoot()
+	if err != nil || !state.Known || !state.Enabled || state.SetupMode {
+		return false, err
+	}
+	e, err := readEnrolment(k.image)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, name := range []string{"PK", "KEK"} {
+		if now, err := k.owner.SecureBootKeys(name); err != nil || !bytes.Equal(now, e.contents[name]) {
+			return false, err
+		}
+	}
+	return true, nil
+}
