@@ -161,7 +161,7 @@ var notes = map[string]string{
 	"tpm":             "The keys are sealed to the TPM.",
 	"received":        "The release is here, and verified. It starts when you say so.",
 	"waiting":         "The release starts by itself.",
-	"restart-later":   "The box does so in five minutes. Who is in a session is told.",
+	"restart-later":   "Planned. Who is in a session is told.",
 	"stays":           "The box stays as it is.",
 	"cancelled":       "It was cancelled. What runs goes on.",
 	"looking":         "The mirror is being asked.",
