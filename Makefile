@@ -4,9 +4,12 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 # keys are erased from the stack and the heap behind their use (docs/decisions/0039)
 export GOEXPERIMENT ?= runtimesecret
+# what machines the image is for: amd64, arm64, arm64-cloud
+ARCH    ?= amd64
 
 # command-or-file=package, looked up before anything is installed
 BUILD_NEEDS := git=git dpkg=dpkg node=nodejs npm=npm
+ARM_NEEDS := qemu-system-aarch64=qemu-system-arm /usr/share/AAVMF/AAVMF_CODE.fd=qemu-efi-aarch64
 RUN_NEEDS := $(BUILD_NEEDS) qemu-system-x86_64=qemu-system-x86 swtpm=swtpm swtpm_ioctl=swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
 CHECK_NEEDS := $(RUN_NEEDS) gcc=gcc /usr/include/stdio.h=libc6-dev ip=iproute2 nft=nftables ping=iputils-ping \
 	qemu-img=qemu-utils sbverify=sbsigntool fsck.fat=dosfstools mtype=mtools \
@@ -24,14 +27,14 @@ XTERM := appliance/console/xterm
 
 .PHONY: run test check soak image bench fmt lock clean tools
 
-run: ## build the image and boot it in QEMU with OVMF and a software TPM
-	@sh .ci/need $(RUN_NEEDS)
+run: ## build the image and boot it in QEMU with UEFI and a software TPM (ARCH=arm64-cloud: for that)
+	@sh .ci/need $(RUN_NEEDS) $(if $(filter arm64%,$(ARCH)),$(ARM_NEEDS))
 	@$(MAKE) --no-print-directory image
-	@$(BUILD)/gatehouse run
+	@$(BUILD)/gatehouse run --arch $(ARCH)
 
-image: tools ## build the tool, the image and its forms under build/
+image: tools ## build the tool, the image and its forms under build/ (ARCH=arm64: for that)
 	@sh .ci/need $(BUILD_NEEDS)
-	$(BUILD)/gatehouse image build
+	$(BUILD)/gatehouse image build --arch $(ARCH)
 
 tools: $(XTERM)/dist/xterm.js ## build the operator's tool, and the box's program for a host
 	@mkdir -p $(BUILD)
@@ -49,6 +52,7 @@ check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short u
 	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags alone ./appliance/relay
+	GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gatehoused
 	$(GO) tool staticcheck ./...
 	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 20m $(UNIT)
 
@@ -61,8 +65,10 @@ test: ## every test, on the real thing
 	$(GO) test -count=1 -timeout 40m -p 1 ./tests/script/... ./tests/netns/... ./tests/hosted/... ./tests/web/... ./tests/boot/...
 
 soak: ## the counts in hundreds that `make test` samples
-	@sh .ci/need $(TEST_NEEDS)
+	@sh .ci/need $(TEST_NEEDS) $(ARM_NEEDS)
 	$(MAKE) image
+	$(MAKE) image ARCH=arm64
+	$(MAKE) image ARCH=arm64-cloud
 	GATEHOUSE_SOAK=1 $(GO) test -count=1 -timeout 12h -p 1 -tags alone ./...
 
 bench: ## the figures of docs/performance.md

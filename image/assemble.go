@@ -15,6 +15,7 @@ import (
 	"gatehouse/firmware/slot"
 	"gatehouse/image/authenticode"
 	"gatehouse/image/disk"
+	"gatehouse/image/target"
 	"gatehouse/image/uki"
 )
 
@@ -31,11 +32,13 @@ import (
 //     implies it, boxes without Secure Boot get it too;
 //   - slab_nomerge: a heap overflow in one kind of object stays in its kind;
 //   - rdinit=/init: say so, instead of falling back to a root disk.
-const CommandLine = "console=tty0 console=ttyS0,115200 consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
+func CommandLine(t target.Target) string {
+	return "console=tty0 console=" + t.Serial() + " consoleblank=0 gpt panic=10 loglevel=4 lockdown=integrity slab_nomerge rdinit=/init"
+}
 
 // unified writes the UKI of the kernel and initramfs just built.
 func (b Build) unified(p payload) error {
-	archive, err := os.ReadFile(b.path(Initramfs))
+	archive, err := os.ReadFile(b.result(Initramfs))
 	if err != nil {
 		return fmt.Errorf("reading the initramfs: %w", err)
 	}
@@ -51,7 +54,7 @@ func (b Build) unified(p payload) error {
 	// kernel comes last because it may grow in memory while it unpacks.
 	sections := []uki.Section{
 		{Name: ".osrel", Content: osRelease(b.Version)},
-		{Name: ".cmdline", Content: []byte(CommandLine)},
+		{Name: ".cmdline", Content: []byte(CommandLine(b.target()))},
 		{Name: ".uname", Content: []byte(p.release)},
 		{Name: ".pcrpkey", Content: public},
 		{Name: ".initrd", Content: archive},
@@ -102,7 +105,7 @@ func (p payload) sign(program []byte) ([]byte, error) {
 
 // disks writes the disk image and the forms it is handed out in.
 func (b Build) disks(p payload) error {
-	whole, err := os.ReadFile(b.path(UKI))
+	whole, err := os.ReadFile(b.result(UKI))
 	if err != nil {
 		return fmt.Errorf("reading the UKI: %w", err)
 	}
@@ -113,7 +116,7 @@ func (b Build) disks(p payload) error {
 	sum := sha256.Sum256(whole)
 	err = b.write(Disk, func(f *os.File) error {
 		return disk.Write(f, []disk.File{
-			{Path: disk.LoaderPath("amd64"), Content: loader},
+			{Path: b.target().LoaderPath(), Content: loader},
 			{Path: slot.A.Path(), Content: whole, Reserve: disk.SlotSize},
 			{Path: slot.B.Path(), Reserve: disk.SlotSize},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},
@@ -122,7 +125,7 @@ func (b Build) disks(p payload) error {
 	if err != nil {
 		return err
 	}
-	raw, err := os.Open(b.path(Disk))
+	raw, err := os.Open(b.result(Disk))
 	if err != nil {
 		return fmt.Errorf("reading the disk image: %w", err)
 	}

@@ -9,51 +9,79 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"gatehouse/image/debian"
 	"gatehouse/image/keys"
+	"gatehouse/image/target"
 )
 
 // A Build says what to build and where.
 type Build struct {
-	Source  string       // root of the repository
-	Program string       // folder of the program that becomes /init
-	Output  string       // folder of the results and of the cache
-	Lock    string       // lock file to repeat; "" uses the one in Output, or makes it
-	Cache   string       // folder of the packages; "" is one in Output
-	Keys    string       // folder of the keys to sign with; "" for development keys in Output, made if there are none
-	Version string       // shown on every face and in the boot menu
-	Built   string       // RFC 3339, the floor of the box's clock
-	Epoch   uint64       // of the release; 0 is Epoch. It goes up when older systems shall open nothing any more
-	Final   bool         // it is for a release: without it every face says "development"
-	Log     *slog.Logger // progress
+	Target  target.Target // what machines it is for; the zero value is amd64
+	Source  string        // root of the repository
+	Program string        // folder of the program that becomes /init
+	Output  string        // folder of the results and of the cache
+	Lock    string        // lock file to repeat; "" uses the one in Output, or makes it
+	Cache   string        // folder of the packages; "" is one in Output
+	Keys    string        // folder of the keys to sign with; "" for development keys in Output, made if there are none
+	Version string        // shown on every face and in the boot menu
+	Built   string        // RFC 3339, the floor of the box's clock
+	Epoch   uint64        // of the release; 0 is Epoch. It goes up when older systems shall open nothing any more
+	Final   bool          // it is for a release: without it every face says "development"
+	Log     *slog.Logger  // progress
 }
 
 // Epoch is the one of this release.
 const Epoch = 1
 
-// The results, by name in the output folder.
+// The results for amd64, by name in the output folder; Named gives those of others.
 const (
-	LockFile   = "packages.lock"
-	Kernel     = "vmlinuz"
-	Initramfs  = "initramfs.cpio.zst"
-	UKI        = "gatehouse-amd64.efi"
-	Disk       = "gatehouse-amd64.img"
-	DiskGzip   = "gatehouse-amd64.img.gz"
-	DiskQcow2  = "gatehouse-amd64.qcow2"
-	keySuffix  = ".inputs"
-	cacheDir   = "cache"
-	keysDir    = "keys"
-	kernelMeta = "linux-image-amd64"
+	LockFile  = "packages.lock"
+	Kernel    = "vmlinuz"
+	Initramfs = "initramfs.cpio.zst"
+	UKI       = "gatehouse-amd64.efi"
+	Disk      = "gatehouse-amd64.img"
+	DiskGzip  = "gatehouse-amd64.img.gz"
+	DiskQcow2 = "gatehouse-amd64.qcow2"
+	keySuffix = ".inputs"
+	cacheDir  = "cache"
+	keysDir   = "keys"
 )
+
+// Named is the name of a result for a target: gatehouse-arm64.img for
+// gatehouse-amd64.img, packages-arm64.lock for packages.lock.
+func Named(result string, t target.Target) string {
+	if t == target.AMD64 {
+		return result
+	}
+	base, end, dot := strings.Cut(result, ".")
+	base = strings.TrimSuffix(base, "-"+target.AMD64.Name) + "-" + t.Name
+	if dot {
+		return base + "." + end
+	}
+	return base
+}
+
+// kernelPrefix begins the names of all kernel packages of Debian's.
+const kernelPrefix = "linux-image-"
 
 // packages are the names that the lock resolves. A kernel, the loader, and
 // what makes and mends the data volume with the libraries it is linked with.
-var packages = []string{
-	kernelMeta + ">linux-image-",
-	"systemd-boot-efi",
-	"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
+func (b Build) packages() []string {
+	return []string{
+		b.target().Kernel + ">" + kernelPrefix,
+		"systemd-boot-efi",
+		"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
+	}
+}
+
+func (b Build) target() target.Target {
+	if b.Target == (target.Target{}) {
+		return target.AMD64
+	}
+	return b.Target
 }
 
 // Run builds what is not already there from the same inputs.
@@ -89,10 +117,10 @@ func (b Build) Run(ctx context.Context) error {
 		return err
 	}
 	if b.current(key) {
-		b.Log.Info("nothing has changed", "image", filepath.Join(b.Output, Disk))
+		b.Log.Info("nothing has changed", "image", b.result(Disk))
 		return nil
 	}
-	if err := os.Remove(b.path(Disk + keySuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(b.result(Disk) + keySuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forgetting the last build: %w", err)
 	}
 	p, err := b.unpack(ctx, lock)
@@ -112,12 +140,12 @@ func (b Build) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	return os.WriteFile(b.path(Disk+keySuffix), []byte(key), 0o644)
+	return os.WriteFile(b.result(Disk)+keySuffix, []byte(key), 0o644)
 }
 
 // Refresh makes a new lock from the newest packages of the archive.
 func (b Build) Refresh(ctx context.Context) error {
-	lock, err := b.cache().Resolve(ctx, packages)
+	lock, err := b.cache().Resolve(ctx, b.packages())
 	if err != nil {
 		return err
 	}
@@ -125,10 +153,10 @@ func (b Build) Refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(b.path(LockFile), text, 0o644); err != nil {
+	if err := os.WriteFile(b.result(LockFile), text, 0o644); err != nil {
 		return fmt.Errorf("writing the lock: %w", err)
 	}
-	b.Log.Info("packages locked", "packages", len(lock), "file", b.path(LockFile))
+	b.Log.Info("packages locked", "packages", len(lock), "file", b.result(LockFile))
 	return nil
 }
 
@@ -138,7 +166,7 @@ func (b Build) Refresh(ctx context.Context) error {
 func (b Build) lock(ctx context.Context) (debian.Lock, error) {
 	file := b.Lock
 	if file == "" {
-		file = b.path(LockFile)
+		file = b.result(LockFile)
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 			if err := b.Refresh(ctx); err != nil {
 				return nil, err
@@ -153,15 +181,32 @@ func (b Build) lock(ctx context.Context) (debian.Lock, error) {
 	if err := lock.UnmarshalText(text); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", file, err)
 	}
+	if err := b.suits(lock); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", file, err)
+	}
 	if err := b.cache().Verify(lock); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", file, err)
 	}
 	if b.Lock != "" {
-		if err := os.WriteFile(b.path(LockFile), text, 0o644); err != nil {
+		if err := os.WriteFile(b.result(LockFile), text, 0o644); err != nil {
 			return nil, fmt.Errorf("keeping the lock beside the image: %w", err)
 		}
 	}
 	return lock, nil
+}
+
+// suits refuses the lock of another target.
+func (b Build) suits(lock debian.Lock) error {
+	t := b.target()
+	if err := lock.For(t.Arch); err != nil {
+		return err
+	}
+	for _, p := range lock {
+		if release, ok := strings.CutPrefix(p.Name, kernelPrefix); ok && target.Virtual(release) != t.Virtual() {
+			return fmt.Errorf("its kernel %s is not one for %s (gatehouse image lock --arch %s makes a lock)", p.Name, t.Name, t.Name)
+		}
+	}
+	return nil
 }
 
 // keysFolder is where the keys of this build lie.
@@ -214,7 +259,7 @@ func (b Build) signers() (keys.Signers, error) {
 }
 
 func (b Build) cache() debian.Cache {
-	return debian.Cache{Dir: b.cachePath(), Log: b.Log}
+	return debian.Cache{Dir: b.cachePath(), Arch: b.target().Arch, Log: b.Log}
 }
 
 func (b Build) cachePath() string {
@@ -225,6 +270,9 @@ func (b Build) cachePath() string {
 }
 
 func (b Build) path(name string) string { return filepath.Join(b.Output, name) }
+
+// result is where one lies, by its name for amd64.
+func (b Build) result(name string) string { return b.path(Named(name, b.target())) }
 
 // boot writes kernel and initramfs, what a direct boot needs.
 func (b Build) boot(p payload) error {
@@ -238,7 +286,8 @@ func (b Build) boot(p payload) error {
 }
 
 // write makes one result: under its name it is always complete.
-func (b Build) write(name string, fill func(*os.File) error) error {
+func (b Build) write(result string, fill func(*os.File) error) error {
+	name := Named(result, b.target())
 	partial := b.path(name + ".partial")
 	f, err := os.Create(partial)
 	if err != nil {

@@ -26,7 +26,7 @@ const (
 // forms writes them. The compression of one processor is the same bytes on each
 // machine; that of several is not.
 func (b Build) forms(p payload) error {
-	raw, err := os.Open(b.path(Disk))
+	raw, err := os.Open(b.result(Disk))
 	if err != nil {
 		return fmt.Errorf("reading the disk image: %w", err)
 	}
@@ -61,7 +61,7 @@ func (b Build) forms(p payload) error {
 // medium writes the one that installs: it starts the same loader and the same
 // system as the disk that it carries.
 func (b Build) medium(p payload, raw io.ReaderAt) error {
-	system, err := os.ReadFile(b.path(UKI))
+	system, err := os.ReadFile(b.result(UKI))
 	if err != nil {
 		return fmt.Errorf("reading the UKI: %w", err)
 	}
@@ -69,7 +69,7 @@ func (b Build) medium(p payload, raw io.ReaderAt) error {
 	if err != nil {
 		return fmt.Errorf("the loader: %w", err)
 	}
-	packed, err := os.Open(b.path(DiskGzip))
+	packed, err := os.Open(b.result(DiskGzip))
 	if err != nil {
 		return fmt.Errorf("reading the packed disk image: %w", err)
 	}
@@ -87,7 +87,7 @@ func (b Build) medium(p payload, raw io.ReaderAt) error {
 	id := sha256.Sum256(system)
 	return b.write(DiskISO, func(f *os.File) error {
 		return disk.WriteISO(f, []disk.File{
-			{Path: disk.LoaderPath("amd64"), Content: loader},
+			{Path: b.target().LoaderPath(), Content: loader},
 			{Path: slot.A.Path(), Content: system},
 			{Path: slot.ConfigPath, Content: slot.Config(slot.A)},
 		}, packed, head, id[:])
@@ -98,7 +98,7 @@ func (b Build) medium(p payload, raw io.ReaderAt) error {
 // everywhere else on the disk zeros mean something, and what an older box left
 // there would be taken for its keys, its files or its system.
 func (b Build) diskMap(raw io.ReaderAt) (bmap.Map, error) {
-	system, err := os.ReadFile(b.path(UKI))
+	system, err := os.ReadFile(b.result(UKI))
 	if err != nil {
 		return bmap.Map{}, fmt.Errorf("reading the UKI: %w", err)
 	}

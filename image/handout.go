@@ -19,6 +19,7 @@ import (
 	"gatehouse/image/keys"
 	"gatehouse/image/release"
 	"gatehouse/image/sbom"
+	"gatehouse/image/target"
 )
 
 // ReleaseDir is the folder of a release, by name in the output folder.
@@ -34,12 +35,14 @@ const (
 var (
 	ErrDevelopment = errors.New("a release is not signed with development keys")
 	ErrChanged     = errors.New("a release is made of a commit")
+	ErrTargets     = errors.New("a release has one image for each kind of processor")
 )
 
-// Release builds the image with the keys of a folder, and hands it out as a
-// release in a folder of its own. It needs all private keys but those of the
-// manifest, which may sign later; and a commit, so that it can be built again.
-func (b Build) Release(ctx context.Context, minimum firmware.Version) (dir string, err error) {
+// Release builds the images of targets with the keys of a folder, and hands them
+// out as one release in a folder of its own. It needs all private keys but those
+// of the manifest, which may sign later; and a commit, so that it can be built
+// again. Locks are in the order of the targets, or none.
+func (b Build) Release(ctx context.Context, minimum firmware.Version, targets []target.Target, locks []string) (dir string, err error) {
 	dir = b.path(ReleaseDir)
 	fail := func(err error) (string, error) { return "", fmt.Errorf("making a release: %w", err) }
 	r := release.Release{Minimum: minimum}
@@ -52,42 +55,73 @@ func (b Build) Release(ctx context.Context, minimum firmware.Version) (dir strin
 	if _, err := os.Lstat(dir); err == nil {
 		return fail(fmt.Errorf("%s %w: a release is not changed once it is made, move it to where you keep them", dir, fs.ErrExist))
 	}
+	if err := distinct(targets, locks); err != nil {
+		return fail(err)
+	}
 	if r.Signers, err = b.releaseKeys(); err != nil {
 		return fail(err)
 	}
 	if err := b.committed(ctx); err != nil {
 		return fail(err)
 	}
-	if _, err := b.lock(ctx); err != nil { // makes one where there is none
-		return fail(err)
+	var builds []Build
+	for i, t := range targets {
+		b.Target = t
+		if locks != nil {
+			b.Lock = locks[i]
+		}
+		if _, err := b.lock(ctx); err != nil { // makes one where there is none
+			return fail(err)
+		}
+		work := b
+		work.Final = true
+		work.Output, work.Cache = b.path(ReleaseDir+".work"), b.cachePath()
+		if work.Lock == "" {
+			work.Lock = b.result(LockFile)
+		}
+		builds = append(builds, work)
 	}
-	work := b
-	work.Final = true
-	work.Output, work.Cache, work.Lock = b.path(ReleaseDir+".work"), b.cachePath(), b.path(LockFile)
-	if b.Lock != "" {
-		work.Lock = b.Lock
+	for _, work := range builds {
+		if err := work.Run(ctx); err != nil {
+			return fail(err)
+		}
+		r.Systems = append(r.Systems, release.Build{Arch: work.target().Arch, Files: work.handedOut()})
 	}
-	if err := work.Run(ctx); err != nil {
-		return fail(err)
-	}
-	r.Systems = []release.Build{{Arch: "amd64", Files: work.handedOut()}}
-	if r.Parts, err = work.parts(ctx, r); err != nil {
+	if r.Parts, err = parts(ctx, r, builds); err != nil {
 		return fail(err)
 	}
 	if err := r.Write(dir); err != nil {
 		return "", err
 	}
-	if err := os.RemoveAll(work.Output); err != nil {
+	if err := os.RemoveAll(b.path(ReleaseDir + ".work")); err != nil {
 		return fail(err)
 	}
 	return dir, nil
 }
 
+// distinct refuses two systems for one processor: a box finds its own by that.
+func distinct(targets []target.Target, locks []string) error {
+	if locks != nil && len(locks) != len(targets) {
+		return fmt.Errorf("%w: %d locks for %d of them", ErrTargets, len(locks), len(targets))
+	}
+	seen := make(map[string]string)
+	for _, t := range targets {
+		if other, twice := seen[t.Arch]; twice {
+			return fmt.Errorf("%w: %s and %s are for one processor, and a box could not tell which system is its own", ErrTargets, other, t.Name)
+		}
+		seen[t.Arch] = t.Name
+	}
+	if len(targets) == 0 {
+		return fmt.Errorf("%w: there is none", ErrTargets)
+	}
+	return nil
+}
+
 // handedOut are the results of which a release has a copy.
 func (b Build) handedOut() map[string]string {
 	return map[string]string{
-		release.System: b.path(UKI), release.Disk: b.path(DiskGzip), release.Lock: b.path(LockFile),
-		".qcow2": b.path(DiskQcow2), ".img.zst": b.path(DiskZstd), ".img.bmap": b.path(DiskMap), ".iso": b.path(DiskISO),
+		release.System: b.result(UKI), release.Disk: b.result(DiskGzip), release.Lock: b.result(LockFile),
+		".qcow2": b.result(DiskQcow2), ".img.zst": b.result(DiskZstd), ".img.bmap": b.result(DiskMap), ".iso": b.result(DiskISO),
 	}
 }
 
@@ -139,14 +173,16 @@ func (b Build) committed(ctx context.Context) error {
 	return nil
 }
 
-// parts is the document on what a release is made of.
-func (b Build) parts(ctx context.Context, r release.Release) ([]byte, error) {
+// parts is the document on what a release is made of, by its builds in the order
+// of its systems.
+func parts(ctx context.Context, r release.Release, builds []Build) ([]byte, error) {
 	document := sbom.Document{Name: fmt.Sprintf("%s-%s", firmware.Product, r.Version), Version: r.Version.String(), Created: r.Issued, Tool: "gatehouse image build"}
-	folders, err := b.moduleFolders(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, system := range r.Systems {
+	for i, system := range r.Systems {
+		b := builds[i]
+		folders, err := b.moduleFolders(ctx)
+		if err != nil {
+			return nil, err
+		}
 		whole, err := os.ReadFile(system.Files[release.System])
 		if err != nil {
 			return nil, err
@@ -176,7 +212,7 @@ func (b Build) parts(ctx context.Context, r release.Release) ([]byte, error) {
 		})
 		document.Parts = append(append(document.Parts, modules...), packages...)
 	}
-	text, err := os.ReadFile(filepath.Join(b.Source, scriptsLock))
+	text, err := os.ReadFile(filepath.Join(builds[0].Source, scriptsLock))
 	if err != nil {
 		return nil, fmt.Errorf("reading what the pages' scripts are made of: %w", err)
 	}
@@ -192,7 +228,7 @@ func (b Build) parts(ctx context.Context, r release.Release) ([]byte, error) {
 func (b Build) moduleFolders(ctx context.Context) (map[string]string, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-deps", "-json=Module", "./"+filepath.ToSlash(b.Program))
 	cmd.Dir = b.Source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), b.target().Environment()...)
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("listing the modules of %s: %w", b.Program, err)

@@ -12,6 +12,7 @@ import (
 
 	"gatehouse/firmware"
 	"gatehouse/image/keys"
+	"gatehouse/image/target"
 )
 
 // What cannot be a release is refused before anything is built, and leaves nothing.
@@ -33,6 +34,8 @@ func TestBOX3_WhatCannotBeAReleaseIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var targets []target.Target
+	var locks []string
 	for name, c := range map[string]struct {
 		change func(*Build)
 		want   error
@@ -51,13 +54,17 @@ func TestBOX3_WhatCannotBeAReleaseIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ErrChanged, "new.go"},
-		"no scripts for the pages": {func(b *Build) { repository(t, b.Source) }, fs.ErrNotExist, "make tools"},
+		"no scripts for the pages":    {func(b *Build) { repository(t, b.Source) }, fs.ErrNotExist, "make tools"},
+		"two systems for one machine": {func(*Build) { targets = []target.Target{target.ARM64, target.AMD64, target.ARM64Cloud} }, ErrTargets, "arm64 and arm64-cloud"},
+		"no system":                   {func(*Build) { targets = nil }, ErrTargets, "none"},
+		"locks for some":              {func(*Build) { targets, locks = []target.Target{target.AMD64, target.ARM64}, []string{"one"} }, ErrTargets, "1 locks"},
 	} {
 		b := build(t)
 		b.Source, b.Output, b.Keys, b.Version = t.TempDir(), filepath.Join(t.TempDir(), "build"), fine, "1.5.0"
+		targets, locks = []target.Target{target.AMD64}, nil
 		c.change(&b)
 		before := list(t, b.Output)
-		_, err := b.Release(t.Context(), firmware.Version{})
+		_, err := b.Release(t.Context(), firmware.Version{}, targets, locks)
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want %v and %q", name, err, c.want, c.words)
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"gatehouse/firmware"
 	"gatehouse/firmware/approval"
 	"gatehouse/image/keys"
+	"gatehouse/image/target"
 	"gatehouse/image/uki"
 )
 
@@ -115,6 +117,8 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 		"time":    key(func(b *Build) { b.Built = "2027-01-01T00:00:00Z" }, "lock"),
 		"kind":    key(func(b *Build) { b.Final = true }, "lock"),
 		"epoch":   key(func(b *Build) { b.Epoch = 2 }, "lock"),
+		"target":  key(func(b *Build) { b.Target = target.ARM64 }, "lock"),
+		"kernel":  key(func(b *Build) { b.Target = target.ARM64Cloud }, "lock"),
 		"program": key(func(b *Build) { b.Program = "appliance/task" }, "lock"),
 	} {
 		if other == first {
@@ -151,8 +155,14 @@ func TestCurrentNeedsEveryResult(t *testing.T) {
 }
 
 func TestModulesHaveOneReasonEach(t *testing.T) {
+	for _, x := range target.All() {
+		t.Run(x.Name, func(t *testing.T) { modulesOf(t, x) })
+	}
+}
+
+func modulesOf(t *testing.T, x target.Target) {
 	seen := make(map[string]string)
-	for _, g := range moduleGroups {
+	for _, g := range groups(x) {
 		for name := range strings.FieldsSeq(g.modules) {
 			if strings.Contains(name, "-") {
 				t.Errorf("%s: write module names with underscores", name)
@@ -163,12 +173,20 @@ func TestModulesHaveOneReasonEach(t *testing.T) {
 			seen[name] = g.why
 		}
 	}
-	for _, name := range []string{"nf_tables", "crc32c_generic", "dm_crypt", "ext4", "nvme", "ahci", "virtio_blk", "r8169", "i6300esb", "button"} {
+	for _, name := range []string{"nf_tables", "crc32c_generic", "dm_crypt", "ext4", "nvme", "virtio_blk", "softdog", "button"} {
 		if seen[name] == "" {
 			t.Errorf("%s is not listed", name)
 		}
 	}
-	list := string(loadList())
+	for name, want := range map[string]bool{
+		"ahci": !x.Virtual(), "r8169": !x.Virtual(), "i6300esb": !x.Virtual(), "iTCO_wdt": x == target.AMD64, "aesni_intel": x == target.AMD64,
+		"genet": x == target.ARM64, "tpm_tis_spi": x == target.ARM64, "tpm_tis": x == target.ARM64Cloud, "aes_ce_blk": x.Arch == "arm64",
+	} {
+		if (seen[name] != "") != want {
+			t.Errorf("%s is listed: %v, want %v", name, !want, want)
+		}
+	}
+	list := string(loadList(x))
 	for name, want := range map[string]bool{"nf_tables": true, "dm_crypt": true, "vfat": true, "e1000e": false} {
 		if strings.Contains(list, "\n"+name+"\n") != want {
 			t.Errorf("%s in modules.load is %v, want %v", name, !want, want)
@@ -177,14 +195,62 @@ func TestModulesHaveOneReasonEach(t *testing.T) {
 }
 
 func TestCommandLineKeepsItsPromises(t *testing.T) {
-	words := strings.Fields(CommandLine)
-	for _, want := range []string{"gpt", "lockdown=integrity", "panic=10", "rdinit=/init", "console=ttyS0,115200"} {
-		found := false
-		for _, word := range words {
-			found = found || word == want
+	for x, console := range map[target.Target]string{target.AMD64: "console=ttyS0,115200", target.ARM64: "console=ttyAMA0,115200", target.ARM64Cloud: "console=ttyAMA0,115200"} {
+		words := strings.Fields(CommandLine(x))
+		for _, want := range []string{"gpt", "lockdown=integrity", "panic=10", "rdinit=/init", "console=tty0", console} {
+			if !slices.Contains(words, want) {
+				t.Errorf("%s: the kernel command line lacks %s", x.Name, want)
+			}
 		}
-		if !found {
-			t.Errorf("the kernel command line lacks %s", want)
+	}
+}
+
+// Images for several targets lie side by side in one folder, and those for amd64
+// have the names that they always had.
+func TestBOX1_ResultsOfTargetsHaveNamesOfTheirOwn(t *testing.T) {
+	for result, want := range map[string][2]string{
+		LockFile: {"packages.lock", "packages-arm64.lock"}, Kernel: {"vmlinuz", "vmlinuz-arm64"},
+		Initramfs: {"initramfs.cpio.zst", "initramfs-arm64.cpio.zst"}, UKI: {"gatehouse-amd64.efi", "gatehouse-arm64.efi"},
+		Disk: {"gatehouse-amd64.img", "gatehouse-arm64.img"}, DiskMap: {"gatehouse-amd64.img.bmap", "gatehouse-arm64.img.bmap"},
+		DiskISO: {"gatehouse-amd64.iso", "gatehouse-arm64.iso"}, DiskQcow2: {"gatehouse-amd64.qcow2", "gatehouse-arm64.qcow2"},
+	} {
+		if got := [2]string{Named(result, target.AMD64), Named(result, target.ARM64)}; got != want {
+			t.Errorf("%s: %q, want %q", result, got, want)
+		}
+	}
+	if got := Named(Disk, target.ARM64Cloud); got != "gatehouse-arm64-cloud.img" {
+		t.Errorf("with the other kernel: %s", got)
+	}
+}
+
+// The lock of another target would make an image that starts nowhere, or another
+// one than was asked for.
+func TestBOX1_LocksOfOtherTargetsAreRefused(t *testing.T) {
+	line := func(name, arch string) string {
+		return name + " 1 " + strings.Repeat("ab", 32) + " " + name + "_1_" + arch + ".deb\n"
+	}
+	lockOf := func(kernel, arch string) string {
+		return "# gatehouse packages 1: name version sha256 file\n" + line("libc6", arch) + line("linux-image-6.1.0-56-"+kernel, arch)
+	}
+	for name, c := range map[string]struct {
+		target target.Target
+		text   string
+		words  string
+	}{
+		"amd64 for arm64":       {target.ARM64, lockOf("amd64", "amd64"), "not one for arm64"},
+		"arm64 for amd64":       {target.AMD64, lockOf("arm64", "arm64"), "not one for amd64"},
+		"one package of arm64":  {target.AMD64, lockOf("amd64", "amd64") + line("libuuid1", "arm64"), "libuuid1"},
+		"cloud for boards":      {target.ARM64, lockOf("cloud-arm64", "arm64"), "image lock --arch arm64 "},
+		"boards' for the cloud": {target.ARM64Cloud, lockOf("arm64", "arm64"), "image lock --arch arm64-cloud"},
+		"its own":               {target.ARM64, lockOf("arm64", "arm64"), "not in the cache"},
+	} {
+		b := build(t)
+		b.Target, b.Lock = c.target, filepath.Join(b.Output, "given.lock")
+		if err := os.WriteFile(b.Lock, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: %v, want %q", name, err, c.words)
 		}
 	}
 }
@@ -200,7 +266,7 @@ func TestKEY10_SystemIsApprovedForEachWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sections := []uki.Section{{Name: ".linux", Content: []byte("kernel")}, {Name: ".cmdline", Content: []byte(CommandLine)}, {Name: ".pcrpkey", Content: public}}
+	sections := []uki.Section{{Name: ".linux", Content: []byte("kernel")}, {Name: ".cmdline", Content: []byte(CommandLine(target.AMD64))}, {Name: ".pcrpkey", Content: public}}
 	signatures, err := approve(release, 7, sections)
 	if err != nil {
 		t.Fatal(err)

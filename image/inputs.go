@@ -21,7 +21,7 @@ import (
 // lists are inputs too).
 func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signers keys.Signers, revoked []keys.Revoked) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %d %v\n%s\n", b.Version, b.Built, b.Epoch, b.Final, lock)
+	fmt.Fprintf(h, "%q %q %q %d %v\n%s\n", b.target().Name, b.Version, b.Built, b.Epoch, b.Final, lock)
 	for _, r := range keys.Roles() {
 		fmt.Fprintf(h, "%s\n", signing[r].Fingerprint())
 	}
@@ -37,7 +37,7 @@ func (b Build) inputs(ctx context.Context, lock []byte, signing keys.Set, signer
 	if err != nil {
 		return "", err
 	}
-	goVersion, err := exec.CommandContext(ctx, "go", "env", "GOVERSION", "GOAMD64", "GOFLAGS", "GOEXPERIMENT").Output()
+	goVersion, err := exec.CommandContext(ctx, "go", "env", "GOVERSION", "GOAMD64", "GOARM64", "GOFLAGS", "GOEXPERIMENT").Output()
 	if err != nil {
 		return "", fmt.Errorf("asking for the version of Go: %w", err)
 	}
@@ -57,7 +57,7 @@ func (b Build) sources(ctx context.Context) ([]string, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-deps",
 		"-json=Dir,Module,GoFiles,SFiles,EmbedFiles", "./"+filepath.ToSlash(b.Program))
 	cmd.Dir = b.Source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), b.target().Environment()...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -94,12 +94,12 @@ func (b Build) sources(ctx context.Context) ([]string, error) {
 
 // current says whether the results on disk were made from the same inputs.
 func (b Build) current(key string) bool {
-	last, err := os.ReadFile(b.path(Disk + keySuffix))
+	last, err := os.ReadFile(b.result(Disk) + keySuffix)
 	if err != nil || string(last) != key {
 		return false
 	}
 	for _, name := range []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO} {
-		if _, err := os.Stat(b.path(name)); err != nil {
+		if _, err := os.Stat(b.result(name)); err != nil {
 			return false
 		}
 	}

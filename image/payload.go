@@ -15,6 +15,7 @@ import (
 	"gatehouse/image/initramfs"
 	"gatehouse/image/keys"
 	"gatehouse/image/kmod"
+	"gatehouse/image/target"
 )
 
 // A payload is what the packages contribute to the image.
@@ -34,8 +35,8 @@ func (b Build) unpack(ctx context.Context, lock debian.Lock) (payload, error) {
 	roots := make(map[string]string)
 	for _, p := range lock {
 		name := p.Name
-		if strings.HasPrefix(name, "linux-image-") {
-			name = kernelMeta
+		if strings.HasPrefix(name, kernelPrefix) {
+			name = b.target().Kernel
 		}
 		dir, err := b.cache().Unpack(ctx, p)
 		if err != nil {
@@ -43,25 +44,25 @@ func (b Build) unpack(ctx context.Context, lock debian.Lock) (payload, error) {
 		}
 		roots[name] = dir
 	}
-	for _, name := range packages {
+	for _, name := range b.packages() {
 		name, _, _ = strings.Cut(name, ">")
 		if roots[name] == "" {
 			return payload{}, fmt.Errorf("the lock lacks package %s: make a new one", name)
 		}
 	}
 	var p payload
-	if err := p.addKernel(roots[kernelMeta]); err != nil {
+	if err := p.addKernel(roots[b.target().Kernel], b.target()); err != nil {
 		return payload{}, err
 	}
 	efi := filepath.Join(roots["systemd-boot-efi"], "usr/lib/systemd/boot/efi")
 	var err error
-	if p.stub, err = os.ReadFile(filepath.Join(efi, "linuxx64.efi.stub")); err != nil {
+	if p.stub, err = os.ReadFile(filepath.Join(efi, b.target().Stub())); err != nil {
 		return payload{}, fmt.Errorf("taking the UKI stub out of its package: %w", err)
 	}
-	if p.loader, err = os.ReadFile(filepath.Join(efi, "systemd-bootx64.efi")); err != nil {
+	if p.loader, err = os.ReadFile(filepath.Join(efi, b.target().Loader())); err != nil {
 		return payload{}, fmt.Errorf("taking systemd-boot out of its package: %w", err)
 	}
-	if err := p.addPrograms(roots); err != nil {
+	if err := p.addPrograms(roots, b.target()); err != nil {
 		return payload{}, err
 	}
 	b.Log.Info("packages taken apart", "kernel", p.release, "files", len(p.files))
@@ -69,7 +70,7 @@ func (b Build) unpack(ctx context.Context, lock debian.Lock) (payload, error) {
 }
 
 // addKernel takes the kernel and the chosen modules with fresh indexes.
-func (p *payload) addKernel(root string) error {
+func (p *payload) addKernel(root string, t target.Target) error {
 	releases, err := os.ReadDir(filepath.Join(root, "lib/modules"))
 	if err != nil || len(releases) != 1 {
 		return fmt.Errorf("looking for the kernel's modules: want one release, found %d: %w", len(releases), err)
@@ -83,7 +84,7 @@ func (p *payload) addKernel(root string) error {
 	if err != nil {
 		return err
 	}
-	set, err := tree.Closure(wantedModules())
+	set, err := tree.Closure(wantedModules(t))
 	if err != nil {
 		return fmt.Errorf("kernel %s: %w", p.release, err)
 	}
@@ -96,7 +97,7 @@ func (p *payload) addKernel(root string) error {
 		p.files = append(p.files, initramfs.File{Path: path.Join(below, m.Path), Content: content, Mode: 0o644})
 	}
 	indexes := set.Indexes()
-	indexes["modules.load"] = loadList()
+	indexes["modules.load"] = loadList(t)
 	for name, content := range indexes {
 		p.files = append(p.files, initramfs.File{Path: path.Join(below, name), Content: content, Mode: 0o644})
 	}
@@ -108,7 +109,7 @@ var programs = []string{"sbin/mke2fs", "sbin/e2fsck"}
 
 // addPrograms takes the programs, the libraries they are linked with, found by
 // name in the packages and nowhere else, and mke2fs's defaults.
-func (p *payload) addPrograms(roots map[string]string) error {
+func (p *payload) addPrograms(roots map[string]string, t target.Target) error {
 	conf, err := os.ReadFile(filepath.Join(roots["e2fsprogs"], "etc/mke2fs.conf"))
 	if err != nil {
 		return fmt.Errorf("taking mke2fs.conf out of its package: %w", err)
@@ -131,15 +132,11 @@ func (p *payload) addPrograms(roots map[string]string) error {
 			return err
 		}
 		for _, name := range needed {
-			library, err := find(roots, name)
+			library, err := find(roots, t, name)
 			if err != nil {
 				return fmt.Errorf("%s is linked with it: %w", as, err)
 			}
-			folder := "lib/x86_64-linux-gnu"
-			if strings.HasPrefix(name, "ld-linux") {
-				folder = "lib64" // the path is part of every program's header
-			}
-			if err := take(library, path.Join(folder, name)); err != nil {
+			if err := take(library, t.LibraryPath(name)); err != nil {
 				return err
 			}
 		}
@@ -169,9 +166,9 @@ func libraries(file string) ([]string, error) {
 
 // find looks for a shared library in the unpacked packages. Links between
 // versions stay inside their package.
-func find(roots map[string]string, name string) (string, error) {
+func find(roots map[string]string, t target.Target, name string) (string, error) {
 	for _, root := range slices.Sorted(maps.Values(roots)) {
-		for _, folder := range []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64"} {
+		for _, folder := range t.LibraryFolders() {
 			file := filepath.Join(root, folder, name)
 			if _, err := os.Stat(file); err == nil {
 				return file, nil
@@ -188,6 +185,7 @@ func (p payload) archive(b Build) initramfs.Archive {
 		set["final"] = "yes"
 	}
 	return initramfs.Archive{
+		Arch:    b.target().Arch,
 		Program: filepath.Join(b.Source, b.Program),
 		Set:     set,
 		Files:   append(slices.Clone(p.files), initramfs.File{Path: "etc/os-release", Content: osRelease(b.Version), Mode: 0o644}),

@@ -28,10 +28,15 @@ func (b *box) panel(m *monitor.Monitor) task.Task {
 
 // terminals opens display and serial line, those that there are.
 func (b *box) terminals() (all []panel.Terminal) {
-	for _, t := range []struct {
+	type terminal struct {
 		path   string
 		screen bool
-	}{{"/dev/tty1", true}, {"/dev/ttyS0", false}} {
+	}
+	want := []terminal{{"/dev/tty1", true}}
+	for _, name := range b.machine.SerialConsoles() {
+		want = append(want, terminal{"/dev/" + name, false})
+	}
+	for _, t := range want {
 		f, err := os.OpenFile(t.path, os.O_RDWR|unix.O_NOCTTY, 0)
 		if err != nil {
 			b.log.Info("there is no console here", "terminal", t.path, "err", err)

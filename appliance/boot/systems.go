@@ -38,10 +38,6 @@ type systems struct {
 	variable bool          // the firmware keeps variables
 }
 
-// loaderFile is where the boot loader is on the EFI system partition: where
-// firmware looks without being told.
-const loaderFile = `\EFI\BOOT\BOOTX64.EFI`
-
 // Names of our entries in the firmware's boot menu.
 const (
 	loaderEntry = "Gatehouse"

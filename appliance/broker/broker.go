@@ -19,6 +19,7 @@ import (
 	"gatehouse/appliance/broker/target"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/session"
+	"gatehouse/appliance/session/api"
 	"gatehouse/appliance/store"
 	"gatehouse/appliance/task"
 )
@@ -43,6 +44,7 @@ const (
 	life        = 12 * time.Hour // of a grant
 	arrive      = session.MaxWait
 	sweepEvery  = time.Second
+	shortest    = 30 * time.Second // of a session that a restart cuts
 )
 
 // Config is what a Broker is made of.
@@ -67,9 +69,10 @@ type Broker struct {
 	keys    keys
 	archive *archive.Archive
 
-	mu    sync.Mutex
-	live  map[session.ID]*live // not over
-	lines map[string]*line     // by site
+	mu     sync.Mutex
+	live   map[session.ID]*live // not over
+	lines  map[string]*line     // by site
+	notice *api.Notice          // when all sessions end
 }
 
 // Open reads what is kept, and makes the organisation's keys at the first time.

@@ -617,3 +617,40 @@ func TestSES4_BrowsersOfferAndAnswer(t *testing.T) {
 	}
 	<-said
 }
+
+// TestSES7_SessionsAreCutToARestart: who is granted a session while a restart is
+// planned is told with it, and has it no longer than that.
+func TestSES7_SessionsAreCutToARestart(t *testing.T) {
+	d := newDesk(t)
+	if _, err := d.Declare(t.Context(), owner, api.TargetNew{Target: session.Target{Name: "nas", Kind: session.SSH, Host: "192.0.2.9", Port: 22}, Recording: session.RecordingOff}); err != nil {
+		t.Fatal(err)
+	}
+	d.attend()
+	ask := func(key byte) (api.Granted, error) {
+		return d.Ask(t.Context(), owner, api.Ask{Target: "nas", Transport: session.TLS, Key: session.Key{key}})
+	}
+	at := func(after time.Duration) {
+		d.Announce(&api.Notice{At: d.now.Add(after), Text: "the box restarts into version 1.5.0"})
+	}
+	at(shortest - time.Second)
+	if _, err := ask(10); !refused(err) || !strings.Contains(err.Error(), "The box restarts into version 1.5.0 in a moment") {
+		t.Errorf("in a moment: %v", err)
+	}
+	at(life + time.Hour)
+	if g, err := ask(11); err != nil || g.Notice != nil || !g.Until.Equal(d.now.Add(life)) {
+		t.Errorf("after its end: %+v, until %s, %v", g.Notice, g.Until, err)
+	}
+	at(10 * time.Minute)
+	g, err := ask(12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := session.ReadGrant(d.keys.public(), g.Grant)
+	if want := d.now.Add(10 * time.Minute); err != nil || g.Notice == nil || !g.Until.Equal(want) || !signed.Until.Equal(want) || *g.Notice != *d.Notice() {
+		t.Errorf("%+v, until %s, signed until %s, %v", g.Notice, g.Until, signed.Until, err)
+	}
+	d.Announce(nil)
+	if g, err := ask(13); err != nil || g.Notice != nil || !g.Until.Equal(d.now.Add(life)) {
+		t.Errorf("called off: %+v, until %s, %v", g.Notice, g.Until, err)
+	}
+}

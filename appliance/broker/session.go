@@ -108,7 +108,7 @@ func (b *Broker) Ask(ctx context.Context, who asker.Who, q api.Ask) (api.Granted
 		return api.Granted{}, err
 	}
 	offer := attend.Offer{Grant: signed, Material: material}
-	granted := api.Granted{Session: g.ID, Grant: signed, Until: g.Until, Meeting: api.Meeting{Gateway: g.Gateways[0]}}
+	granted := api.Granted{Session: g.ID, Grant: signed, Until: g.Until, Notice: b.cuts(g), Meeting: api.Meeting{Gateway: g.Gateways[0]}}
 	if g.Transport == session.TLS {
 		if offer.Ticket, granted.Ticket, err = b.tickets(l, n); err != nil {
 			return api.Granted{}, err
@@ -164,6 +164,12 @@ func (b *Broker) grant(ctx context.Context, who asker.Who, q api.Ask, t api.Targ
 	}
 	g.From = b.cfg.Wall().Truncate(time.Second).UTC()
 	g.Until = g.From.Add(life)
+	if n := b.cuts(g); n != nil {
+		if n.At.Sub(g.From) < shortest {
+			return g, asker.Refuse("%s in a moment. Ask again once it is there.", sentence(n.Text))
+		}
+		g.Until = n.At.Truncate(time.Second).UTC()
+	}
 	g.Gateways, err = b.gateways(ctx, who)
 	return g, err
 }
@@ -386,6 +392,31 @@ func (b *Broker) Live() (n int) {
 func (b *Broker) EndAll(ctx context.Context, why string) {
 	b.endIf(ctx, func(*live) string { return why })
 }
+
+// Announce says when all sessions end, and why; nil: they do not. Who is in one
+// hears of it by asking, who is granted one at once.
+func (b *Broker) Announce(n *api.Notice) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.notice = n
+}
+
+// Notice is what was announced.
+func (b *Broker) Notice() *api.Notice {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.notice
+}
+
+// cuts is the notice that a session does not outlive; nil: none.
+func (b *Broker) cuts(g session.Grant) *api.Notice {
+	if n := b.Notice(); n != nil && !n.At.After(g.Until) {
+		return n
+	}
+	return nil
+}
+
+func sentence(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // Recheck ends the sessions of sources that may not have any more, whatever way
 // their bytes go.

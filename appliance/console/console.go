@@ -34,6 +34,7 @@ import (
 	"gatehouse/appliance/enroll"
 	"gatehouse/appliance/enroll/hub"
 	"gatehouse/appliance/handover"
+	"gatehouse/appliance/herald"
 	"gatehouse/appliance/intake"
 	"gatehouse/appliance/setup"
 	"gatehouse/appliance/setup/proof"
@@ -63,7 +64,8 @@ type console struct {
 	keeper   *keeper.Keeper      // nil while locked
 	intake   *intake.Intake      // nil while locked, as the mirror
 	mirror   *intake.Mirror
-	reason   string // why locked
+	herald   *herald.Herald // nil while locked
+	reason   string         // why locked
 	steady   func() time.Time
 	lists    *admission.Watch
 	staging  sync.Mutex // of allowlists
@@ -119,8 +121,7 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		tasks = append(tasks, s.keeper.Tasks()...)
 	}
 	if s.broker != nil {
-		tasks = append(tasks, s.broker.Task())
-		tasks = append(tasks, s.mirror.Tasks()...)
+		tasks = append(tasks, s.broker.Task(), s.herald.Task(), s.mirror.Task())
 	}
 	return task.Run(ctx, tasks...)
 }
@@ -191,6 +192,7 @@ func (s *console) open(ctx context.Context) (*tls.Config, error) {
 		return nil, err
 	}
 	s.openIntake()
+	s.herald = herald.New(herald.Config{Planned: s.planned, Announce: s.broker.Announce, End: s.broker.EndAll, Now: time.Now, Log: s.log})
 	if err := s.openHub(ctx); err != nil {
 		return nil, err
 	}

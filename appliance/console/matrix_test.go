@@ -48,7 +48,7 @@ ready:POST:/api/v1/site/enrol:0: ready:POST:/api/v1/site/report:0: ready:POST:/a
 ready:GET:/api/v1/targets:3:use-sessions ready:POST:/api/v1/targets:3:manage-targets ready:POST:/api/v1/targets/change:3:manage-targets ready:POST:/api/v1/targets/remove:3:manage-targets
 ready:POST:/api/v1/targets/credential:3:manage-targets ready:POST:/api/v1/targets/host-key/forget:3:manage-targets
 ready:GET:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions:3:use-sessions ready:POST:/api/v1/sessions/meet:3:use-sessions
-ready:POST:/api/v1/sessions/signal:3:use-sessions ready:POST:/api/v1/sessions/end:3:use-sessions
+ready:POST:/api/v1/sessions/signal:3:use-sessions ready:POST:/api/v1/sessions/end:3:use-sessions ready:GET:/api/v1/sessions/notice:3:use-sessions
 ready:GET:/api/v1/recordings:3:read-recordings ready:GET:/api/v1/recordings/cast:3:read-recordings ready:POST:/api/v1/recordings/remove:3:manage-sessions
 ready:GET:/sign-in/code:1: ready:POST:/sign-in/code:1:
 ready:GET:/welcome/clock:2: ready:POST:/welcome/clock:2: ready:GET:/welcome/factor:2: ready:POST:/welcome/factor:2: ready:POST:/sign-out:2:

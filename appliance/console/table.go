@@ -50,7 +50,7 @@ func (s *console) table(state control.State) []shell.Route {
 	exposed := exposure.New(s.exposure)
 	guarded := keys.New(s.keyPorts())
 	updates := update.New(s.updatePorts())
-	inside := sessions.New(sessions.Ports{Sessions: s.broker.Sessions, End: s.broker.End})
+	inside := sessions.New(sessions.Ports{Sessions: s.broker.Sessions, End: s.broker.End, Notice: s.broker.Notice})
 	for _, pages := range [][]shell.Route{
 		claim.New(s.claimer, s.identity.SHA256).Routes(),
 		signin.New().Routes(),
@@ -68,7 +68,7 @@ func (s *console) table(state control.State) []shell.Route {
 		clock.New(clock.Ports{Set: s.setClock, ResetFloor: s.resetFloor, Network: s.networkPorts().Network}).Routes(),
 		certificates.New(s.keeper).Routes(),
 		auditlog.New(s.auditReader()).Routes(),
-		system.New(system.Ports{Power: s.power, Log: s.readLog, Erase: change(s, control.OpErase), Released: s.releasedStatement}).Routes(),
+		system.New(system.Ports{Power: told(s, change(s, control.OpPower)), Sessions: s.broker.Live, AtOnce: s.herald.AtOnce, Log: s.readLog, Erase: change(s, control.OpErase), Released: s.releasedStatement}).Routes(),
 		updates.Routes(),
 		portable.New(s.portablePorts(), func() portable.Database { return s.db }).Routes(),
 		tokens.New().Routes(),
@@ -134,11 +134,12 @@ func (s *console) portablePorts() portable.Ports {
 	}
 }
 
-// updatePorts are the requests about the box's two systems.
+// updatePorts are the requests about the box's two systems. Those that may have
+// it restart are told on, to who is in a session.
 func (s *console) updatePorts() update.Ports {
 	return update.Ports{
-		Update: s.systems, Start: change(s, control.OpUpdateStart), Cancel: change(s, control.OpUpdateCancel), Set: change(s, control.OpUpdateSet),
-		Intake: s.intake, Mirror: s.mirror, Sessions: s.broker.Live, Warn: s.warnSessions,
+		Update: s.systems, Start: told(s, change(s, control.OpUpdateStart)), Cancel: told(s, change(s, control.OpUpdateCancel)), Set: told(s, change(s, control.OpUpdateSet)),
+		Intake: s.intake, Mirror: s.mirror, Sessions: s.broker.Live, AtOnce: s.herald.AtOnce,
 	}
 }
 
@@ -146,9 +147,18 @@ func (s *console) systems(ctx context.Context) (control.Update, error) {
 	return control.OpUpdate.Call(ctx, s.control, control.None{})
 }
 
-// warnSessions ends the sessions that a restart would cut off without a word.
-func (s *console) warnSessions(ctx context.Context, version string) {
-	s.broker.EndAll(ctx, "the box restarts into version "+version)
+// planned is the restart that comes by itself next.
+func (s *console) planned(ctx context.Context) (*control.Restart, error) {
+	st, err := s.status(ctx)
+	return st.Restart, err
+}
+
+// told has the herald look after a change.
+func told[Q any](s *console, f func(context.Context, Q) error) func(context.Context, Q) error {
+	return func(ctx context.Context, q Q) error {
+		defer s.herald.Look()
+		return f(ctx, q)
+	}
 }
 
 // openIntake makes what brings releases in.
@@ -161,7 +171,7 @@ func (s *console) openIntake() {
 			return control.OpUpdateWrite.Call(ctx, s.control, q)
 		},
 	})
-	s.mirror = intake.NewMirror(s.intake, intake.MirrorConfig{View: s.systems, Start: change(s, control.OpUpdateStart), Warn: s.warnSessions, Now: time.Now, Log: s.log})
+	s.mirror = intake.NewMirror(s.intake, intake.MirrorConfig{View: s.systems, Start: change(s, control.OpUpdateStart), Now: time.Now, Log: s.log})
 }
 
 // change is a request whose answer is only that it was done.
@@ -187,11 +197,6 @@ func (s *console) setClock(ctx context.Context, q control.ClockSet) (control.Clo
 
 func (s *console) resetFloor(ctx context.Context, q control.ClockFloor) (control.Clock, error) {
 	return control.OpClockFloor.Call(ctx, s.control, q)
-}
-
-func (s *console) power(ctx context.Context, q control.Power) error {
-	_, err := control.OpPower.Call(ctx, s.control, q)
-	return err
 }
 
 func (s *console) releasedStatement(ctx context.Context, q control.ReleaseAsk) (control.Released, error) {

@@ -85,6 +85,7 @@ type Status struct {
 	Clock       Clock        `json:"clock"`
 	Firewall    Firewall     `json:"firewall"`
 	Waiting     []Candidate  `json:"waiting,omitempty"` // changes that wait to be kept
+	Restart     *Restart     `json:"restart,omitempty"` // the next that comes by itself
 	Links       []Link       `json:"links"`
 	Roles       []RoleStatus `json:"roles"`
 	Volume      Volume       `json:"volume"`
@@ -293,11 +294,23 @@ type ClockSet struct {
 	From    string    `json:"from"`
 }
 
+// Grace is how long people in sessions have from the word that the box restarts
+// until it does, where that is not to be at once.
+const Grace = 5 * time.Minute
+
 // Power asks for a restart or to switch off.
 type Power struct {
-	Action string `json:"action"` // restart, off
+	Action string `json:"action"` // restart, off; stay: what was to come later does not
 	Actor  string `json:"actor"`
 	From   string `json:"from"`
+	Later  bool   `json:"later,omitempty"` // after Grace
+}
+
+// Restart is one that comes by itself at its time.
+type Restart struct {
+	At      time.Time `json:"at"`
+	Off     bool      `json:"off,omitempty"`     // the box is switched off
+	Version string    `json:"version,omitempty"` // of the release that it starts; "": what runs now
 }
 
 // LogQuery asks for the newest lines.

@@ -83,12 +83,18 @@ type UpdateSettings struct {
 	// Mirror is the address of a folder with the file "release" and the systems it
 	// names; "": none is asked.
 	Mirror string `json:"mirror"`
+	// Roots are certificates, PEM, that vouch for an https mirror in place of the
+	// public authorities; "": those. At most MaxUpdateRoots bytes.
+	Roots string `json:"roots,omitempty"`
 	// Window is when a release may start, as in "Sun 02:00-04:00"; "": when asked.
 	// In UTC, because a box has no other time.
 	Window string `json:"window"`
 	// Automatic: what the mirror has is received and started without a question.
 	Automatic bool `json:"automatic"`
 }
+
+// MaxUpdateRoots is how long the certificates are that vouch for a mirror.
+const MaxUpdateRoots = 24 << 10
 
 // UpdateBegin offers a release.
 type UpdateBegin struct {
@@ -118,8 +124,11 @@ const MaxUpdateWrite = 64 << 10
 // UpdateStart has a received release started.
 type UpdateStart struct {
 	By
-	// Wait for the window; without one it starts now.
+	// Wait for the window, as it is open Grace from now or later; without one it
+	// starts now.
 	Wait bool `json:"wait"`
+	// Later: after Grace.
+	Later bool `json:"later,omitempty"`
 }
 
 // UpdateSet changes the settings.

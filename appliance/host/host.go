@@ -131,6 +131,23 @@ func (h *Host) Memory() (control.Memory, error) {
 	return m, nil
 }
 
+// SerialConsoles are the serial lines that the kernel's console is on, by their
+// names in /dev: ttyS0 on PCs, ttyAMA0 on most machines with arm64, or what their
+// firmware names (ACPI SPCR). A line that does not exist is none of them.
+func (h *Host) SerialConsoles() (names []string) {
+	line, err := h.readLine("/sys/class/tty/console/active")
+	if err != nil {
+		h.log.Error("asking the kernel which consoles it has", "error", err)
+		return nil
+	}
+	for name := range strings.FieldsSeq(line) {
+		if strings.Trim(strings.TrimPrefix(name, "tty"), "0123456789") != "" { // tty0 is the screen
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // SetName sets the host name.
 func (h *Host) SetName(name string) error {
 	if err := h.calls.Sethostname([]byte(name)); err != nil {

@@ -403,3 +403,17 @@ func TestWaitEntropy(t *testing.T) {
 		t.Errorf("never seeded: %v", err)
 	}
 }
+
+// The screen is no serial line, and what the kernel does not name is none.
+func TestBOX1_SerialConsolesAreTheKernels(t *testing.T) {
+	if got := newTree(t, nil).SerialConsoles(); got != nil {
+		t.Errorf("without sysfs: %v", got)
+	}
+	for active, want := range map[string][]string{
+		"tty0\n": nil, "\n": nil, "tty0 ttyS0\n": {"ttyS0"}, "ttyAMA0 tty0\n": {"ttyAMA0"}, "tty0 tty1 ttyS0 ttyAMA0 hvc0\n": {"ttyS0", "ttyAMA0", "hvc0"},
+	} {
+		if got := newTree(t, map[string]string{"sys/class/tty/console/active": active}).SerialConsoles(); !slices.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", active, got, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package intake
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/cert/order"
+	"gatehouse/appliance/cert/pair"
 	"gatehouse/appliance/control"
 	"gatehouse/firmware"
 )
@@ -42,6 +44,23 @@ func CheckMirror(address string) error {
 	return nil
 }
 
+// Check judges where releases are asked for, and who vouches for that server.
+func Check(s control.UpdateSettings) error {
+	if err := CheckMirror(s.Mirror); err != nil || s.Roots == "" {
+		return err
+	}
+	if !strings.HasPrefix(s.Mirror, "https://") {
+		return invalid("certificates vouch for a mirror whose address begins with https://: give such an address, or leave them out")
+	}
+	if len(s.Roots) > control.MaxUpdateRoots {
+		return invalid("the certificates that vouch for the mirror have %d bytes, at most %d are taken: only the authority's own is needed", len(s.Roots), control.MaxUpdateRoots)
+	}
+	if _, err := pair.ParseChain([]byte(s.Roots)); err != nil {
+		return invalid("the certificates that vouch for the mirror: %v", err)
+	}
+	return nil
+}
+
 // folder is a mirror's folder.
 type folder struct {
 	address string
@@ -51,11 +70,11 @@ type folder struct {
 	pause   time.Duration
 }
 
-func newFolder(address string, now func() time.Time) (*folder, error) {
-	if err := CheckMirror(address); err != nil {
+func newFolder(s control.UpdateSettings, now func() time.Time) (*folder, error) {
+	if err := Check(s); err != nil {
 		return nil, err
 	}
-	pool, err := order.Authorities(nil)
+	pool, err := order.Authorities([]byte(s.Roots))
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +88,7 @@ func newFolder(address string, now func() time.Time) (*folder, error) {
 		DialContext:            (&net.Dialer{Timeout: 15 * time.Second}).DialContext,
 	}
 	return &folder{
-		address: strings.TrimSuffix(address, "/") + "/", end: transport.CloseIdleConnections, slowest: slowest, pause: pause,
+		address: strings.TrimSuffix(s.Mirror, "/") + "/", end: transport.CloseIdleConnections, slowest: slowest, pause: pause,
 		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	}, nil
 }
@@ -92,6 +111,10 @@ func (f *folder) get(ctx context.Context, file string, offset int64) (*http.Resp
 	var told *url.Error // it names the address again
 	if errors.As(err, &told) {
 		err = told.Err
+	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		err = fmt.Errorf("%w: none of the authorities that count here vouches for its certificate. If it is that of an authority of your own, put the authority's certificate into the settings (%w)", errMirror, err)
 	}
 	if err != nil {
 		return nil, err

@@ -29,10 +29,8 @@ const (
 type MirrorConfig struct {
 	View  func(context.Context) (control.Update, error)
 	Start func(context.Context, control.UpdateStart) error
-	// Warn is called shortly before the box restarts by itself into a release.
-	Warn func(ctx context.Context, version string)
-	Now  func() time.Time
-	Log  *slog.Logger
+	Now   func() time.Time
+	Log   *slog.Logger
 }
 
 // Mirror asks for releases once a day and when told to.
@@ -84,40 +82,8 @@ func (m *Mirror) Look(by control.By, receive, again bool) error {
 	}
 }
 
-// Tasks ask until ctx ends, and tell of restarts. What fails is shown, and tried
-// again another day.
-func (m *Mirror) Tasks() []task.Task {
-	return []task.Task{task.Func("mirror", m.run), task.Func("restart", m.herald)}
-}
-
-// warnBefore is how long before a restart its sessions are told: they end then,
-// with the reason, and not by a silence.
-const (
-	warnBefore = 5 * time.Second
-	heraldRest = 30 * time.Second
-)
-
-// herald tells of a restart that comes by itself.
-func (m *Mirror) herald(ctx context.Context) error {
-	var told time.Time
-	for {
-		rest := heraldRest
-		if u, err := m.c.View(ctx); err == nil && u.Stage == control.UpdateWaiting && u.Restart != nil && u.Transfer != nil && !u.Restart.Equal(told) {
-			left := u.Restart.Sub(m.c.Now()) - warnBefore
-			if left <= 0 {
-				m.c.Warn(ctx, u.Transfer.Version)
-				told = *u.Restart
-			} else {
-				rest = min(rest, left)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(rest):
-		}
-	}
-}
+// Task asks until ctx ends. What fails is shown, and tried again another day.
+func (m *Mirror) Task() task.Task { return task.Func("mirror", m.run) }
 
 func (m *Mirror) run(ctx context.Context) error {
 	next := time.NewTimer(firstLook + upTo(spread))
@@ -167,7 +133,7 @@ func (m *Mirror) ask(ctx context.Context, w wish) {
 }
 
 func (m *Mirror) look(ctx context.Context, u control.Update, w wish) (offers string, err error) {
-	f, err := newFolder(u.Policy.Mirror, m.c.Now)
+	f, err := newFolder(u.Policy, m.c.Now)
 	if err != nil {
 		return "", err
 	}

@@ -3,10 +3,17 @@ package intake
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -108,7 +115,7 @@ func (p *place) serve(w http.ResponseWriter, r *http.Request) {
 // look asks without the waits of a box.
 func (p *place) look(t *testing.T, w wish) (string, error) {
 	t.Helper()
-	f, err := newFolder(p.update.Policy.Mirror, time.Now)
+	f, err := newFolder(p.update.Policy, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,19 +355,57 @@ func TestAPersonDoesNotWaitForTheMirror(t *testing.T) {
 	}
 }
 
-func TestSessionsAreToldOnceBeforeARestart(t *testing.T) {
+// A mirror inside a closed network has a certificate of the owner's own authority.
+func TestUSE3_AMirrorWithAnAuthorityOfItsOwn(t *testing.T) {
 	p := newPlace(t, nil)
-	at := time.Now().Add(warnBefore + 100*time.Millisecond)
-	p.update.Stage, p.update.Restart, p.update.Transfer = control.UpdateWaiting, &at, &control.Transfer{Version: "0.2.0"}
-	ctx, cancel := context.WithCancel(t.Context())
-	told := 0
-	p.mirror.c.Warn = func(_ context.Context, version string) {
-		if told++; version != "0.2.0" || time.Until(at) > warnBefore {
-			t.Errorf("version %s, %s before", version, time.Until(at))
+	p.server.Close()
+	p.server = httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
+	p.server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are refused
+	p.server.StartTLS()
+	t.Cleanup(p.server.Close)
+	p.update.Policy.Mirror = p.server.URL + "/m"
+	own := authority(p.server.Certificate().Raw)
+	other := authority(stranger(t))
+	for what, bad := range map[string]struct{ mirror, roots, words string }{
+		"without the s":  {"http://mirror.example.org/m/", own, "begins with https://"},
+		"for no mirror":  {"", own, "begins with https://"},
+		"not PEM":        {p.update.Policy.Mirror, "trust me", "no certificate in the chain"},
+		"a key":          {p.update.Policy.Mirror, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "only certificates"},
+		"a damaged one":  {p.update.Policy.Mirror, strings.Replace(own, "MII", "AAA", 1), "reading certificate 1"},
+		"more than fits": {p.update.Policy.Mirror, strings.Repeat(own, 1+control.MaxUpdateRoots/len(own)), "at most 24576"},
+		"too many":       {p.update.Policy.Mirror, strings.Repeat(own, 7), "more than 6"},
+	} {
+		if err := Check(control.UpdateSettings{Mirror: bad.mirror, Roots: bad.roots}); err == nil || !strings.Contains(err.Error(), bad.words) {
+			t.Errorf("%s: %v", what, err)
 		}
-		time.AfterFunc(50*time.Millisecond, cancel)
 	}
-	if err := p.mirror.herald(ctx); !errors.Is(err, context.Canceled) || told != 1 {
-		t.Errorf("%v, told %d times", err, told)
+	for what, roots := range map[string]string{"the public authorities": "", "another's": other} {
+		p.update.Policy.Roots = roots
+		if _, err := p.look(t, wish{by: system}); !errors.Is(err, errMirror) || !strings.Contains(err.Error(), "authority of your own") || len(p.got()) > 0 {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
+	p.update.Policy.Roots = other + own
+	if offers, err := p.look(t, wish{by: system}); err != nil || offers != "0.2.0" || !bytes.Equal(p.got(), p.system) {
+		t.Errorf("its own: %q, %v, %d bytes", offers, err, len(p.got()))
+	}
+}
+
+func authority(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// stranger is the certificate of an authority that nobody here asked.
+func stranger(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }

@@ -266,6 +266,7 @@ func (m *Monitor) Status() control.Status {
 	filtered := m.filtered
 	m.mu.Unlock()
 	s.Firewall, s.Waiting = m.firewall(s.State, filtered, multicast), m.Candidates()
+	s.Restart = m.restart(context.Background()) // it asks nobody who could keep it waiting
 	return s
 }
 

@@ -132,6 +132,7 @@ type Monitor struct {
 	order       *order            // to the console, from a person at the box
 	seed        *Seed             // until the box has an owner, or it is refused
 	seedProblem string
+	planned     *planned // a restart by request that is not yet
 
 	certificates certificates
 	unlocking    unlocking
@@ -325,30 +326,5 @@ func (m *Monitor) audit(ctx context.Context, e control.Event) error {
 	if _, err := m.cfg.Audit.Append(ctx, e); err != nil {
 		return fmt.Errorf("the audit log could not be written, so nothing was done: %w", err)
 	}
-	return nil
-}
-
-// Restart and switch off, for a person at the console.
-func (m *Monitor) Restart(ctx context.Context) error {
-	return m.power(ctx, control.Power{Action: "restart", Actor: "console"})
-}
-
-// PowerOff switches the box off.
-func (m *Monitor) PowerOff(ctx context.Context) error {
-	return m.power(ctx, control.Power{Action: "off", Actor: "console"})
-}
-
-func (m *Monitor) power(ctx context.Context, p control.Power) error {
-	if p.Action != "restart" && p.Action != "off" {
-		return &control.Error{Code: control.CodeInvalid, Text: fmt.Sprintf("power action %q is neither restart nor off", p.Action)}
-	}
-	if m.cfg.Machine.Power == nil {
-		return &control.Error{Code: control.CodeState, Text: "this Gatehouse runs on a host of yours: restart it there, with the host's own means"}
-	}
-	action := map[string]string{"restart": "restart", "off": "switch off"}[p.Action]
-	if err := m.audit(ctx, control.Event{Actor: p.Actor, Action: action, From: p.From}); err != nil {
-		return err
-	}
-	m.cfg.Machine.Power(p.Action)
 	return nil
 }

@@ -39,6 +39,8 @@ type transfer struct {
 	Done     bool      `json:"done"` // the whole was read back from the disk and is right
 	// Restart is when it starts by itself; nil: when asked.
 	Restart *time.Time `json:"restart,omitempty"`
+	// Later: that is so many minutes after a person said so, and no window's.
+	Later bool `json:"later,omitempty"`
 	// Again: a person insisted on a version that failed here.
 	Again bool `json:"again,omitempty"`
 }

@@ -9,6 +9,7 @@ import (
 
 	"gatehouse/appliance/control"
 	"gatehouse/firmware/slot"
+	"gatehouse/firmware/window"
 )
 
 // Start has what was received started, now or when the window opens.
@@ -25,12 +26,25 @@ func (e *Engine) Start(ctx context.Context, q control.UpdateStart) error {
 		return refused("no release was received that could be started")
 	}
 	next := *t
-	next.Actor, next.From = q.Actor, q.From
-	if at, ok := w.Next(e.c.Now()); ok && q.Wait {
-		next.Restart = &at
+	next.Actor, next.From, next.Later = q.Actor, q.From, q.Later
+	if _, ok := w.Next(e.c.Now()); q.Later || ok && q.Wait {
+		e.wait(&next, w)
 		return e.keep(&next)
 	}
 	return e.launch(ctx, &next)
+}
+
+// wait says when a release starts by itself: no sooner than people in sessions
+// have had their grace, and where that needs a window, while it is open.
+func (e *Engine) wait(t *transfer, w window.Window) {
+	at, ok := e.c.Now().Add(control.Grace).UTC().Truncate(time.Second), true
+	if !t.Later {
+		at, ok = w.Next(at)
+	}
+	t.Restart = nil
+	if ok {
+		t.Restart = &at
+	}
 }
 
 // launch is all that comes before the restart, in the order in which a power cut
@@ -55,7 +69,7 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 	if err := e.c.Keys.ExpectRelease(ctx, m.Approver, m.Epoch); err != nil {
 		return err
 	}
-	t.Restart = nil
+	t.Restart, t.Later = nil, false
 	if err := e.keep(t); err != nil {
 		return err
 	}
@@ -233,6 +247,11 @@ func (e *Engine) Back(why string) {
 	e.c.Restart()
 }
 
+// missed is how late a restart may be. One that is later was not seen coming: the
+// box was off, or its clock was set. People get their grace anew, and a window is
+// waited for again.
+const missed = time.Minute
+
 // due starts what waited for its window.
 func (e *Engine) due(ctx context.Context) {
 	e.mu.Lock()
@@ -245,9 +264,19 @@ func (e *Engine) due(ctx context.Context) {
 	e.working.Lock()
 	defer e.working.Unlock()
 	next := *t
+	if e.c.Now().Sub(*t.Restart) > missed {
+		e.mu.Lock()
+		w := e.window
+		e.mu.Unlock()
+		e.wait(&next, w)
+		if err := e.keep(&next); err != nil {
+			e.c.Log.Error("when a release starts that waits could not be kept", "err", err)
+		}
+		return
+	}
 	if err := e.launch(ctx, &next); err != nil {
 		e.c.Log.Error("a release that waited could not be started", "err", err)
-		next.Restart = nil
+		next.Restart, next.Later = nil, false
 		if err := e.keep(&next); err != nil {
 			e.c.Log.Error("what waits could not be kept", "err", err)
 		}

@@ -279,6 +279,10 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	if err := checkMirror(s.Mirror); err != nil {
 		return invalid(err.Error())
 	}
+	// The console reads them, which asks the mirror; here they are only kept.
+	if len(s.Roots) > control.MaxUpdateRoots {
+		return invalid(fmt.Sprintf("the certificates that vouch for the mirror have %d bytes, at most %d are taken", len(s.Roots), control.MaxUpdateRoots))
+	}
 	if s.Automatic && s.Mirror == "" {
 		return invalid("updates without a question need a mirror to come from")
 	}
@@ -289,12 +293,9 @@ func (e *Engine) Set(_ context.Context, s control.UpdateSettings) error {
 	defer e.mu.Unlock()
 	e.policy, e.window = s, w
 	// What waits, waits for the new window; without one it waits for a person.
-	if t := e.transfer; t != nil && t.Restart != nil {
+	if t := e.transfer; t != nil && t.Restart != nil && !t.Later {
 		next := *t
-		next.Restart = nil
-		if at, ok := w.Next(e.c.Now()); ok {
-			next.Restart = &at
-		}
+		e.wait(&next, w)
 		return e.replace(&next)
 	}
 	return nil

@@ -746,6 +746,71 @@ func TestBOX4_WaitsForItsWindow(t *testing.T) {
 	}
 }
 
+// Nobody is thrown out of a session without a word: there are five minutes
+// between it and the restart, whoever wants it, and whatever was missed meanwhile.
+func TestBOX4_PeopleHaveTheirGrace(t *testing.T) {
+	later := control.UpdateStart{By: control.By{Actor: "bob@example.org"}, Later: true}
+	due := func(h *house, e *Engine, after time.Duration) (restarts int, at time.Time) {
+		h.now = noon.Add(after)
+		e.due(t.Context())
+		u, err := e.View(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Restart != nil {
+			at = *u.Restart
+		}
+		return h.restarts, at
+	}
+	for name, c := range map[string]struct {
+		window string
+		start  control.UpdateStart
+		at     time.Duration // from noon of a Sunday
+	}{
+		"by hand":                         {"", later, 5 * time.Minute},
+		"by hand, not at the window":      {"Sun 14:00-16:00", later, 5 * time.Minute},
+		"at a window that is open":        {"Sun 11:00-13:00", control.UpdateStart{Wait: true}, 5 * time.Minute},
+		"at a window that ends too soon":  {"Sun 11:00-12:05", control.UpdateStart{Wait: true}, 7*24*time.Hour - time.Hour},
+		"at a window that opens too soon": {"Sun 12:01-12:30", control.UpdateStart{Wait: true}, 5 * time.Minute},
+	} {
+		h := newHouse(t)
+		e := h.up(h.config)
+		if err := e.Set(t.Context(), control.UpdateSettings{Window: c.window}); err != nil {
+			t.Fatal(err)
+		}
+		h.receive(e)
+		h.now = noon
+		if err := e.Start(t.Context(), c.start); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if n, at := due(h, e, c.at-time.Second); n != 0 || !at.Equal(noon.Add(c.at)) {
+			t.Errorf("%s: %d restarts, at %s", name, n, at)
+		}
+		// The box was off then, or its clock was set: that is no restart out of the blue.
+		if n, at := due(h, e, c.at+3*time.Hour); n != 0 || !at.After(h.now.Add(4*time.Minute)) {
+			t.Errorf("%s, missed: %d restarts, at %s", name, n, at)
+		}
+		_, at := due(h, e, c.at+3*time.Hour)
+		if n, _ := due(h, e, at.Sub(noon)+time.Second); n != 1 {
+			t.Errorf("%s: %d restarts at its time", name, n)
+		}
+	}
+	// What a person asked for is not put off by another window.
+	h := newHouse(t)
+	e := h.up(h.config)
+	h.receive(e)
+	h.now = noon
+	if err := e.Start(t.Context(), later); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Set(t.Context(), control.UpdateSettings{Window: "Mon 02:00-04:00"}); err != nil {
+		t.Fatal(err)
+	}
+	if n, at := due(h, e, 0); n != 0 || !at.Equal(noon.Add(5*time.Minute)) {
+		t.Errorf("after the settings: %d restarts, at %s", n, at)
+	}
+}
+
 func TestBOX4_WhatCannotBeArmedIsNotTried(t *testing.T) {
 	for _, at := range []string{"expect", "record", "arm", "audit"} {
 		h := newHouse(t)

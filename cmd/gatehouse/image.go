@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gatehouse/image"
+	"gatehouse/image/target"
 )
 
 func imageCommand() *cobra.Command {
@@ -23,6 +24,7 @@ func imageCommand() *cobra.Command {
 func imageBuildCommand() *cobra.Command {
 	b := image.Build{}
 	var asRelease bool
+	var arches, locks []string
 	var minimum string
 	c := &cobra.Command{
 		Use:   "build",
@@ -37,16 +39,33 @@ commit with one lock and one set of keys give the same bytes.
 The loader and the system are signed, with the keys of --keys or with
 development keys that are made in the output folder when there are none.
 
+--arch says for which machines: amd64, arm64 (boards with UEFI) or arm64-cloud
+(virtual machines, with a kernel that knows their TPM). What is not for amd64 has
+its target in the names of its files.
+
 With --release it is built of a commit, with keys of your own, and handed out in
 the folder release of the output folder: the signed manifest, the system and the
 update, the disk images, what they are made of (SPDX), and sums. Manifest keys
-that lie elsewhere sign afterwards: gatehouse image sign.`,
+that lie elsewhere sign afterwards: gatehouse image sign. A release may have
+images for several processors: --arch amd64,arm64, with as many locks, if any.`,
 		Example: "  gatehouse image build\n  gatehouse image build --lock packages.lock --output build\n" +
-			"  gatehouse image build --release --keys keys --version 1.5.0 --minimum 1.2.0",
+			"  gatehouse image build --arch arm64\n" +
+			"  gatehouse image build --release --keys keys --version 1.5.0 --minimum 1.2.0 --arch amd64,arm64",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			targets, err := parseTargets(arches)
+			if err != nil {
+				return err
+			}
 			if asRelease {
-				return buildRelease(cmd, b, minimum)
+				return buildRelease(cmd, b, minimum, targets, locks)
+			}
+			if len(targets) > 1 || len(locks) > 1 {
+				return fail(exitUsage, "--arch %s: one image is built at a time; several in a release (--release)", strings.Join(arches, ","))
+			}
+			b.Target = targets[0]
+			if len(locks) == 1 {
+				b.Lock = locks[0]
 			}
 			if minimum != "" {
 				return fail(exitUsage, "--minimum says whom a release may update: it goes with --release")
@@ -67,7 +86,8 @@ that lie elsewhere sign afterwards: gatehouse image sign.`,
 	c.Flags().BoolVar(&asRelease, "release", false, "make a release in OUTPUT/release")
 	c.Flags().Uint64Var(&b.Epoch, "epoch", 0, "`NUMBER` of the epoch: a higher one shuts out all systems before (that of this source when 0)")
 	c.Flags().StringVar(&minimum, "minimum", "", "the oldest `VERSION` that the release may update")
-	c.Flags().StringVar(&b.Lock, "lock", "", "repeat the build of this lock `FILE` from the cache, without network")
+	c.Flags().StringSliceVar(&arches, "arch", []string{target.AMD64.Name}, "for which `TARGET`: "+target.Names())
+	c.Flags().StringSliceVar(&locks, "lock", nil, "repeat the build of this lock `FILE` from the cache, without network; in a release one for each --arch")
 	c.Flags().StringVar(&b.Keys, "keys", "", "`FOLDER` of the keys to sign with (gatehouse image keys new makes them)")
 	c.Flags().StringVar(&b.Program, "program", "cmd/gatehoused", "`FOLDER` of the Go program that becomes /init")
 	c.Flags().StringVar(&b.Version, "version", "", "version of the image, three numbers for a release (from git when empty)")
@@ -76,12 +96,18 @@ that lie elsewhere sign afterwards: gatehouse image sign.`,
 
 func imageLockCommand() *cobra.Command {
 	b := image.Build{}
+	var arch string
 	c := &cobra.Command{
 		Use:     "lock",
 		Short:   "Fetch the newest packages and write packages.lock",
 		Example: "  gatehouse image lock",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := parseTarget(arch)
+			if err != nil {
+				return err
+			}
+			b.Target = t
 			if err := prepareBuild(cmd.Context(), &b, cmd.ErrOrStderr()); err != nil {
 				return err
 			}
@@ -89,7 +115,32 @@ func imageLockCommand() *cobra.Command {
 		},
 	}
 	buildFlags(c, &b)
+	c.Flags().StringVar(&arch, "arch", target.AMD64.Name, "for which `TARGET`: "+target.Names())
 	return c
+}
+
+// parseTarget reads --arch.
+func parseTarget(name string) (target.Target, error) {
+	t, err := target.Parse(name)
+	if err != nil {
+		return t, fail(exitUsage, "--arch: %w", err)
+	}
+	return t, nil
+}
+
+func parseTargets(names []string) ([]target.Target, error) {
+	var out []target.Target
+	for _, name := range names {
+		t, err := parseTarget(name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	if len(out) == 0 {
+		return nil, fail(exitUsage, "--arch names nothing: it is one or more of %s", target.Names())
+	}
+	return out, nil
 }
 
 func buildFlags(c *cobra.Command, b *image.Build) {

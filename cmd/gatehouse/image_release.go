@@ -16,10 +16,11 @@ import (
 	"gatehouse/image"
 	"gatehouse/image/keys"
 	"gatehouse/image/release"
+	"gatehouse/image/target"
 )
 
 // buildRelease builds a release and says what is left to do.
-func buildRelease(cmd *cobra.Command, b image.Build, minimum string) error {
+func buildRelease(cmd *cobra.Command, b image.Build, minimum string, targets []target.Target, locks []string) error {
 	if b.Version == "" {
 		b.Version = sourceVersion
 	}
@@ -36,9 +37,9 @@ func buildRelease(cmd *cobra.Command, b image.Build, minimum string) error {
 	if err := prepareBuild(cmd.Context(), &b, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
-	dir, err := b.Release(cmd.Context(), oldest)
+	dir, err := b.Release(cmd.Context(), oldest, targets, locks)
 	switch {
-	case errors.Is(err, image.ErrDevelopment):
+	case errors.Is(err, image.ErrDevelopment), errors.Is(err, image.ErrTargets):
 		return fail(exitUsage, "%w", err)
 	case errors.Is(err, image.ErrChanged), errors.Is(err, fs.ErrExist):
 		return fail(exitConflict, "%w", err)
@@ -242,6 +243,8 @@ func headline(r release.Report) string {
 	}
 	if r.Issued != "" {
 		text += fmt.Sprintf(", of %s, for %s; updates from %s on", r.Issued, strings.Join(r.Arches, " and "), r.Minimum)
+	} else if len(r.Arches) > 0 {
+		text += ", for " + strings.Join(r.Arches, " and ")
 	}
 	return text
 }

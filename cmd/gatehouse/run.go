@@ -20,11 +20,13 @@ import (
 	"gatehouse/image"
 	"gatehouse/image/keys"
 	"gatehouse/image/qemu"
+	"gatehouse/image/target"
 )
 
 // runOptions are the flags of gatehouse run, a contract with scripts.
 type runOptions struct {
 	machine     qemu.Machine
+	arch        string // by the name of a target
 	output      string // of image build
 	size        int64  // GiB of a new disk
 	http, https string
@@ -48,6 +50,7 @@ it from here is printed, with the claim code while nobody owns the box.
 Ctrl-C or SIGTERM presses the power button, a second one cuts the power.`,
 		Example: `  gatehouse run
   gatehouse run --disk box.img --state box --https 127.0.0.1:8443 --serial box.log --memory 256
+  gatehouse run --arch arm64-cloud
   gatehouse run --kernel build/vmlinuz --initramfs build/initramfs.cpio.zst`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, cmd) },
@@ -55,6 +58,7 @@ Ctrl-C or SIGTERM presses the power button, a second one cuts the power.`,
 	f := c.Flags()
 	f.StringVar(&o.machine.Disk, "disk", "", "disk image `FILE` (default run/disk.img in the output folder)")
 	f.StringVar(&o.machine.State, "state", "", "`FOLDER` of the machine's firmware variables and TPM (default run/state in the output folder)")
+	f.StringVar(&o.arch, "arch", target.AMD64.Name, "what `TARGET` the image was built for: "+target.Names())
 	f.StringVar(&o.output, "output", "build", "`FOLDER` of the built image")
 	f.Int64Var(&o.size, "size", 2, "size of a new disk in `GiB`")
 	f.StringVar(&o.http, "http", "127.0.0.1:8080", "address on this host for the box's port 80; empty for none")
@@ -70,7 +74,7 @@ Ctrl-C or SIGTERM presses the power button, a second one cuts the power.`,
 	f.StringVar(&o.code, "code", "", "set this claim `CODE` on the new disk, or read it with file:PATH or -")
 	f.StringVar(&o.machine.Kernel, "kernel", "", "start this kernel `FILE` directly, without firmware")
 	f.StringVar(&o.machine.Initramfs, "initramfs", "", "initramfs `FILE` for --kernel")
-	f.StringVar(&o.machine.Append, "append", image.CommandLine, "kernel command line for --kernel")
+	f.StringVar(&o.machine.Append, "append", "", "kernel command line for --kernel (that of the image when empty)")
 	return c
 }
 
@@ -79,6 +83,14 @@ func run(ctx context.Context, o runOptions, cmd *cobra.Command) error {
 	log := progress(cmd.ErrOrStderr())
 	if (o.machine.Kernel == "") != (o.machine.Initramfs == "") {
 		return fail(exitUsage, "a direct boot needs both --kernel and --initramfs")
+	}
+	t, err := parseTarget(o.arch)
+	if err != nil {
+		return err
+	}
+	o.machine.Target = t
+	if o.machine.Append == "" {
+		o.machine.Append = image.CommandLine(t)
 	}
 	if o.keys != "" {
 		set, err := keys.Load(o.keys)

@@ -11,6 +11,7 @@ import (
 
 	"gatehouse/appliance/setup/proof"
 	"gatehouse/image"
+	"gatehouse/image/target"
 )
 
 // prepareDisk fills in the defaults and makes a disk of the built image where
@@ -18,15 +19,15 @@ import (
 func (o *runOptions) prepareDisk(log *slog.Logger) (fresh bool, err error) {
 	direct := o.machine.Kernel != ""
 	if o.machine.State == "" {
-		o.machine.State = filepath.Join(o.output, "run", "state")
+		o.machine.State = filepath.Join(o.output, o.folder(), "state")
 	}
 	if o.machine.Disk == "" && !direct {
-		o.machine.Disk = filepath.Join(o.output, "run", "disk.img")
+		o.machine.Disk = filepath.Join(o.output, o.folder(), "disk.img")
 	}
 	if o.machine.Disk == "" {
 		return false, nil
 	}
-	built := filepath.Join(o.output, image.Disk)
+	built := filepath.Join(o.output, image.Named(image.Disk, o.machine.Target))
 	if have, err := os.Stat(o.machine.Disk); err == nil {
 		if from, err := os.Stat(built); err == nil && from.ModTime().After(have.ModTime()) && !direct {
 			log.Warn("the image was built after this disk was last used; remove the disk and the state folder to start a new box from it",
@@ -39,6 +40,14 @@ func (o *runOptions) prepareDisk(log *slog.Logger) (fresh bool, err error) {
 	}
 	log.Info("made a disk", "file", o.machine.Disk, "from", built)
 	return true, nil
+}
+
+// folder is where the machine of a target is unless its disk and state are named.
+func (o *runOptions) folder() string {
+	if o.machine.Target == target.AMD64 {
+		return "run"
+	}
+	return "run-" + o.machine.Target.Name
 }
 
 // copyDisk copies the image without its zeros and grows it. Under its name

@@ -55,8 +55,9 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 		return err
 	}
 	way := &wayTeller{target: target, err: cmd.ErrOrStderr(), tell: isTerminal(cmd.ErrOrStderr())}
+	crier := &crier{out: cmd.ErrOrStderr(), raw: isTerminal(cmd.ErrOrStderr()), now: time.Now}
 	cfg := technician.Config{
-		Hub: hub{b}, Dial: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Near: b.address, Patience: patience, OnWay: way.on,
+		Hub: hub{b, crier.granted}, Dial: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Near: b.address, Patience: patience, OnWay: way.on,
 	}
 	if !r.noDirect {
 		cfg = directly(cfg)
@@ -69,9 +70,10 @@ func (r *reach) session(cmd *cobra.Command, target string, functions []string, d
 		if err != nil {
 			return unreached(err)
 		}
-		stop := alive(ctx, b, s, aliveEach)
+		stop, deaf := alive(ctx, b, s, aliveEach), crier.listen(ctx, b, s, noticeEach)
 		err = do(ctx, s)
 		stop()
+		deaf()
 		return errors.Join(err, s.Close("the technician's end was closed"))
 	})
 }
@@ -108,10 +110,16 @@ func unreached(err error) error {
 }
 
 // hub is the box as one that grants sessions.
-type hub struct{ b *box }
+type hub struct {
+	b      *box
+	notice func(*api.Notice) // that came with the grant, or none
+}
 
 func (h hub) Ask(ctx context.Context, q api.Ask) (g api.Granted, err error) {
 	_, err = h.b.call(ctx, http.MethodPost, api.Sessions, q, &g)
+	if err == nil {
+		h.notice(g.Notice)
+	}
 	return g, err
 }
 

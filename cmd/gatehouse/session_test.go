@@ -49,6 +49,7 @@ type hubBox struct {
 	cast     string
 	confirm  bool // wants a fresh session
 	used     atomic.Int32
+	notice   atomic.Pointer[api.Notice] // told when it is asked for, and with a grant
 }
 
 const hubPassword, hubCode = "violet tractor", "123456"
@@ -149,8 +150,10 @@ func (h *hubBox) routes() http.Handler {
 			answer(w, map[string]string{"detail": err.Error()})
 			return
 		}
+		g.Notice = h.notice.Load()
 		answer(w, g)
 	})
+	signedIn("GET "+api.NoticePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, api.NoticeBoard{Notice: h.notice.Load()}) })
 	signedIn("POST "+api.Meet, func(w http.ResponseWriter, r *http.Request) {
 		var q api.MeetAsk
 		if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
@@ -431,7 +434,7 @@ func TestSES10_TheConsoleHearsOfWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = b.as(t.Context(), signIn{}, nil, func(ctx context.Context) error {
-		s, err := begin(ctx, b, technician.Config{Hub: hub{b}, Dial: (&net.Dialer{}).DialContext, Near: b.address, Patience: patience}, api.Ask{Target: "7"})
+		s, err := begin(ctx, b, technician.Config{Hub: hub{b, func(*api.Notice) {}}, Dial: (&net.Dialer{}).DialContext, Near: b.address, Patience: patience}, api.Ask{Target: "7"})
 		if err != nil {
 			return err
 		}

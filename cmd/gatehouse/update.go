@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -134,6 +135,9 @@ func mirrorLine(d control.UpdateView) string {
 	if d.Policy.Automatic {
 		text = d.Policy.Mirror + ", taken by itself"
 	}
+	if d.Policy.Roots != "" {
+		text += ", by an authority of its own"
+	}
 	switch m := d.Mirror; {
 	case m.Busy:
 		text += "; it is being asked"
@@ -161,6 +165,7 @@ func how(done, size int64, rate float64) string {
 
 func updateSetCommand(f *changeFlags) *cobra.Command {
 	var s control.UpdateSettings
+	var roots string
 	c := &cobra.Command{
 		Use:   "set",
 		Short: "Say where releases are asked for, and when one may restart the box",
@@ -169,16 +174,27 @@ without a question. What is not named stays as it is; an empty text takes it awa
 		Example: "  gatehouse update set --mirror https://mirror.example.net/gatehouse/ --window 'Sun 02:00-04:00' --automatic\n  gatehouse update set --automatic=false --mirror ''",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !cmd.Flags().Changed("mirror") && !cmd.Flags().Changed("window") && !cmd.Flags().Changed("automatic") {
-				return fail(exitUsage, "say what to set: --mirror, --window or --automatic")
+			if !slices.ContainsFunc([]string{"mirror", "roots", "window", "automatic"}, cmd.Flags().Changed) {
+				return fail(exitUsage, "say what to set: --mirror, --roots, --window or --automatic")
+			}
+			if roots != "" {
+				b, err := readPEM("roots", roots, control.MaxUpdateRoots)
+				if err != nil {
+					return err
+				}
+				s.Roots = string(b)
 			}
 			return f.signedIn(cmd, updateAPI, func(ctx context.Context, r *change) error {
 				var d control.UpdateView
 				if _, err := r.call(ctx, "GET", r.api, nil, &d); err != nil {
 					return err
 				}
+				if cmd.Flags().Changed("mirror") && s.Mirror == "" {
+					d.Policy.Roots = "" // there is nobody any more that they could vouch for
+				}
 				for name, set := range map[string]func(){
 					"mirror":    func() { d.Policy.Mirror = s.Mirror },
+					"roots":     func() { d.Policy.Roots = s.Roots },
 					"window":    func() { d.Policy.Window = s.Window },
 					"automatic": func() { d.Policy.Automatic = s.Automatic },
 				} {
@@ -191,6 +207,7 @@ without a question. What is not named stays as it is; an empty text takes it awa
 		},
 	}
 	c.Flags().StringVar(&s.Mirror, "mirror", "", "the `ADDRESS` of a folder of a release, https or http, asked once a day")
+	c.Flags().StringVar(&roots, "roots", "", "a `FILE` of PEM certificates that vouch for an https mirror, in place of the public authorities")
 	c.Flags().StringVar(&s.Window, "window", "", "the `HOURS` in which a release may restart the box, in UTC: 'Sun 02:00-04:00', 'daily 02:00-04:00'")
 	c.Flags().BoolVar(&s.Automatic, "automatic", false, "receive what the mirror has, and start it at the window, without a question")
 	return c

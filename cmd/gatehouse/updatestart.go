@@ -23,13 +23,17 @@ and asks.
 
 With --follow, wait until it is kept or gone back: exit 0 or 1, and 6 if that does not
 come out in time.`,
-		Example: "  gatehouse update start --follow\n  gatehouse update start --wait",
+		Example: "  gatehouse update start --follow\n  gatehouse update start --later\n  gatehouse update start --wait",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if s.wait && s.later {
+				return fail(exitUsage, "either --wait, for the window, or --later, in 5 minutes")
+			}
 			return f.signedIn(cmd, updateAPI, func(ctx context.Context, r *change) error { return r.start(ctx, s) })
 		},
 	}
 	c.Flags().BoolVar(&s.wait, "wait", false, "start it at the window, not now")
+	c.Flags().BoolVar(&s.later, "later", false, "start it in 5 minutes: people in sessions are told, and can come to an end")
 	c.Flags().BoolVar(&s.follow, "follow", false, "wait until it is kept or gone back")
 	c.Flags().BoolVar(&s.yes, "yes", false, "do not ask")
 	c.Flags().DurationVar(&s.timeout, "timeout", 20*time.Minute, "with --follow: how long after the restart at most")
@@ -37,8 +41,8 @@ come out in time.`,
 }
 
 type starting struct {
-	wait, follow, yes bool
-	timeout           time.Duration
+	wait, later, follow, yes bool
+	timeout                  time.Duration
 }
 
 func (r *change) start(ctx context.Context, s starting) error {
@@ -51,19 +55,20 @@ func (r *change) start(ctx context.Context, s starting) error {
 		return fail(exitNotFound, "there is no release that could be started (%s): send one with gatehouse update send", printable(stage))
 	}
 	version, before := d.Transfer.Version, d.Last
+	byItself := s.wait || s.later
 	if !s.wait {
-		if err := r.agreed(s.yes, startWarning(printable(version), d.Sessions)); err != nil {
+		if err := r.agreed(s.yes, startWarning(printable(version), d.Sessions, s.later)); err != nil {
 			return err
 		}
 	}
-	_, err := r.call(ctx, "POST", r.api+"/start", map[string]bool{"wait": s.wait}, &d)
+	_, err := r.call(ctx, "POST", r.api+"/start", map[string]bool{"wait": s.wait, "later": s.later}, &d)
 	var f *failure
-	if gone := errors.As(err, &f) && f.code == exitUnreachable; err != nil && (!gone || s.wait) {
+	if gone := errors.As(err, &f) && f.code == exitUnreachable; err != nil && (!gone || byItself) {
 		return err // a box that restarts may not come to its answer
 	}
-	if s.wait && d.Restart != nil {
-		fmt.Fprintf(r.err, "It starts %s.\n", d.Restart.UTC().Format("2006-01-02 15:04Z"))
-	} else if !s.wait {
+	if byItself && d.Restart != nil {
+		fmt.Fprintf(r.err, "It starts %s. Who is in a session is told five minutes before.\n", d.Restart.UTC().Format("2006-01-02 15:04Z"))
+	} else if !byItself {
 		fmt.Fprintf(r.err, "The box restarts into version %s.\n", printable(version))
 	}
 	if s.follow {
@@ -75,7 +80,7 @@ func (r *change) start(ctx context.Context, s starting) error {
 	return nil
 }
 
-func startWarning(version string, sessions int) string {
+func startWarning(version string, sessions int, later bool) string {
 	people := "Nobody is in a session."
 	switch sessions {
 	case 0:
@@ -84,13 +89,17 @@ func startWarning(version string, sessions int) string {
 	default:
 		people = fmt.Sprintf("%d sessions to targets end.", sessions)
 	}
-	return "The box restarts into version " + version + " and cannot be reached for about a minute. " + people
+	when := ""
+	if later {
+		when = " in 5 minutes"
+	}
+	return "The box restarts" + when + " into version " + version + " and cannot be reached for about a minute. " + people
 }
 
 // follow asks until the trial has ended.
 func (r *change) follow(ctx context.Context, s starting, d control.UpdateView, version string, before *control.Outcome) error {
 	begun := time.Now()
-	if s.wait && d.Restart != nil {
+	if (s.wait || s.later) && d.Restart != nil {
 		begun = *d.Restart
 	}
 	said, away := "", false
@@ -124,7 +133,7 @@ func (r *change) follow(ctx context.Context, s starting, d control.UpdateView, v
 		if o := now.Last; o != nil && o.Version == version && (before == nil || !o.When.Equal(before.When)) {
 			return r.ended(now, *o)
 		}
-		if now.Stage == control.UpdateIdle && s.wait {
+		if now.Stage == control.UpdateIdle && (s.wait || s.later) {
 			return fail(exitConflict, "it was cancelled: version %s was not started", printable(version))
 		}
 		if text := trialLine(now.Update); text != said {

@@ -19,8 +19,9 @@ import (
 // archive's signature are the root of trust when a package is fetched; from
 // then on the hash in the lock is.
 type Cache struct {
-	Dir string
-	Log *slog.Logger
+	Dir  string
+	Arch string // of the packages, which need not be this machine's
+	Log  *slog.Logger
 }
 
 // Resolve asks the archive for the newest version of each name, fetches what
@@ -29,13 +30,17 @@ type Cache struct {
 // linux-image-amd64 only points at the kernel of the day.
 //
 // Package lists are kept in a folder of the cache, so that neither the lists
-// of this machine nor its permissions matter.
+// of this machine, nor what is installed on it, nor its permissions matter: it
+// need not know the architecture.
 func (c Cache) Resolve(ctx context.Context, names []string) (Lock, error) {
-	lists := filepath.Join(c.Dir, "apt")
+	lists := c.lists()
 	for _, dir := range []string{filepath.Join(lists, "lists", "partial"), filepath.Join(lists, "archives", "partial"), c.debs()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("making the package cache: %w", err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(lists, "status"), nil, 0o644); err != nil {
+		return nil, fmt.Errorf("making the package cache: %w", err)
 	}
 	if _, err := c.apt(ctx, "apt-get", "-q", "update"); err != nil {
 		return nil, fmt.Errorf("reading what the Debian archive has (a build without network needs --lock): %w", err)
@@ -101,6 +106,9 @@ func (c Cache) Unpack(ctx context.Context, p Package) (string, error) {
 
 func (c Cache) debs() string { return filepath.Join(c.Dir, "deb") }
 
+// lists is a folder for each architecture: apt forgets those of another.
+func (c Cache) lists() string { return filepath.Join(c.Dir, "apt-"+c.Arch) }
+
 // dependency finds the one dependency of meta whose name begins with prefix.
 func (c Cache) dependency(ctx context.Context, meta, prefix string) (string, error) {
 	out, err := c.apt(ctx, "apt-cache", "depends", "--no-recommends", "--no-suggests", meta)
@@ -158,13 +166,15 @@ func (c Cache) fetch(ctx context.Context, name string) (Package, error) {
 // .deb files (apt-get download writes where it stands). Sandbox::User root
 // only matters to root: the _apt user cannot write to the cache.
 func (c Cache) apt(ctx context.Context, tool string, args ...string) ([]byte, error) {
-	dir, err := filepath.Abs(filepath.Join(c.Dir, "apt"))
+	dir, err := filepath.Abs(c.lists())
 	if err != nil {
 		return nil, fmt.Errorf("finding the package cache: %w", err)
 	}
 	options := []string{
 		"-o", "Dir::State::Lists=" + filepath.Join(dir, "lists"),
 		"-o", "Dir::Cache=" + dir,
+		"-o", "Dir::State::Status=" + filepath.Join(dir, "status"),
+		"-o", "APT::Architecture=" + c.Arch, "-o", "APT::Architectures=" + c.Arch,
 		"-o", "APT::Sandbox::User=root",
 		"-o", "Acquire::Languages=none",
 	}

@@ -35,6 +35,16 @@ var (
 	fileShape    = regexp.MustCompile(`^[a-z0-9][0-9A-Za-z.+~:%_-]*\.deb$`)
 )
 
+// For refuses a lock with packages of another architecture.
+func (l Lock) For(arch string) error {
+	for _, p := range l {
+		if !strings.HasSuffix(p.File, "_"+arch+".deb") && !strings.HasSuffix(p.File, "_all.deb") {
+			return fmt.Errorf("package %s is not one for %s: %s", p.Name, arch, p.File)
+		}
+	}
+	return nil
+}
+
 // MarshalText writes one package a line, sorted, so that two locks compare with diff.
 func (l Lock) MarshalText() ([]byte, error) {
 	sorted := slices.SortedFunc(slices.Values(l), func(a, b Package) int { return strings.Compare(a.Name, b.Name) })

@@ -35,15 +35,6 @@ const (
 	SlotSize = 64 * mebibyte
 )
 
-// LoaderPath is where firmware of an architecture, "" for amd64, looks for a
-// loader without being told.
-func LoaderPath(arch string) string {
-	if arch == "arm64" {
-		return "EFI/BOOT/BOOTAA64.EFI"
-	}
-	return "EFI/BOOT/BOOTX64.EFI"
-}
-
 // A File is one file of the EFI system partition.
 type File struct {
 	Path    string

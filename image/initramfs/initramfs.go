@@ -33,6 +33,7 @@ type Link struct{ Path, Target string }
 
 // An Archive says what to pack.
 type Archive struct {
+	Arch    string            // of the program, as Go calls it
 	Program string            // folder of the Go program that becomes /init
 	Set     map[string]string // string variables of its package main
 	Files   []File
@@ -75,7 +76,7 @@ func (a Archive) Write(out io.Writer) error {
 	}
 	options := &golang.BuildOpts{EnableInlining: true, ExtraArgs: []string{"-a=false", "-buildvcs=false", flags}}
 	err = uimage.Create(llog.New(slog.LevelError, func(string, ...any) {}),
-		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH("amd64"),
+		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH(a.Arch),
 			golang.WithGOROOT(strings.TrimSpace(string(goroot)))),
 		uimage.WithCommands(options, builder.Binary, a.Program),
 		uimage.WithInit(path.Base(a.Program)),

@@ -21,6 +21,7 @@ func archive(t *testing.T, files ...File) Archive {
 		t.Fatal(err)
 	}
 	return Archive{
+		Arch:    "amd64",
 		Program: program,
 		Set:     map[string]string{"line": "set-at-build-time"},
 		Temp:    t.TempDir(),

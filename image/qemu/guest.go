@@ -65,7 +65,7 @@ func (g *Guest) start(ctx context.Context, m Machine, identity [16]byte) error {
 			return err
 		}
 	}
-	cmd := exec.Command("qemu-system-x86_64", m.arguments(identity, g.sockets, g.forward)...)
+	cmd := exec.Command(m.board().program, m.arguments(identity, g.sockets, g.forward)...)
 	var complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = g.serial, &complaint
 	if m.TapFile != nil {
@@ -76,7 +76,7 @@ func (g *Guest) start(ctx context.Context, m Machine, identity [16]byte) error {
 		return fmt.Errorf("starting QEMU: %w", err)
 	}
 	if g.qemu, err = startProcess(cmd, &complaint); err != nil {
-		return fmt.Errorf("starting QEMU (install package qemu-system-x86): %w", err)
+		return fmt.Errorf("starting QEMU (install package %s): %w", m.board().packaged, err)
 	}
 	g.control, err = dialControl(ctx, filepath.Join(g.sockets, socketQMP), g.qemu)
 	return err

@@ -17,19 +17,22 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"gatehouse/image/target"
 )
 
 // A Machine says what to start. Its identity (firmware variables, TPM, board
 // UUID, network address) is its State folder: started again with the same
 // folder it is the same machine, with another it is another one.
 type Machine struct {
-	Disk   string // raw disk image; written to
-	Format string // of the disk: raw when empty, or qcow2
-	CD     string // an image in a CD drive, which firmware tries first
-	Stick  string // a raw image on a USB stick; written to
-	State  string // folder; made when missing
-	Memory int    // MB; 0 means 512
-	CPUs   int    // 0 means 1
+	Target target.Target // what processor and board it has; the zero value is amd64
+	Disk   string        // raw disk image; written to
+	Format string        // of the disk: raw when empty, or qcow2
+	CD     string        // an image in a CD drive, which firmware tries first
+	Stick  string        // a raw image on a USB stick; written to
+	State  string        // folder; made when missing
+	Memory int           // MB; 0 means 512
+	CPUs   int           // 0 means 1
 
 	// Forward opens ports of the guest on this host: guest TCP port → host
 	// address. Port 0 on the host picks a free one; see Guest.Addr.
@@ -52,14 +55,6 @@ type Machine struct {
 	Serial io.Writer // receives what the serial port says; may be nil
 	Log    *slog.Logger
 }
-
-// Debian's ovmf package. The 4M build is the current layout of the two. The one
-// with Secure Boot keeps its variables from the guest by SMM.
-const (
-	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	firmwareSafe = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
-	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
 
 const (
 	defaultMemory = 512
@@ -104,18 +99,15 @@ func (m Machine) prepareVars(file string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("reading the machine's UEFI variables: %w", err)
 	}
-	if content, err = os.ReadFile(firmwareVars); err != nil {
-		return fmt.Errorf("copying fresh UEFI variables (install package ovmf): %w", err)
+	if content, err = m.board().fresh(); err != nil {
+		return err
 	}
 	if m.SecureBoot != nil {
 		if content, err = m.SecureBoot.enrol(content); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(file, content, 0o600); err != nil {
-		return fmt.Errorf("copying fresh UEFI variables: %w", err)
-	}
-	return nil
+	return writeVars(file, content)
 }
 
 func readIdentity(file string) (id [16]byte, err error) {
@@ -154,38 +146,34 @@ func (m Machine) arguments(identity [16]byte, sockets string, forward map[int]st
 		clock = "utc"
 	}
 	id := hex.EncodeToString(identity[:])
-	machine, code := "q35", firmwareCode
-	if m.SecureBoot != nil {
-		machine, code = "q35,smm=on", firmwareSafe
-	}
+	board := m.board()
+	form := board.form(m.SecureBoot != nil)
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", machine, "-accel", "tcg", "-cpu", "max,la57=off",
+		"-machine", form.machine, "-accel", "tcg", "-cpu", board.cpu,
 		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus), "-rtc", "base=" + clock,
 		"-uuid", fmt.Sprintf("%s-%s-%s-%s-%s", id[:8], id[8:12], id[12:16], id[16:20], id[20:]),
-		"-vga", "std",
 		"-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
 		"-qmp", "unix:" + filepath.Join(sockets, socketQMP) + ",server=on,wait=off",
 		"-device", "virtio-rng-pci",
 		"-device", "i6300esb", "-action", "watchdog=reset",
 	}
+	args = append(args, board.screen...)
 	if m.QMP != "" {
 		args = append(args, "-qmp", "unix:"+escape(m.QMP)+",server=on,wait=off")
 	}
 	if m.Kernel == "" {
 		args = append(args,
-			"-drive", "if=pflash,format=raw,readonly=on,file="+code,
+			"-drive", "if=pflash,format=raw,readonly=on,file="+form.code,
 			"-drive", "if=pflash,format=raw,file="+escape(filepath.Join(m.State, varsFile)))
-		if m.SecureBoot != nil {
-			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
-		}
+		args = append(args, form.more...)
 	} else {
 		args = append(args, "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", m.Append)
 	}
 	if !m.NoTPM {
 		args = append(args,
 			"-chardev", "socket,id=tpm,path="+filepath.Join(sockets, socketTPM),
-			"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0")
+			"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", board.tpm+",tpmdev=tpm0")
 	}
 	return slices.Concat(args, m.diskArguments(id), m.networkArguments(id, forward))
 }
@@ -197,8 +185,9 @@ func (m Machine) diskArguments(id string) []string {
 		first, order = ",bootindex=0", ",bootindex=1" // or the firmware would forget the disk, and not know it at the next start
 	}
 	if m.CD != "" {
-		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD),
-			"-device", "ide-cd,drive=cd"+first)
+		args = append(args, "-blockdev", "driver=raw,node-name=cd,read-only=on,file.driver=file,file.read-only=on,file.filename="+escape(m.CD))
+		args = append(args, m.board().drive...)
+		args[len(args)-1] += first
 	}
 	if m.Stick != "" {
 		args = append(args, "-device", "qemu-xhci", "-blockdev", "driver=raw,node-name=stick,file.driver=file,file.filename="+escape(m.Stick),

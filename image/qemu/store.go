@@ -60,7 +60,7 @@ func OpenStore(state string) (*Store, error) {
 
 func readStore(raw []byte) (*Store, error) {
 	if len(raw) < offsetOfStore+storeHeader || !bytes.Equal(raw[offsetOfStore:offsetOfStore+16], variableStore[:]) {
-		return nil, errors.New("this is no store of UEFI variables of OVMF")
+		return nil, errors.New("this is no store of UEFI variables of OVMF or AAVMF")
 	}
 	s := &Store{raw: bytes.Clone(raw), log: offsetOfStore + storeHeader}
 	s.room = offsetOfStore + int(binary.LittleEndian.Uint32(raw[offsetOfStore+16:]))
@@ -91,12 +91,17 @@ func (s *Store) after(at int) (int, error) {
 	return at + int(size+3)&^3, nil
 }
 
+// empty takes all variables out.
+func (s *Store) empty() {
+	for i := s.log; i < s.room; i++ {
+		s.raw[i] = 0xff // as erased flash is
+	}
+	s.end = s.log
+}
+
 // Save writes the variables as those of the machine whose state is in a folder.
 func (s *Store) Save(state string) error {
-	if err := os.WriteFile(filepath.Join(state, varsFile), s.raw, 0o600); err != nil {
-		return fmt.Errorf("writing the machine's UEFI variables: %w", err)
-	}
-	return nil
+	return writeVars(filepath.Join(state, varsFile), s.raw)
 }
 
 // Add appends variables, valid and believed by the firmware: nothing asks here

@@ -52,7 +52,7 @@ func TestBOX5_KeysAreEnrolledBeforeTheFirstStart(t *testing.T) {
 	if _, err := open.prepare(); err != nil {
 		t.Fatal(err)
 	}
-	fresh, err := os.ReadFile(firmwareVars)
+	fresh, err := os.ReadFile(boards["amd64"].vars)
 	if err != nil {
 		t.Fatal(err)
 	}

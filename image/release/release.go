@@ -121,6 +121,9 @@ func (r Release) manifest() (firmware.Manifest, error) {
 			return m, err
 		}
 		in, err := look(whole)
+		if err == nil {
+			err = startsOn(b.Arch, whole)
+		}
 		if err != nil {
 			return m, fmt.Errorf("the system for %s: %w", b.Arch, err)
 		}

@@ -18,6 +18,7 @@ import (
 	"gatehouse/image/debian"
 	"gatehouse/image/disk"
 	"gatehouse/image/sbom"
+	"gatehouse/image/target"
 )
 
 // Trust is what somebody verifies by.
@@ -240,11 +241,17 @@ func carries(file string, s firmware.System, note []byte) error {
 // system verifies a UKI; with a manifest that it is the one named there.
 func (v *verifier) system(arch string, whole []byte, m *firmware.Manifest) (inside, bool) {
 	in, err := look(whole)
+	if err == nil && arch != "" {
+		err = startsOn(arch, whole)
+	}
 	if !v.judge(named("system", arch), err, "version %s, %d bytes, linked from %d modules by %s", in.version, len(whole), len(moduleURLs(in)), goVersion(in)) {
 		return in, false
 	}
 	if m == nil {
 		v.report.Version, v.report.Epoch = in.version, in.approvals.Epoch
+		if t, err := target.OfProgram(whole); err == nil {
+			v.report.Arches = []string{t.Arch}
+		}
 	}
 	v.judge(named("registers", arch), in.registers(), "PCR 11, 12 and 13, computed from the sections, are those approved for %d ways of starting", len(in.approvals.Starts))
 	if m != nil {
@@ -273,6 +280,15 @@ func (v *verifier) secureBoot(name, what string, program []byte) {
 	v.judge(name, authenticode.Verify(program, v.trust.Programs), "%s is signed by %s", what, v.trust.Programs.Subject.CommonName)
 }
 
+// startsOn says whether a system is for the processor that it is named for.
+func startsOn(arch string, program []byte) error {
+	t, err := target.ForArch(arch)
+	if err != nil {
+		return err
+	}
+	return t.Starts(program)
+}
+
 // disk verifies an image, packed or not; with a manifest that it starts with the
 // system named there.
 func (v *verifier) disk(arch string, f *os.File, want []byte) {
@@ -283,8 +299,7 @@ func (v *verifier) disk(arch string, f *os.File, want []byte) {
 	}
 	defer os.Remove(raw.Name())
 	defer raw.Close()
-	loader := disk.LoaderPath(arch)
-	files, err := disk.Files(raw, loader, slot.A.Path(), slot.ConfigPath)
+	loader, files, err := startsWith(arch, raw)
 	if err != nil {
 		v.judge(named("disk", arch), err, "")
 		return
@@ -306,6 +321,30 @@ func (v *verifier) disk(arch string, f *os.File, want []byte) {
 	if want == nil {
 		v.system(arch, files[slot.A.Path()], nil)
 	}
+}
+
+// startsWith reads what a disk starts with: the loader of its architecture, the
+// systems, and what chooses between them. An image that came alone does not say
+// which architecture it is for: that of the loader on it.
+func startsWith(arch string, raw *os.File) (loader string, files map[string][]byte, err error) {
+	var errs []error
+	for _, t := range target.All() {
+		if arch != "" && t.Arch != arch {
+			continue
+		}
+		loader = t.LoaderPath()
+		if files, err = disk.Files(raw, loader, slot.A.Path(), slot.ConfigPath); err == nil {
+			if err = t.Starts(files[loader]); err != nil {
+				err = fmt.Errorf("its loader: %w", err)
+			}
+			return loader, files, err
+		}
+		errs = append(errs, err)
+	}
+	if errs == nil {
+		return "", nil, fmt.Errorf("%w: %s", target.ErrUnknown, arch)
+	}
+	return "", nil, errs[0]
 }
 
 // unpacked copies a disk into a file of its own, sparse.

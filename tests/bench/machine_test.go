@@ -15,6 +15,7 @@ import (
 	"gatehouse/appliance/control"
 	"gatehouse/image"
 	"gatehouse/image/qemu"
+	"gatehouse/image/target"
 )
 
 // newDisk copies the built image, sparse, and grows it.
@@ -74,7 +75,7 @@ func BenchmarkStart(b *testing.B) {
 	for b.Loop() {
 		for range rounds {
 			m := qemu.Machine{
-				Memory: 256, Append: image.CommandLine + " gatehouse.disk=/dev/vda", Disk: newDisk(b), State: b.TempDir(),
+				Memory: 256, Append: image.CommandLine(target.AMD64) + " gatehouse.disk=/dev/vda", Disk: newDisk(b), State: b.TempDir(),
 				Kernel: filepath.Join(bare, image.Kernel), Initramfs: filepath.Join(bare, image.Initramfs),
 				Forward: map[int]string{443: "127.0.0.1:0"},
 			}

@@ -13,6 +13,7 @@ import (
 
 	"gatehouse/image"
 	"gatehouse/image/qemu"
+	"gatehouse/image/target"
 )
 
 // The built image, from this folder.
@@ -130,7 +131,7 @@ func startSick(t testing.TB, m qemu.Machine) *qemu.Guest {
 func direct(t testing.TB) qemu.Machine {
 	t.Helper()
 	return qemu.Machine{
-		Memory: 512, Append: image.CommandLine + " gatehouse.disk=/dev/vda",
+		Memory: 512, Append: image.CommandLine(target.AMD64) + " gatehouse.disk=/dev/vda",
 		Kernel: built(t, image.Kernel), Initramfs: built(t, image.Initramfs),
 	}
 }

@@ -20,6 +20,12 @@ import (
 // system with what is foreseen for a way of starting. It returns PCR 7.
 func measured(t testing.TB, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byte) {
 	t.Helper()
+	return measuredOf(t, guest, image.UKI, way)
+}
+
+// measuredOf is the same of another system than the usual one.
+func measuredOf(t testing.TB, guest *qemu.Guest, system string, way uki.Path) (pcr7 [pcr.Size]byte) {
+	t.Helper()
 	line := say(t, guest, `gatehouse: measured path=(\S+) epoch=(\S+) pcr7=([0-9a-f]{64}) pcr11=([0-9a-f]{64}) pcr12=([0-9a-f]{64}) pcr13=([0-9a-f]{64})`)
 	values := make(pcr.Values)
 	for i, text := range map[int]string{7: line[3], 11: line[4], 12: line[5], 13: line[6]} {
@@ -33,7 +39,7 @@ func measured(t testing.TB, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byt
 	if line[1] != string(way) || line[2] != "1" {
 		t.Errorf("started as %s of epoch 1, the box says %s of epoch %s", way, line[1], line[2])
 	}
-	want, err := uki.Registers(sections(t), way)
+	want, err := uki.Registers(sectionsOf(t, system), way)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,9 +50,14 @@ func measured(t testing.TB, guest *qemu.Guest, way uki.Path) (pcr7 [pcr.Size]byt
 }
 
 // sections are those of the built UKI, as its file holds them.
-func sections(t testing.TB) (out []uki.Section) {
+func sections(t testing.TB) []uki.Section {
 	t.Helper()
-	f, err := pe.Open(built(t, image.UKI))
+	return sectionsOf(t, image.UKI)
+}
+
+func sectionsOf(t testing.TB, system string) (out []uki.Section) {
+	t.Helper()
+	f, err := pe.Open(built(t, system))
 	if err != nil {
 		t.Fatal(err)
 	}

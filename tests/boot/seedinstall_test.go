@@ -12,6 +12,7 @@ import (
 	"gatehouse/image"
 	"gatehouse/image/disk"
 	"gatehouse/image/qemu"
+	"gatehouse/image/target"
 )
 
 // foreignDisk is one that holds somebody's data.
@@ -62,7 +63,7 @@ func seedStick(t *testing.T, s seed.Seed) string {
 func (s stage) installer(t *testing.T, stick string) qemu.Machine {
 	t.Helper()
 	m := direct(t)
-	m.Append = image.CommandLine
+	m.Append = image.CommandLine(target.AMD64)
 	m.Disk, m.State, m.CD, m.Stick = s.disk, s.state, built(t, image.DiskISO), stick
 	return m
 }

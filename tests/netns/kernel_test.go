@@ -18,6 +18,7 @@ import (
 	"gatehouse/appliance/host"
 	"gatehouse/image"
 	"gatehouse/image/qemu"
+	"gatehouse/image/target"
 )
 
 // envTests names the tests that this binary runs when it is the first process
@@ -88,7 +89,7 @@ func onTheImagesKernel(t *testing.T, tests string) string {
 	}
 	machine := qemu.Machine{
 		State: t.TempDir(), Memory: 768, CPUs: 2, NoTPM: true, Kernel: filepath.Join(output, image.Kernel), Initramfs: initramfs,
-		Append: strings.Replace(image.CommandLine, "rdinit=/init", "rdinit=/guest", 1) + " " + envTests + "=" + tests,
+		Append: strings.Replace(image.CommandLine(target.AMD64), "rdinit=/init", "rdinit=/guest", 1) + " " + envTests + "=" + tests,
 	}
 	g, err := machine.Start(t.Context())
 	if err != nil {

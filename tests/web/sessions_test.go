@@ -68,7 +68,7 @@ func driveDesk(t *testing.T, script string, d *consoletest.Desk, env ...string) 
 // work, and uses the player by its keys.
 func TestSES9_PlayerAndSessionsPages(t *testing.T) {
 	b := consoletest.AtWork(t, time.Now())
-	driveDesk(t, "sessions.mjs", desk(t, b, sessions.Ports{Sessions: b.Sessions, End: b.End}))
+	driveDesk(t, "sessions.mjs", desk(t, b, sessions.Ports{Sessions: b.Sessions, End: b.End, Notice: b.Notice}))
 }
 
 // TestSES4_HostileTextsStayText puts 500 texts into every field that a target,
@@ -121,7 +121,7 @@ func TestSES4_HostileTextsStayText(t *testing.T) {
 		return path
 	}
 	none := func(*shell.Visit) (template.HTML, error) { return "", nil }
-	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End}, func(d *consoletest.Desk) []shell.Route {
+	d := desk(t, b, sessions.Ports{Sessions: lists, End: b.End, Notice: b.Notice}, func(d *consoletest.Desk) []shell.Route {
 		log := audited(t, payloads)
 		ports := status.Ports{Sites: func() []hub.Site { return reported(payloads) }, Log: log, Exposure: none, Inside: none, Update: none,
 			Keys: func(context.Context) (control.Keys, error) { return control.Keys{}, nil }}

@@ -32,8 +32,12 @@ const type = async (text) => {
 };
 
 // The box's own console first: no target is needed for it.
+// The box says of itself that it is about to restart (tests/boot has one that is).
+const notice = { at: new Date(Date.now() + 290000), text: "the box restarts into version 1.5.0" };
+await page.route("**/api/v1/sessions/notice", (r) => r.fulfill({ json: { notice } }));
 await page.goto(`${url}/sessions/terminal?target=0`);
 await is("live");
+await page.waitForFunction(() => document.querySelector("[data-part=news]").textContent.includes("in 5 min: the box restarts into version 1.5.0."));
 await type("status");
 await page.waitForFunction(() => document.querySelector(".xterm-rows").textContent.includes("gatehouse"));
 await look(page, "80-terminal-box");
@@ -41,6 +45,7 @@ page.on("dialog", (d) => d.accept()); // leaving a session is asked about
 await page.click("[data-act=end]");
 await is("over");
 expect((await said()).includes("You ended"), "who ended it is told");
+await page.unroute("**/api/v1/sessions/notice");
 
 // A shell: its host key is asked about once, a refusal ends it.
 await page.goto(`${url}/targets`);

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
-	"weak"
 
 	"github.com/ccojocar/zxcvbn-go/data"
 )
@@ -19,22 +19,27 @@ var lists = []string{"Passwords", "English", "FemaleNames", "MaleNames", "Surnam
 
 // words is a set of words with their ranks: the upper 48 bits of an entry are
 // a hash of the word, the lower 16 its rank. 90,000 words take 720 kB and are
-// given back when nobody judges passwords, which is nearly always.
+// given back when nobody judged passwords for a while, which is nearly always.
 type words struct {
 	seed    maphash.Seed
 	entries []uint64
 	common  []uint64 // the list of passwords alone
 }
 
+// keepFor is longer than somebody tries passwords until one is good.
+const keepFor = time.Minute
+
 var cache struct {
-	mu sync.Mutex
-	p  weak.Pointer[words]
+	mu   sync.Mutex
+	kept *words
+	drop *time.Timer
 }
 
 func loadWords() *words {
 	cache.mu.Lock()
 	defer cache.mu.Unlock()
-	if w := cache.p.Value(); w != nil {
+	if w := cache.kept; w != nil {
+		cache.drop.Reset(keepFor)
 		return w
 	}
 	w := &words{seed: maphash.MakeSeed()}
@@ -59,7 +64,12 @@ func loadWords() *words {
 	}
 	slices.Sort(w.entries)
 	slices.Sort(w.common)
-	cache.p = weak.Make(w)
+	cache.kept = w
+	cache.drop = time.AfterFunc(keepFor, func() {
+		cache.mu.Lock()
+		defer cache.mu.Unlock()
+		cache.kept = nil
+	})
 	return w
 }
 

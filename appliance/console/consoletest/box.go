@@ -61,6 +61,7 @@ type Box struct {
 	reason       string
 	ready        control.ConsoleReady
 	powered      []control.Power
+	planned      *control.Restart // by request; it never comes
 	clock        control.Clock
 	lists        allowlists
 	network      network

@@ -31,7 +31,11 @@ type Broker struct {
 	Asked []string            // what was done, in the order
 	By    []broker.Who        // and by whom
 	Kept  []api.CredentialSet // what came into the vault
+	News  *api.Notice         // when all sessions end
 }
+
+// Notice is News.
+func (b *Broker) Notice() *api.Notice { return b.News }
 
 func (b *Broker) did(who broker.Who, format string, a ...any) {
 	b.Asked, b.By = append(b.Asked, fmt.Sprintf(format, a...)), append(b.By, who)

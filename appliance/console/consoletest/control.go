@@ -69,7 +69,16 @@ func (b *Box) handle(s *control.Server) {
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.powered = append(b.powered, q)
+		switch {
+		case q.Action == "stay" && b.planned == nil:
+			return control.None{}, refused(control.CodeState, "the box does not restart: there is nothing to take back")
+		case q.Action == "stay":
+			b.planned = nil
+		case q.Later:
+			b.planned = &control.Restart{At: time.Now().Add(control.Grace).UTC().Truncate(time.Second), Off: q.Action == "off"}
+		default:
+			b.powered = append(b.powered, q)
+		}
 		return control.None{}, nil
 	})
 	control.Handle(s, control.OpLog, func(context.Context, control.Role, control.LogQuery) (control.LogLines, error) {
@@ -157,7 +166,11 @@ func (b *Box) status() control.Status {
 		Links:    b.links(),
 		Volume:   control.Volume{Encrypted: true, Size: 28 << 30, Free: 27 << 30},
 		Memory:   control.Memory{Total: 256 << 20, Available: 180 << 20},
+		Restart:  b.planned,
 		Audit:    head, Kernel: runtime.GOOS + " 6.12",
+	}
+	if u := b.systems.now; u.Restart != nil && u.Transfer != nil {
+		st.Restart = &control.Restart{At: *u.Restart, Version: u.Transfer.Version}
 	}
 	for i, r := range []control.Role{control.Network, control.Gateway, control.Console, control.Agent} {
 		st.Roles = append(st.Roles, control.RoleStatus{Name: r, State: "running", PID: 100 + i, Since: since})

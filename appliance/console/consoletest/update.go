@@ -200,12 +200,17 @@ func (s *systems) start(q control.UpdateStart) error {
 	if s.now.Stage != control.UpdateReceived && s.now.Stage != control.UpdateWaiting {
 		return refused(control.CodeState, "no release is received that could be started")
 	}
+	if q.Later {
+		at := time.Now().Add(control.Grace)
+		s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
+		return nil
+	}
 	if q.Wait {
 		w, err := window.Parse(s.now.Policy.Window)
 		if err != nil {
 			return refused(control.CodeInvalid, "%v", err)
 		}
-		if at, ok := w.Next(time.Now()); ok {
+		if at, ok := w.Next(time.Now().Add(control.Grace)); ok {
 			s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
 			return nil
 		}

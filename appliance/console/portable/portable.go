@@ -69,7 +69,10 @@ func (p *Pages) Routes() []shell.Route {
 	}
 }
 
-func (p *Pages) show(v *shell.Visit) error { return v.Show(p.page, nil) }
+// half is which of the page's two forms was sent: what went wrong stands in it.
+type half struct{ Import bool }
+
+func (p *Pages) show(v *shell.Visit) error { return v.Show(p.page, half{}) }
 
 // To is who an export is for: one of the two.
 type To struct {
@@ -83,11 +86,13 @@ func (t To) recipients(v *shell.Visit) (to []age.Recipient, words string, err er
 	case (t.Passphrase == "") == (len(t.Keys) == 0):
 		return nil, "", shell.Refuse("Give either a passphrase, or keys that begin with age1.")
 	case t.Passphrase != "":
-		if problem := password.Problem(t.Passphrase, v.Person().Name, v.Person().Email, v.Box.Name); problem != "" {
-			return nil, "", shell.Refuse(problem)
+		if to, err = format.Passphrase(t.Passphrase); err != nil {
+			return nil, "", err
 		}
-		to, err = format.Passphrase(t.Passphrase)
-		return to, "a passphrase", err
+		if problem := password.Problem(t.Passphrase, v.Person().Name, v.Person().Email, v.Box.Name); problem != "" {
+			return nil, "", shell.Refuse(strings.Replace(problem, "password", "passphrase", 1)) // judged as one
+		}
+		return to, "a passphrase", nil
 	}
 	to, err = format.Recipients(t.Keys)
 	return to, strings.Join(t.Keys, " "), err
@@ -128,7 +133,7 @@ func (p *Pages) doExport(v *shell.Visit) error {
 		err = p.give(v, t)
 	}
 	if err != nil {
-		return v.ShowAgain(p.page, nil, err)
+		return v.ShowAgain(p.page, half{}, err)
 	}
 	return nil
 }
@@ -207,7 +212,7 @@ func (p *Pages) doImport(v *shell.Visit) error {
 	if _, _, err := p.receive(v); err != nil {
 		// Browsers show an answer once they have sent everything.
 		io.Copy(io.Discard, v.R.Body)
-		return v.ShowAgain(p.page, nil, err)
+		return v.ShowAgain(p.page, half{Import: true}, err)
 	}
 	v.Redirect("/system/configuration/import")
 	return nil
@@ -272,7 +277,7 @@ func (p *Pages) doTake(v *shell.Visit) error {
 	}
 	switch {
 	case err != nil && g == nil:
-		return v.ShowAgain(p.page, nil, err)
+		return v.ShowAgain(p.page, half{Import: true}, err)
 	case err != nil:
 		return v.ShowAgain(p.found, g.view(), err)
 	}

@@ -15,6 +15,7 @@ import (
 	"gatehouse/appliance/account"
 	"gatehouse/appliance/cert/keeper"
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/intake"
 	format "gatehouse/appliance/portable"
 	"gatehouse/appliance/setup"
 	"gatehouse/netfilter/allowlist"
@@ -142,7 +143,10 @@ func (c *content) take(name string, _ int64, r io.Reader) error {
 		return document(network, c.network)
 	case format.Updates:
 		c.updates = new(control.UpdateSettings)
-		return document(updates, c.updates)
+		if err := document(updates, c.updates); err != nil {
+			return err
+		}
+		return intake.Check(*c.updates)
 	case format.ListsIndex:
 		b, err := io.ReadAll(r)
 		if err != nil {

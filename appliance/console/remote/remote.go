@@ -27,12 +27,14 @@ func Routes(b *broker.Broker) []shell.Route {
 		return shell.Route{Method: method, Path: path, States: []control.State{control.StateReady}, Need: shell.Full, Right: r, API: true, Handle: h}
 	}
 	a := handlers{b}
+	notice := row("GET", api.NoticePath, right.UseSessions, a.notice)
+	notice.Quiet = true
 	return []shell.Route{
 		row("GET", api.Targets, right.UseSessions, a.targets), row("POST", api.Targets, right.ManageTargets, a.declare(false)),
 		row("POST", api.TargetChange, right.ManageTargets, a.declare(true)), row("POST", api.TargetRemove, right.ManageTargets, a.remove),
 		row("POST", api.Credential, right.ManageTargets, a.credential), row("POST", api.HostKeys, right.ManageTargets, a.forget),
 		row("GET", api.Sessions, right.UseSessions, a.sessions), row("POST", api.Sessions, right.UseSessions, a.ask),
-		row("POST", api.Meet, right.UseSessions, a.meet), row("POST", api.Signal, right.UseSessions, a.signal), row("POST", api.End, right.UseSessions, a.end),
+		row("POST", api.Meet, right.UseSessions, a.meet), row("POST", api.Signal, right.UseSessions, a.signal), row("POST", api.End, right.UseSessions, a.end), notice,
 		row("GET", api.Recordings, right.ReadRecordings, a.recordings), row("GET", api.Recording, right.ReadRecordings, a.cast),
 		row("POST", api.RecordingEnd, right.ManageSessions, a.removeRecording),
 	}
@@ -138,6 +140,10 @@ func (a handlers) end(v *shell.Visit) error {
 		return err
 	}
 	return answer(v, http.StatusOK, struct{}{}, a.End(v.Ctx(), Who(v), q.Session))
+}
+
+func (a handlers) notice(v *shell.Visit) error {
+	return v.JSON(http.StatusOK, api.NoticeBoard{Notice: a.Notice()})
 }
 
 func (a handlers) recordings(v *shell.Visit) error {

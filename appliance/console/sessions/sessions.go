@@ -26,6 +26,7 @@ var files embed.FS
 type Ports struct {
 	Sessions func(context.Context, broker.Who) ([]api.Session, error)
 	End      func(context.Context, broker.Who, session.ID) error
+	Notice   func() *api.Notice // when all sessions end; nil: they do not
 }
 
 // Pages are the routes of the sessions.
@@ -56,6 +57,7 @@ const (
 
 type view struct {
 	Now        time.Time
+	Notice     *api.Notice
 	In         []api.Session // not over, newest first
 	Over       []api.Session
 	More       int  // sessions that the card has no room for
@@ -66,7 +68,7 @@ type view struct {
 
 func (p *Pages) view(v *shell.Visit) (view, error) {
 	role := v.Person().Role
-	w := view{Now: v.Box.Wall(), All: right.May(role, right.ManageSessions), Recordings: right.May(role, right.ReadRecordings), Audit: right.May(role, right.ReadAudit)}
+	w := view{Now: v.Box.Wall(), Notice: p.Notice(), All: right.May(role, right.ManageSessions), Recordings: right.May(role, right.ReadRecordings), Audit: right.May(role, right.ReadAudit)}
 	list, err := p.Sessions(v.Ctx(), remote.Who(v))
 	if err != nil {
 		return w, err

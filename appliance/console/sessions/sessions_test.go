@@ -17,7 +17,7 @@ import (
 func desk(t *testing.T, b *consoletest.Broker) *consoletest.Desk {
 	t.Helper()
 	return consoletest.NewDesk(t, func(*consoletest.Desk) []shell.Route {
-		return sessions.New(sessions.Ports{Sessions: b.Sessions, End: b.End}).Routes()
+		return sessions.New(sessions.Ports{Sessions: b.Sessions, End: b.End, Notice: b.Notice}).Routes()
 	})
 }
 
@@ -100,7 +100,7 @@ func TestSES7_HundredOfThePastAndNewestFirst(t *testing.T) {
 
 func TestSES7_StatusSaysWhoIsIn(t *testing.T) {
 	b := consoletest.AtWork(t, time.Now())
-	p := sessions.New(sessions.Ports{Sessions: b.Sessions, End: b.End})
+	p := sessions.New(sessions.Ports{Sessions: b.Sessions, End: b.End, Notice: b.Notice})
 	d := consoletest.NewDesk(t, func(*consoletest.Desk) []shell.Route { return append(p.Routes(), consoletest.CardRoute(p.Card)) })
 	body := d.Open("/card").Body
 	if !strings.Contains(body, "grace@example.org") || !strings.Contains(body, "/sessions") || strings.Contains(body, "nobody typed") {

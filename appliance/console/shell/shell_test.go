@@ -85,6 +85,24 @@ func TestGuardAnswersWhenAHandlerBreaks(t *testing.T) {
 	}
 }
 
+// Work that the box itself gave up has an answer; only who went away has none.
+func TestUSE3_CancelledWorkIsAnswered(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		ctx, leave := context.WithCancel(t.Context())
+		defer leave()
+		w := httptest.NewRecorder()
+		b := box()
+		v := &Visit{W: w, R: httptest.NewRequest("POST", "/api/v1/x", nil).WithContext(ctx), Box: b, Route: Route{Method: "POST", Path: "/api/v1/x", API: true}}
+		if gone {
+			leave()
+		}
+		v.answer(fmt.Errorf("asking the box: %w", context.Canceled))
+		if answered := w.Body.Len() > 0; answered == gone || !gone && w.Code != http.StatusInternalServerError {
+			t.Errorf("the visitor is gone %v: %d %q", gone, w.Code, w.Body)
+		}
+	}
+}
+
 func TestGuardBoundsWhatRuns(t *testing.T) {
 	hold, began := make(chan struct{}), make(chan struct{}, maxRunning)
 	h := Guard(box(), []string{"example.com"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { began <- struct{}{}; <-hold }))

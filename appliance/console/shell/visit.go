@@ -153,7 +153,7 @@ func (v *Visit) answer(err error) {
 		v.fail(http.StatusForbidden, refusal.Text, "")
 	case errors.As(err, &tooBig):
 		v.fail(http.StatusRequestEntityTooLarge, "What was sent is too large.", "")
-	case errors.Is(err, context.Canceled): // the browser went away
+	case errors.Is(err, context.Canceled) && v.Ctx().Err() != nil: // the browser went away
 	default:
 		v.Box.Log.Error("a request failed", "method", v.R.Method, "path", v.Route.Path, "err", err)
 		more := "" // strangers are not told how we are made

@@ -20,8 +20,12 @@ const logLines = 200
 // Ports are the requests of the privileged process that this page makes.
 type Ports struct {
 	Power func(context.Context, control.Power) error
-	Log   func(context.Context, control.LogQuery) (control.LogLines, error)
-	Erase func(context.Context, control.Erase) error
+	// Sessions is how many people are in one, whom a restart throws out; AtOnce ends
+	// them with the reason.
+	Sessions func() int
+	AtOnce   func(context.Context, control.Restart)
+	Log      func(context.Context, control.LogQuery) (control.LogLines, error)
+	Erase    func(context.Context, control.Erase) error
 	// Released signs that the box is given away.
 	Released func(context.Context, control.ReleaseAsk) (control.Released, error)
 }
@@ -94,8 +98,9 @@ func (p *Pages) show(v *shell.Visit) error {
 }
 
 type asked struct {
-	Off    bool
-	Status control.Status
+	Off      bool
+	Status   control.Status
+	Sessions int
 }
 
 func (p *Pages) asked(v *shell.Visit) (asked, error) {
@@ -103,7 +108,7 @@ func (p *Pages) asked(v *shell.Visit) (asked, error) {
 	if err == nil && st.Hosted {
 		err = shell.Refuse("This Gatehouse runs on a host of yours: restart it there, with the host's own means.")
 	}
-	return asked{v.Route.Path == "/system/off", st}, err
+	return asked{v.Route.Path == "/system/off", st, p.ports.Sessions()}, err
 }
 
 func (p *Pages) ask(v *shell.Visit) error {
@@ -120,12 +125,27 @@ func (p *Pages) do(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	action := "restart"
+	q := control.Power{Action: "restart", Actor: v.Person().Email, From: v.From()}
 	if a.Off {
-		action = "off"
+		q.Action = "off"
 	}
-	if err := p.ports.Power(v.Ctx(), control.Power{Action: action, Actor: v.Person().Email, From: v.From()}); err != nil {
+	switch v.R.PostFormValue("when") {
+	case "later":
+		q.Later = true
+	case "never":
+		q.Action = "stay"
+	}
+	if err := p.ports.Power(v.Ctx(), q); err != nil {
 		return err
 	}
+	switch {
+	case q.Action == "stay":
+		v.Redirect("/system?done=stays")
+		return nil
+	case q.Later:
+		v.Redirect("/system?done=restart-later")
+		return nil
+	}
+	p.ports.AtOnce(context.WithoutCancel(v.Ctx()), control.Restart{Off: a.Off})
 	return v.Show(p.going, a)
 }

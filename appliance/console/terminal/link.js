@@ -118,6 +118,11 @@ export class Session {
 		return !mine || mine.state === "ended" ? mine?.reason || "the session is over" : "";
 	}
 
+	// notice is when all sessions end, {at, text}, and null while nobody plans that.
+	async notice() {
+		return (await call("/api/v1/sessions/notice")).notice || null;
+	}
+
 	// end ends it, while the page goes away too.
 	end() {
 		return fetch("/api/v1/sessions/end", { method: "POST", keepalive: true, headers: { "Content-Type": "application/json" }, body: JSON.stringify({ session: this.id }) });

@@ -212,6 +212,27 @@ async function live() {
 	}
 }
 
+// listen shows when all sessions end, should the box be about to restart.
+async function listen() {
+	for (; !over; await wait(30000)) {
+		try {
+			news(await session.notice());
+		} catch {
+			// If not now, then in half a minute.
+		}
+	}
+	news(null);
+}
+
+function news(notice) {
+	const at = new Date(notice?.at);
+	act("news").hidden = over || !notice;
+	if (act("news").hidden) return;
+	const minutes = Math.max(0, Math.round((at - Date.now()) / 60000));
+	const when = minutes < 1 ? "now" : minutes < 120 ? `in ${minutes} min` : `in ${Math.round(minutes / 60)} h`;
+	part("news").textContent = `This session ends at ${at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}, ${when}: ${clean(notice.text, 300)}.`;
+}
+
 // attempt connects and serves; true: it is over.
 async function attempt() {
 	stream = await session.connect(leaving.signal);
@@ -227,6 +248,7 @@ async function attempt() {
 async function run() {
 	session = await Session.open(root.dataset.target, root.dataset.record === "1");
 	say("", "Looking for the agent.");
+	listen();
 	let since = performance.now();
 	for (let pause = 500; !over; pause = Math.min(2 * pause, 5000)) {
 		try {

@@ -76,12 +76,13 @@ func (p *Pages) apiPart(v *shell.Visit) error {
 
 func (p *Pages) apiStart(v *shell.Visit) error {
 	var q struct {
-		Wait bool `json:"wait"`
+		Wait  bool `json:"wait"`
+		Later bool `json:"later"`
 	}
 	if err := v.Decode(&q); err != nil {
 		return err
 	}
-	_, err := p.begin(v, q.Wait)
+	_, err := p.begin(v, control.UpdateStart{Wait: q.Wait, Later: q.Later})
 	return p.after(v, err)
 }
 

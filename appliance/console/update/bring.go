@@ -111,7 +111,7 @@ func judge(s control.UpdateSettings) (window.Window, error) {
 	if err != nil {
 		return w, notUnderstood(err)
 	}
-	if err := intake.CheckMirror(s.Mirror); err != nil {
+	if err := intake.Check(s); err != nil {
 		return w, err
 	}
 	if s.Automatic && s.Mirror == "" {

@@ -30,10 +30,10 @@ type Ports struct {
 	Set    func(context.Context, control.UpdateSet) error
 	Intake *intake.Intake
 	Mirror *intake.Mirror
-	// Sessions is how many people are in one, whom a restart throws out; Warn ends
+	// Sessions is how many people are in one, whom a restart throws out; AtOnce ends
 	// them with the reason.
 	Sessions func() int
-	Warn     func(ctx context.Context, version string)
+	AtOnce   func(context.Context, control.Restart)
 }
 
 // Pages are the routes of updates.
@@ -209,20 +209,24 @@ func (p *Pages) askStart(v *shell.Visit) error {
 }
 
 func (p *Pages) doStart(v *shell.Visit) error {
-	wait := v.R.PostFormValue("when") == "window"
-	version, err := p.begin(v, wait)
+	when := v.R.PostFormValue("when")
+	q := control.UpdateStart{Wait: when == "window", Later: when == "later"}
+	version, err := p.begin(v, q)
 	if err != nil {
 		return p.again(v, p.start, err)
 	}
-	if wait {
+	if q.Wait || q.Later {
 		v.Redirect("/system/updates?done=waiting")
 		return nil
 	}
 	return v.Show(p.going, version)
 }
 
-// begin has what was received started, and ends the sessions that this cuts.
-func (p *Pages) begin(v *shell.Visit, wait bool) (version string, err error) {
+// begin has what was received started, and ends the sessions that this cuts at once.
+func (p *Pages) begin(v *shell.Visit, q control.UpdateStart) (version string, err error) {
+	if q.Wait && q.Later {
+		return "", shell.Refuse("Start it at the window, in five minutes, or now: one of these.")
+	}
 	u, err := p.Update(v.Ctx())
 	if err != nil {
 		return "", err
@@ -230,14 +234,15 @@ func (p *Pages) begin(v *shell.Visit, wait bool) (version string, err error) {
 	if u.Transfer != nil {
 		version = u.Transfer.Version
 	}
-	if wait && u.Policy.Window == "" {
+	if q.Wait && u.Policy.Window == "" {
 		return "", shell.Refuse("There is no window to wait for: set one in the settings, or start it now.")
 	}
-	if err := p.Start(v.Ctx(), control.UpdateStart{By: by(v), Wait: wait}); err != nil {
+	q.By = by(v)
+	if err := p.Start(v.Ctx(), q); err != nil {
 		return "", err
 	}
-	if !wait {
-		p.Warn(context.WithoutCancel(v.Ctx()), version)
+	if !q.Wait && !q.Later {
+		p.AtOnce(context.WithoutCancel(v.Ctx()), control.Restart{Version: version})
 	}
 	return version, nil
 }
@@ -278,7 +283,7 @@ func (p *Pages) askSettings(v *shell.Visit) error {
 }
 
 func (p *Pages) doSettings(v *shell.Visit) error {
-	s := control.UpdateSettings{Mirror: strings.TrimSpace(v.R.PostFormValue("mirror")), Window: strings.TrimSpace(v.R.PostFormValue("window")), Automatic: v.R.PostFormValue("automatic") == "yes"}
+	s := control.UpdateSettings{Mirror: strings.TrimSpace(v.R.PostFormValue("mirror")), Roots: strings.TrimSpace(v.R.PostFormValue("roots")), Window: strings.TrimSpace(v.R.PostFormValue("window")), Automatic: v.R.PostFormValue("automatic") == "yes"}
 	if err := p.set(v, s); err != nil {
 		w, viewErr := p.view(v)
 		if viewErr != nil {

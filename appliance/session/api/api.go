@@ -20,6 +20,7 @@ const (
 	Meet         = "/api/v1/sessions/meet"           // POST MeetAsk → Meeting
 	Signal       = "/api/v1/sessions/signal"         // POST SignalAsk → Signalled
 	End          = "/api/v1/sessions/end"            // POST EndAsk
+	NoticePath   = "/api/v1/sessions/notice"         // GET → NoticeBoard
 	Recordings   = "/api/v1/recordings"              // GET → RecordingList
 	Recording    = "/api/v1/recordings/cast"         // GET ?session=ID → asciicast v2, application/x-asciicast
 	RecordingEnd = "/api/v1/recordings/remove"       // POST EndAsk
@@ -77,7 +78,20 @@ type Granted struct {
 	Session session.ID `json:"session"`
 	Grant   []byte     `json:"grant"` // signed; its shape is in docs/sessions.md
 	Until   time.Time  `json:"until"`
+	Notice  *Notice    `json:"notice,omitempty"` // why it ends sooner than others
 	Meeting            // of the first connection; without a ticket for webrtc
+}
+
+// Notice is what everybody in a session is to know: when all of them end.
+type Notice struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text"` // what happens then, as in "the box restarts into version 1.5.0"
+}
+
+// NoticeBoard is what there is to tell now. To ask for it is no use of a sign-in,
+// as it is asked for by itself, twice a minute while a session lasts.
+type NoticeBoard struct {
+	Notice *Notice `json:"notice,omitempty"`
 }
 
 // MeetAsk asks for a further connection of a session.
