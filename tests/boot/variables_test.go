@@ -89,6 +89,29 @@ func variables(t *testing.T, m qemu.Machine) []qemu.Variable {
 	}
 }
 
+// chooses has the boot loader start a slot from now on, as a key at its menu does.
+func chooses(t *testing.T, m qemu.Machine, s slot.Slot) {
+	t.Helper()
+	store, err := qemu.OpenStore(m.State)
+	if err == nil {
+		err = store.Add(qemu.Variable{Name: defaultVariable, Vendor: loaderVendor, Attributes: 1 | 2 | 4, Data: wide(s.Entry())})
+	}
+	if err == nil {
+		err = store.Save(m.State)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// undone sees that the box took that choice back.
+func undone(t *testing.T, m qemu.Machine) {
+	t.Helper()
+	if slices.ContainsFunc(variables(t, m), func(v qemu.Variable) bool { return v.Name == defaultVariable }) {
+		t.Error("what a key at the boot menu chose is still there")
+	}
+}
+
 // menu is what the firmware's boot menu has of entries that the box makes, in order.
 func menu(t *testing.T, m qemu.Machine) (names []string) {
 	t.Helper()
@@ -155,24 +178,13 @@ func TestBOX4_LostVariables(t *testing.T) {
 		t.Error("without entries another slot was started than loader.conf names")
 	}
 
-	store, err := qemu.OpenStore(m.State)
-	if err == nil {
-		err = store.Add(qemu.Variable{Name: defaultVariable, Vendor: loaderVendor, Attributes: 1 | 2 | 4, Data: wide(slot.B.Entry())})
-	}
-	if err == nil {
-		err = store.Save(m.State)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	chooses(t, m, slot.B)
 	guest = start(t, m)
 	say(t, guest, other)
 	same(t, "with another default of the boot menu", state(t, guest, "unclaimed", "url", "code"), line)
 	entered(t, m, "Gatehouse", "Gatehouse, slot a", "Gatehouse, slot b")
 	off(t, guest)
-	if slices.ContainsFunc(variables(t, m), func(v qemu.Variable) bool { return v.Name == defaultVariable }) {
-		t.Error("what a key chose is still there")
-	}
+	undone(t, m)
 	e, _ := box.slots(t, 0)
 	if named, err := e.Default(); err != nil || named != slot.A {
 		t.Errorf("loader.conf names %v (%v), want slot a", named, err)
