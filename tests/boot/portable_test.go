@@ -37,19 +37,20 @@ type cabled struct {
 	c     *tool
 }
 
-func newCabled(t *testing.T, s stage) *cabled {
+func newCabled(t *testing.T) *cabled {
 	t.Helper()
-	b := &cabled{stage: s, lan: newLAN(t, s)}
+	b := &cabled{stage: stage{disk: newDisk(t), state: t.TempDir()}}
+	b.lan = newLAN(t, b.stage)
 	b.lan.Up(t, "lan", hostOutside+"/24")
 	b.lan.serve(t)
-	b.m = s.machine(t)
+	b.m = b.machine(t)
 	b.m.Forward, b.m.TapFile = nil, b.lan.tap
 	b.guest = start(t, b.m)
 	return b
 }
 
 // owned is the box once it has an owner: person in front of it, tool signed in.
-func (b *cabled) owned(t *testing.T) *cabled {
+func (b *cabled) owned(t *testing.T) {
 	t.Helper()
 	b.line = state(t, b.guest, "unclaimed", "url", "code")
 	b.c = newTool(t, boxV4)
@@ -61,7 +62,6 @@ func (b *cabled) owned(t *testing.T) *cabled {
 	b.p.send("/welcome/clock", "action", "keep") // nobody here serves the time, without which there are no certificates
 	b.p.factor()
 	b.p.lends(b.c)
-	return b
 }
 
 // reached says whether a connection from an address comes to be. What should is
@@ -94,8 +94,8 @@ func (b *cabled) reached(t *testing.T, from, to string, should bool) {
 // and after a restart; keys are its own.
 func TestBOX13_ExportEraseImport(t *testing.T) {
 	t.Parallel()
-	fresh, _ := lives(t)
-	a := newCabled(t, fresh.own(t)).owned(t)
+	a, b := newCabled(t), newCabled(t) // both start while one is waited for
+	a.owned(t)
 	file := func(name, text string) string {
 		path := filepath.Join(a.c.config, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -131,12 +131,29 @@ func TestBOX13_ExportEraseImport(t *testing.T) {
 	if out := a.c.run("release-statement", statement); !strings.Contains(out, a.line["name"]) || !strings.Contains(out, "as it was signed") {
 		t.Errorf("the statement: %s", out)
 	}
+	before, factorOfA := a.line, a.p.key
 	boots.resets.Add(1)
+
+	b.owned(t)
+	b.reached(t, hostOutside, boxV4, true)
+	if out, err := b.c.try("import", "--box", boxV4, "--yes", "--passphrase", b.c.file("wrong", exportPhrase+"s"), exported); err == nil || !strings.Contains(err.Error(), "not the right one") {
+		t.Errorf("a wrong passphrase: %v %s", err, out)
+	}
+	out := b.c.run("import", "--box", boxV4, "--yes", "--passphrase", b.c.file("phrase", exportPhrase), "--only", "people,place,targets,certificates,lists,network", exported)
+	if !strings.Contains(out, "Taken: people, ") || !strings.Contains(out, "lists, network") {
+		t.Errorf("the import says %s", out)
+	}
+	b.back(t, factorOfA, root)
+	if b.line["name"] == before["name"] || b.line["fingerprint"] == before["fingerprint"] {
+		t.Errorf("the other box became the first: %v", b.line)
+	}
+	b.restartIsTold(t)
+	off(t, b.guest)
+
+	// The first is somebody else's by now.
 	say(t, a.guest, `gatehouse: state=starting`)
-	before := a.line
-	factorOfA := a.p.key
 	again := state(t, a.guest, "unclaimed", "url", "code")
-	if again["name"] == before["name"] || again["fingerprint"] == before["fingerprint"] {
+	if again["name"] == before["name"] || again["fingerprint"] == before["fingerprint"] || again["fingerprint"] == b.line["fingerprint"] {
 		t.Errorf("erased, and it is still the old box: %v", again)
 	}
 	a.reached(t, hostOutside, boxV4, true)
@@ -148,22 +165,6 @@ func TestBOX13_ExportEraseImport(t *testing.T) {
 	if err := a.guest.Kill(); err != nil {
 		t.Fatal(err)
 	}
-
-	b := newCabled(t, stage{disk: newDisk(t), state: t.TempDir()}).owned(t)
-	b.reached(t, hostOutside, boxV4, true)
-	if out, err := b.c.try("import", "--box", boxV4, "--yes", "--passphrase", b.c.file("wrong", exportPhrase+"s"), exported); err == nil || !strings.Contains(err.Error(), "not the right one") {
-		t.Errorf("a wrong passphrase: %v %s", err, out)
-	}
-	out := b.c.run("import", "--box", boxV4, "--yes", "--passphrase", b.c.file("phrase", exportPhrase), "--only", "people,place,targets,certificates,lists,network", exported)
-	if !strings.Contains(out, "Taken: people, ") || !strings.Contains(out, "lists, network") {
-		t.Errorf("the import says %s", out)
-	}
-	b.back(t, factorOfA, root)
-	if b.line["name"] == before["name"] || b.line["fingerprint"] == before["fingerprint"] || b.line["fingerprint"] == again["fingerprint"] {
-		t.Errorf("the other box became the first: %v", b.line)
-	}
-	b.restartIsTold(t)
-	off(t, b.guest)
 
 	b.guest = start(t, b.m)
 	same(t, "after the import", state(t, b.guest, "ready", "url"), b.line)
