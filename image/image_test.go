@@ -249,7 +249,7 @@ func TestBOX1_LocksOfOtherTargetsAreRefused(t *testing.T) {
 		if err := os.WriteFile(b.Lock, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.words) {
+		if _, err := b.lock(t.Context()); err == nil || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want %q", name, err, c.words)
 		}
 	}
