@@ -52,7 +52,7 @@ check: $(XTERM)/dist/xterm.js ## format, vet, staticcheck, architecture, short u
 	@test -z "$$(gofmt -l cmd appliance tpm netfilter image firmware tests 2>/dev/null)" || { gofmt -l cmd appliance tpm netfilter image firmware tests; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags alone ./appliance/relay
-	GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gatehoused
+	$(GO) test -count=1 -run ForARM64 ./tests/arch
 	$(GO) tool staticcheck ./...
 	CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -race -short -timeout 20m $(UNIT)
 
@@ -80,7 +80,7 @@ fmt:
 	gofmt -w cmd appliance tpm netfilter image firmware tests
 
 lock: tools ## take the newest packages of the archive into the lock file
-	$(BUILD)/gatehouse image lock
+	$(BUILD)/gatehouse image lock --arch $(ARCH)
 
 clean:
 	rm -rf $(BUILD) $(XTERM)/node_modules $(XTERM)/dist/xterm.*

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/u-root/u-root/pkg/efivarfs"
@@ -86,7 +87,35 @@ func kernelCalls() Calls {
 			if errors.Is(err, efivarfs.ErrNoFS) {
 				return nil, fmt.Errorf("%w (no efivarfs is mounted)", fs.ErrNotExist)
 			}
-			return v, err
+			if err != nil {
+				return nil, err
+			}
+			return variables{v, path}, nil
 		},
 	}
+}
+
+// variables are those of u-root, with another Remove.
+type variables struct {
+	*efivarfs.EFIVarFS
+	path string
+}
+
+// Remove removes a variable. The kernel has all but the ones that it knows
+// immutable, against removal by mistake (its documentation of efivarfs), and
+// u-root opens them for writing before it takes that off, which is refused.
+func (v variables) Remove(d efivarfs.VariableDescriptor) error {
+	f, err := os.Open(filepath.Join(v.path, d.Name+"-"+d.GUID.String()))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&efivarfs.FS_IMMUTABLE_FL != 0 {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^efivarfs.FS_IMMUTABLE_FL)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s one that can be removed: %w", f.Name(), err)
+	}
+	return v.EFIVarFS.Remove(d)
 }

@@ -243,6 +243,8 @@ func headline(r release.Report) string {
 	}
 	if r.Issued != "" {
 		text += fmt.Sprintf(", of %s, for %s; updates from %s on", r.Issued, strings.Join(r.Arches, " and "), r.Minimum)
+	} else if len(r.Arches) > 0 {
+		text += ", for " + strings.Join(r.Arches, " and ")
 	}
 	return text
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatehouse/image/target"
 )
 
 func TestStartRefuses(t *testing.T) {
@@ -130,6 +132,33 @@ func TestArguments(t *testing.T) {
 	}
 	if a := direct.arguments(id, "/tmp/x", nil); !slices.Contains(a, "console=ttyS0 x=1") {
 		t.Error("the kernel command line is not one argument")
+	}
+}
+
+// The board of arm64: what QEMU has for it, and what it has not.
+func TestBOX1_ARMBoard(t *testing.T) {
+	m := Machine{Target: target.ARM64, Disk: "d", CD: "c", State: "s"}
+	words := func(m Machine) string { return strings.Join(m.arguments([16]byte{}, "/tmp/x", nil), " ") }
+	secure := m
+	secure.SecureBoot = &SecureBoot{}
+	for _, c := range []struct {
+		m    Machine
+		text string
+		want bool
+	}{
+		{m, "-machine virt", true}, {m, "tpm-tis-device,tpmdev=tpm0", true}, {m, "AAVMF_CODE.fd", true}, {m, "scsi-cd", true}, {m, "-accel tcg", true}, {m, "kvm", false},
+		{m, "q35", false}, {m, "OVMF", false}, {m, "-vga", false}, {m, "ide-cd", false}, {m, "la57", false},
+		{secure, "smm", false}, {secure, "-machine virt", true}, {secure, "property=secure", false},
+	} {
+		if strings.Contains(words(c.m), c.text) != c.want {
+			t.Errorf("%q in the arguments is %v, want %v", c.text, !c.want, c.want)
+		}
+	}
+	if got := m.board().program; got != "qemu-system-aarch64" {
+		t.Errorf("it is run by %s", got)
+	}
+	if words(Machine{Disk: "d", State: "s"}) != words(Machine{Target: target.AMD64, Disk: "d", State: "s"}) {
+		t.Error("without a target it is another machine than amd64")
 	}
 }
 

@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 	"reflect"
 	"slices"
@@ -56,6 +57,33 @@ func TestStoreRefuses(t *testing.T) {
 	}
 	if _, err := good.Cut(good, 0, true); err == nil {
 		t.Error("a write that was never made was torn")
+	}
+}
+
+// What a store is emptied of is gone, and it takes what a fresh one takes. Zeros at
+// the end of its file are written as a hole, and read back.
+func TestBOX1_EmptyStoreIsAFreshOne(t *testing.T) {
+	s, want := fresh(t), fresh(t)
+	if err := s.Add(named("PK", "theirs"), named("db", strings.Repeat("their key", 100))); err != nil {
+		t.Fatal(err)
+	}
+	s.empty()
+	if !bytes.Equal(s.raw, want.raw) || s.end != want.end {
+		t.Error("it is not as it was before its first variable")
+	}
+	if err := errors.Join(s.Add(named("PK", "mine")), want.Add(named("PK", "mine"))); err != nil || !bytes.Equal(s.raw, want.raw) {
+		t.Errorf("it does not take variables as a fresh one does: %v", err)
+	}
+	state := t.TempDir()
+	long := Store{raw: append(bytes.Clone(s.raw), make([]byte, 1<<20)...)}
+	for range 2 { // over what was longer or shorter before
+		if err := long.Save(state); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := OpenStore(state); err != nil || !bytes.Equal(got.raw, long.raw) {
+			t.Fatalf("%d bytes were written, others were read: %v", len(long.raw), err)
+		}
+		long.raw = s.raw
 	}
 }
 

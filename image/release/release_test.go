@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -31,14 +32,14 @@ import (
 )
 
 // stub is the smallest EFI program that sections can be added to and a signature.
-func stub() []byte {
+func stub(x target.Target) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0x600)
 	copy(b, "MZ")
 	le.PutUint32(b[0x3c:], 0x80)
 	p := b[0x80:]
 	copy(p, "PE\x00\x00")
-	le.PutUint16(p[4:], 0x8664)
+	le.PutUint16(p[4:], map[string]uint16{"amd64": 0x8664, "arm64": 0xaa64}[x.Arch])
 	le.PutUint16(p[6:], 1)
 	le.PutUint16(p[20:], 240)
 	o := p[24:]
@@ -64,6 +65,7 @@ type maker struct {
 	signers keys.Signers
 	lock    string
 	program string
+	target  target.Target
 	disks   bool // that are built, too: each takes a second
 	// archive is kept while the keys in it stay, since it takes a compiler.
 	archive []byte
@@ -72,7 +74,7 @@ type maker struct {
 
 func newMaker(t *testing.T, threshold int, names ...string) *maker {
 	t.Helper()
-	m := &maker{dir: filepath.Join(t.TempDir(), "keys"), lock: filepath.Join(t.TempDir(), "packages.lock")}
+	m := &maker{dir: filepath.Join(t.TempDir(), "keys"), target: target.AMD64}
 	var err error
 	if m.set, err = keys.New(m.dir, "Test", time.Now()); err != nil {
 		t.Fatal(err)
@@ -80,17 +82,34 @@ func newMaker(t *testing.T, threshold int, names ...string) *maker {
 	if m.signers, err = keys.NewSigners(m.dir, names, threshold); err != nil {
 		t.Fatal(err)
 	}
-	text, err := debian.Lock{{Name: "libc6", Version: "2.36", File: "libc6_2.36_amd64.deb", SHA256: [32]byte{1}}}.MarshalText()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(m.lock, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	m.lock = m.writeLock(t)
 	if m.program, err = filepath.Abs("../initramfs/testdata/init"); err != nil {
 		t.Fatal(err)
 	}
 	return m
+}
+
+func (m *maker) writeLock(t *testing.T) string {
+	t.Helper()
+	text, err := debian.Lock{{Name: "libc6", Version: "2.36", File: "libc6_2.36_" + m.target.Arch + ".deb", SHA256: [32]byte{1}}}.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "packages.lock")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// forARM makes the same for the other processor, by the same people. The program
+// in it stays: that of arm64 would take a compiler half a minute.
+func (m *maker) forARM(t *testing.T) *maker {
+	t.Helper()
+	n := *m
+	n.target = target.ARM64
+	n.lock = n.writeLock(t)
+	return &n
 }
 
 // build makes a system and a disk of a version.
@@ -98,7 +117,7 @@ func (m *maker) build(t *testing.T, version string, epoch uint64, tweak func([]u
 	t.Helper()
 	if next := m.signers.Next.Text(); m.inside != next {
 		var b bytes.Buffer
-		a := initramfs.Archive{Program: m.program, Temp: t.TempDir(), Files: []initramfs.File{{Path: firmware.KeysFile, Content: []byte(next), Mode: 0o644}}}
+		a := initramfs.Archive{Arch: "amd64", Program: m.program, Temp: t.TempDir(), Files: []initramfs.File{{Path: firmware.KeysFile, Content: []byte(next), Mode: 0o644}}}
 		if err := a.Write(&b); err != nil {
 			t.Fatal(err)
 		}
@@ -128,11 +147,11 @@ func (m *maker) build(t *testing.T, version string, epoch uint64, tweak func([]u
 	if tweak != nil {
 		sections = tweak(sections)
 	}
-	whole, err := uki.Assemble(stub(), append([]uki.Section{{Name: ".pcrsig", Content: signatures}}, sections...))
+	whole, err := uki.Assemble(stub(m.target), append([]uki.Section{{Name: ".pcrsig", Content: signatures}}, sections...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m.hand(t, m.sign(t, whole), m.sign(t, stub()))
+	return m.hand(t, m.sign(t, whole), m.sign(t, stub(m.target)))
 }
 
 func (m *maker) sign(t *testing.T, program []byte) []byte {
@@ -149,7 +168,7 @@ func (m *maker) sign(t *testing.T, program []byte) []byte {
 func (m *maker) hand(t *testing.T, system, loader []byte) Build {
 	t.Helper()
 	dir := t.TempDir()
-	b := Build{Arch: "amd64", Files: map[string]string{System: filepath.Join(dir, "a.efi"), Lock: m.lock}}
+	b := Build{Arch: m.target.Arch, Files: map[string]string{System: filepath.Join(dir, "a.efi"), Lock: m.lock}}
 	if err := os.WriteFile(b.Files[System], system, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +181,7 @@ func (m *maker) hand(t *testing.T, system, loader []byte) Build {
 	}
 	defer f.Close()
 	err = disk.Write(f, []disk.File{
-		{Path: target.AMD64.LoaderPath(), Content: loader}, {Path: slot.A.Path(), Content: system, Reserve: disk.SlotSize},
+		{Path: m.target.LoaderPath(), Content: loader}, {Path: slot.A.Path(), Content: system, Reserve: disk.SlotSize},
 		{Path: slot.B.Path(), Reserve: disk.SlotSize}, {Path: slot.ConfigPath, Content: slot.Config(slot.A)},
 	}, []byte("test"))
 	if err != nil {
@@ -208,27 +227,31 @@ func (m *maker) release(t *testing.T, version string, builds ...Build) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	system, err := os.ReadFile(builds[0].Files[System])
-	if err != nil {
-		t.Fatal(err)
+	var all []sbom.Part
+	for _, b := range builds {
+		system, err := os.ReadFile(b.Files[System])
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := look(system)
+		if err != nil {
+			t.Fatal(err)
+		}
+		modules, err := sbom.Modules(in.program, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lock debian.Lock
+		text, err := os.ReadFile(b.Files[Lock])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lock.UnmarshalText(text); err != nil {
+			t.Fatal(err)
+		}
+		all = append(append(all, modules...), sbom.Packages(lock, nil)...)
 	}
-	in, err := look(system)
-	if err != nil {
-		t.Fatal(err)
-	}
-	modules, err := sbom.Modules(in.program, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lock debian.Lock
-	text, err := os.ReadFile(m.lock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := lock.UnmarshalText(text); err != nil {
-		t.Fatal(err)
-	}
-	parts, err := sbom.Document{Name: "test", Parts: append(modules, sbom.Packages(lock, nil)...)}.JSON()
+	parts, err := sbom.Document{Name: "test", Parts: all}.JSON()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +421,7 @@ func TestBOX3_SystemsThatAreNotWhatTheySay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad, _ := verify(t, m.release(t, "1.5.0", m.hand(t, system, stub())), m.trust())
+	bad, _ := verify(t, m.release(t, "1.5.0", m.hand(t, system, stub(m.target))), m.trust())
 	if len(bad) != 1 || bad[0].Name != "loader amd64" {
 		t.Errorf("a loader that nobody signed: %+v", bad)
 	}
@@ -407,11 +430,79 @@ func TestBOX3_SystemsThatAreNotWhatTheySay(t *testing.T) {
 	if bad, _ := verify(t, m.release(t, "1.5.0", mixed), m.trust()); len(bad) != 1 || bad[0].Name != "disk amd64" {
 		t.Errorf("a disk with another system: %+v", bad)
 	}
-	stranger := newMaker(t, 1, "eve")
+	stranger := newMaker(t, 1, "eve").forARM(t)
 	stranger.signers, stranger.archive, stranger.inside = m.signers, m.archive, m.inside
 	if _, err := (Release{Version: firmware.Version{Major: 1, Minor: 5}, Signers: m.signers, Issued: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
-		Systems: []Build{fine, {Arch: "arm64", Files: stranger.build(t, "1.5.0", 1, nil).Files}}}).manifest(); err == nil {
-		t.Error("two architectures by two approvers are one release")
+		Systems: []Build{fine, stranger.build(t, "1.5.0", 1, nil)}}).manifest(); err == nil || !strings.Contains(err.Error(), "another approver") {
+		t.Errorf("two architectures by two approvers are one release: %v", err)
+	}
+}
+
+// A release for two processors: each system, each disk, each file alone. What is
+// named for a processor whose firmware would not start it is refused when it is
+// made, and found when it is verified.
+func TestBOX1_ReleaseForTwoProcessors(t *testing.T) {
+	m := newMaker(t, 1, "ada")
+	m.disks = true
+	pc := m.build(t, "1.5.0", 1, nil)
+	n := m.forARM(t)
+	arm := n.build(t, "1.5.0", 1, nil)
+	v := firmware.Version{Major: 1, Minor: 5}
+	for _, wrong := range []Build{{Arch: "arm64", Files: pc.Files}, {Arch: "amd64", Files: arm.Files}, {Arch: "riscv64", Files: pc.Files}} {
+		dir := filepath.Join(t.TempDir(), "release")
+		err := Release{Version: v, Signers: m.signers, Issued: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Systems: []Build{wrong}}.Write(dir)
+		if err == nil || !strings.Contains(err.Error(), wrong.Arch) {
+			t.Errorf("a system named for %s that is for another: %v", wrong.Arch, err)
+		}
+		whole, err := os.ReadFile(wrong.Files[System])
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := &verifier{}
+		if _, ok := found.system(wrong.Arch, whole, nil); ok {
+			t.Errorf("verified as a system for %s: %+v", wrong.Arch, found.report)
+		}
+	}
+	system, err := os.ReadFile(arm.Files[System])
+	if err != nil {
+		t.Fatal(err)
+	}
+	swapped := n.hand(t, system, m.sign(t, stub(target.AMD64)))
+	if bad, _ := verify(t, m.release(t, "1.5.0", withoutDisk(pc), swapped), m.trust()); len(bad) != 1 || bad[0].Name != "disk arm64" || !strings.Contains(bad[0].Detail, "for amd64") {
+		t.Errorf("a disk for arm64 with the loader of amd64: %+v", bad)
+	}
+	pcDisk := Build{Arch: "arm64", Files: map[string]string{System: arm.Files[System], Disk: pc.Files[Disk], Lock: n.lock}}
+	if bad, _ := verify(t, m.release(t, "1.5.0", withoutDisk(pc), pcDisk), m.trust()); len(bad) != 1 || bad[0].Name != "disk arm64" {
+		t.Errorf("the disk of amd64 for arm64: %+v", bad)
+	}
+
+	dir := m.release(t, "1.5.0", arm, pc)
+	good(t, dir, m.trust())
+	for _, arch := range []string{"amd64", "arm64"} {
+		for _, end := range []string{System, Bundle, Disk} {
+			file := filepath.Join(dir, File(v, arch, end))
+			good(t, file, m.trust())
+			if r, err := Verify(file, m.trust()); err != nil || !slices.Contains(r.Arches, arch) {
+				t.Errorf("%s is for %v: %v", filepath.Base(file), r.Arches, err)
+			}
+		}
+	}
+	note, err := os.ReadFile(filepath.Join(dir, Note))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := firmware.Parse(textOf(note))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []Build{pc, arm} {
+		whole, err := os.ReadFile(b.Files[System])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := manifest.System(b.Arch); err != nil || s.SHA256 != sha256.Sum256(whole) {
+			t.Errorf("a box of %s finds another system than its own: %v", b.Arch, err)
+		}
 	}
 }
 
