@@ -43,7 +43,8 @@ const foreignKernel = "Command line: " + foreignLine
 // as we signed it is refused by the firmware, each for itself: no signature, one
 // byte changed, a foreign command line under a signature that is not of it, one
 // that somebody else signed, a changed loader. The last is ours, and starts; what
-// stood before it left no trace in PCR 7. The box sees that Secure Boot is on.
+// stood before it left no trace in PCR 7. The box sees that Secure Boot is on, and
+// takes back what a key at the boot menu set.
 func TestBOX5_FirmwareStartsTheSignedImageAlone(t *testing.T) {
 	t.Parallel()
 	whole, err := os.ReadFile(built(t, image.UKI))
@@ -97,6 +98,7 @@ func TestBOX5_FirmwareStartsTheSignedImageAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	box.bootFrom(t, menu...)
+	chooses(t, m, slot.A)
 	guest := start(t, m)
 	for _, b := range bad {
 		say(t, guest, `BdsDxe: failed to load Boot[0-9A-F]{4} "`+b.name+`" from [^\r\n]*: (Access Denied|Security Violation)`)
@@ -122,6 +124,7 @@ func TestBOX5_FirmwareStartsTheSignedImageAlone(t *testing.T) {
 		t.Errorf("the box does not see that Secure Boot is on: %v %.300s", err, body)
 	}
 	off(t, guest)
+	undone(t, m)
 	if strings.Contains(guest.Serial(), foreignKernel) {
 		t.Error("a kernel was started with a foreign command line")
 	}
