@@ -76,6 +76,7 @@ func (b *box) judgeSystems(context.Context) error {
 		s.problem = "there is no disk of this box"
 		return nil
 	}
+	b.undoChoice()
 	if err := b.openSystems(); err != nil {
 		s.problem = err.Error()
 		return err
@@ -90,11 +91,21 @@ func (b *box) judgeSystems(context.Context) error {
 	return b.decide(b.meta, record, time.Now())
 }
 
+// undoChoice removes what a key at the boot menu set, which would count more than
+// loader.conf at every start. It asks nothing of the disk.
+func (b *box) undoChoice() {
+	there, err := b.machine.ForgetDefault()
+	if err != nil {
+		b.log.Warn("what a key at the boot menu set", "err", err)
+	} else if there {
+		b.systems.notes = append(b.systems.notes, "somebody chose another default at the boot menu: that is undone")
+	}
+}
+
 // decide judges, records that, and does it.
 func (b *box) decide(meta slot.Device, record slot.Record, now time.Time) error {
 	s := &b.systems
-	e, notes := b.evidence(record)
-	s.notes = append(s.notes, notes...)
+	e := b.evidence(record)
 	next, action := slot.Judge(record, e, now)
 	s.book = update.NewBook(meta, record)
 	if err := s.book.Change(func(slot.Record) (slot.Record, error) { return next, nil }); err != nil {
@@ -138,9 +149,9 @@ func (b *box) openSystems() error {
 	return nil
 }
 
-// evidence is what there is to judge by. Variables that would have another system
-// started than loader.conf names are removed on the way.
-func (b *box) evidence(r slot.Record) (e slot.Evidence, notes []string) {
+// evidence is what there is to judge by. What was armed for one start, and no loader
+// has read, is removed on the way.
+func (b *box) evidence(r slot.Record) (e slot.Evidence) {
 	s := &b.systems
 	started, _ := b.machine.Started() // said in openSystems
 	e.Running, e.Selected = runningSlot(started)
@@ -156,17 +167,12 @@ func (b *box) evidence(r slot.Record) (e slot.Evidence, notes []string) {
 	if t := r.Trial; t != nil && e.Running != t.Slot && e.Selected == t.Slot { // the firmware would not load it
 		e.Damaged = errors.Is(s.disk.Check(t.Slot, t.System), esp.ErrDamaged)
 	}
-	if there, err := b.machine.ForgetDefault(); err != nil {
-		b.log.Warn("what a key at the boot menu set", "err", err)
-	} else if there {
-		notes = append(notes, "somebody chose another default at the boot menu: that is undone")
-	}
 	if e.OneShot {
 		if _, err := b.machine.DisarmOneShot(); err != nil {
 			b.log.Warn("what was armed for one start", "err", err)
 		}
 	}
-	return e, notes
+	return e
 }
 
 // follow does what was decided.

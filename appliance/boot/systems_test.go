@@ -104,6 +104,7 @@ func startOf(t *testing.T, d *twoSlots, r slot.Record, v hosttest.Variables) (*b
 	if err := slot.WriteRecord(meta, r); err != nil {
 		t.Fatal(err)
 	}
+	b.undoChoice()
 	if err := b.decide(meta, r, time.Now()); err != nil {
 		t.Fatal(err)
 	}
