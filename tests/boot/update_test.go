@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/control"
+	"gatehouse/appliance/update"
 	"gatehouse/firmware"
 	"gatehouse/firmware/slot"
 	"gatehouse/image/keys"
@@ -224,7 +225,10 @@ func (p *person) goesBack(guest *qemu.Guest, box line, n *next, sign, reason str
 	p.bring(n)
 	boots.firmware.Add(2)
 	say(t, guest, sign)
-	say(t, guest, `gatehouse: systems: [^\r\n]*`+regexp.QuoteMeta(reason))
+	// A trial has ten minutes to prove itself.
+	if _, err := guest.WaitSerial(regexp.MustCompile(`gatehouse: systems: [^\r\n]*`+regexp.QuoteMeta(reason)), update.Patience+patience); err != nil {
+		t.Fatal(err)
+	}
 	same(t, "after the sick one", state(t, guest, "ready", "url"), box)
 	p.again()
 	u := p.systems()
