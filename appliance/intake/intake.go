@@ -147,12 +147,22 @@ func (i *Intake) enter(ctx context.Context, interrupt func(), person bool) (cont
 			return nil, nil, context.Cause(ctx)
 		}
 	}
-	wake := func() bool { return true }
+	quiet := func() {}
 	if interrupt != nil {
-		wake = context.AfterFunc(ctx, interrupt)
+		over := make(chan struct{})
+		asleep := context.AfterFunc(ctx, func() {
+			defer close(over)
+			interrupt()
+		})
+		// The connection is its owner's again only when nobody touches it any more.
+		quiet = func() {
+			if !asleep() {
+				<-over
+			}
+		}
 	}
 	return ctx, func() {
-		wake()
+		quiet()
 		i.mu.Lock()
 		i.current = nil
 		i.mu.Unlock()
