@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gatehouse/image/debian"
 	"gatehouse/image/keys"
 	"gatehouse/image/target"
@@ -89,6 +91,11 @@ func (b Build) Run(ctx context.Context) error {
 	if err := errors.Join(os.MkdirAll(b.Output, 0o755), os.MkdirAll(b.cachePath(), 0o755)); err != nil {
 		return fmt.Errorf("making the output folder: %w", err)
 	}
+	end, err := b.alone()
+	if err != nil {
+		return err
+	}
+	defer end()
 	if b.Epoch == 0 {
 		b.Epoch = Epoch
 	}
@@ -141,6 +148,27 @@ func (b Build) Run(ctx context.Context) error {
 		}
 	}
 	return os.WriteFile(b.result(Disk)+keySuffix, []byte(key), 0o644)
+}
+
+// alone waits until no other build works in the folder: two of them would write one
+// file together.
+func (b Build) alone() (end func(), err error) {
+	f, err := os.OpenFile(b.path(".building"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening the output folder: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		b.Log.Info("another build works in this folder; waiting for its end", "folder", b.Output)
+		err = unix.EINTR
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("waiting for another build in %s: %w", b.Output, err), f.Close())
+	}
+	return func() { f.Close() }, nil
 }
 
 // Refresh makes a new lock from the newest packages of the archive.

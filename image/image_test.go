@@ -127,6 +127,33 @@ func TestBOX1_InputsDecideTheImage(t *testing.T) {
 	}
 }
 
+func TestBuildsOfOneFolderWaitForEachOther(t *testing.T) {
+	b := build(t)
+	var said bytes.Buffer
+	b.Log = slog.New(slog.NewTextHandler(&said, nil))
+	end, err := b.alone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	go func() {
+		end, err := b.alone()
+		if err == nil {
+			end()
+		}
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		t.Fatalf("the second one does not wait: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	end()
+	if err := <-second; err != nil || !strings.Contains(said.String(), "another build") {
+		t.Errorf("%v, said %q", err, said.String())
+	}
+}
+
 func TestCurrentNeedsEveryResult(t *testing.T) {
 	b := build(t)
 	names := []string{Kernel, Initramfs, UKI, Disk, DiskGzip, DiskQcow2, DiskZstd, DiskMap, DiskISO, Disk + keySuffix}
