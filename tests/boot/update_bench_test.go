@@ -14,8 +14,8 @@ import (
 	"gatehouse/firmware"
 )
 
-// watch asks a box's page for its status four times a second, from one moment to
-// another, and for the memory with it.
+// watch asks a box for its status twice a second, from one moment to another; or for its
+// memory, seldom enough that asking is no work for an emulated machine.
 type watch struct {
 	p    *person
 	end  context.CancelFunc
@@ -30,12 +30,14 @@ type watch struct {
 func (p *person) watch(memory bool) *watch {
 	ctx, end := context.WithCancel(p.t.Context())
 	w := &watch{p: p, end: end, last: time.Now()}
+	path, each := "/api/v1/status", 500*time.Millisecond
+	if memory {
+		path, each = "/api/v1/details", 5*time.Second
+	}
 	ask := func() {
 		var d control.Status
-		path := "/api/v1/status"
-		if memory {
-			path = "/api/v1/details"
-		}
+		ctx, end := context.WithTimeout(ctx, 10*each)
+		defer end()
 		req, err := http.NewRequestWithContext(ctx, "GET", p.base+path, nil)
 		if err != nil {
 			return
@@ -60,7 +62,7 @@ func (p *person) watch(memory bool) *watch {
 	w.done.Go(func() {
 		for ctx.Err() == nil {
 			w.done.Go(ask) // one that hangs holds up no other
-			time.Sleep(250 * time.Millisecond)
+			time.Sleep(each)
 		}
 	})
 	return w
