@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +42,10 @@ another matter: raise the epoch, too (gatehouse image build --epoch).`,
 				if err != nil {
 					return fail(exitNotFound, "nothing was revoked: %w", err)
 				}
-				sum, err := authenticode.Digest(program)
+				var sum [sha256.Size]byte
+				if program, err = authenticode.Unsigned(program); err == nil {
+					sum, err = authenticode.Digest(program)
+				}
 				if err != nil {
 					return fail(exitUsage, "nothing was revoked: %s is no program that firmware starts: %w", file, err)
 				}

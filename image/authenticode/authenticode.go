@@ -77,6 +77,26 @@ func Digest(pe []byte) ([sha256.Size]byte, error) {
 	return [sha256.Size]byte(h.Sum(nil)), nil
 }
 
+// Unsigned is a program without its signatures; one that has none is returned as it is.
+// Its Digest is what firmware compares with the sums in dbx.
+func Unsigned(pe []byte) ([]byte, error) {
+	l, err := parse(pe)
+	if err != nil {
+		return nil, fmt.Errorf("reading an EFI program: %w", err)
+	}
+	le := binary.LittleEndian
+	at, length := int64(le.Uint32(pe[l.table:])), int64(le.Uint32(pe[l.table+4:]))
+	if at == 0 && length == 0 {
+		return pe, nil
+	}
+	if at < int64(l.table+tableEntry) || at%certAlign != 0 || at+length != int64(len(pe)) {
+		return nil, errors.New("the certificate table of the EFI program does not lie at its end")
+	}
+	program := bytes.Clone(pe[:at])
+	clear(program[l.table : l.table+tableEntry])
+	return program, nil
+}
+
 func padding(n int) int { return -n & (certAlign - 1) }
 
 // Sign returns the program with a signature by the key of a certificate, which
@@ -133,8 +153,10 @@ func Verify(pe []byte, certificate *x509.Certificate) error {
 	if int64(le.Uint32(table)) != length || le.Uint16(table[4:]) != certRevision || le.Uint16(table[6:]) != certPKCS {
 		return errors.New("the certificate table of the EFI program has other than one signature of PKCS #7")
 	}
-	program := bytes.Clone(pe[:at])
-	clear(program[l.table : l.table+tableEntry])
+	program, err := Unsigned(pe)
+	if err != nil {
+		return err
+	}
 	digest, err := Digest(program)
 	if err != nil {
 		return err

@@ -208,3 +208,34 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 		t.Errorf("a certificate of another kind: %v", err)
 	}
 }
+
+// What firmware compares with dbx is the sum of the program, whoever signed it.
+func TestKEY10_DigestWithoutTheSignature(t *testing.T) {
+	certificate, key, _ := identity(t, t.TempDir())
+	for _, size := range []int{1024, 1027} {
+		plain := program(size)
+		want, err := Digest(plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := Sign(plain, certificate, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range map[string][]byte{"plain": plain, "signed": signed} {
+			b, err := Unsigned(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := Digest(b); err != nil || got != want {
+				t.Errorf("%d bytes, %s: %x, %v, want %x", size, name, got, err, want)
+			}
+		}
+		if _, err := Unsigned(signed[:len(signed)-8]); err == nil {
+			t.Error("a signature that is cut is taken away")
+		}
+		if _, err := Unsigned(plain[:100]); err == nil {
+			t.Error("no program")
+		}
+	}
+}
