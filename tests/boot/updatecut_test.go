@@ -221,6 +221,7 @@ func (c *cuts) another(t *testing.T, p *person, box line, after successors) *nex
 	t.Helper()
 	m := c.machine
 	m.WriteLog = ""
+	m.Forward = map[int]string{443: p.tool.box} // by which the tool knows it
 	guest := start(t, m)
 	same(t, "switched on", state(t, guest, "ready", "url"), box)
 	n := next{version: firmware.Version{Minor: 3}, program: "cmd/gatehoused"}
@@ -238,7 +239,6 @@ func (c *cuts) another(t *testing.T, p *person, box line, after successors) *nex
 	}
 	n.revoked = [][32]byte{sum}
 	n.make(t)
-	p.base, p.tool.box = "https://"+guest.Addr(443), guest.Addr(443)
 	p.again()
 	p.isKept(guest, box, &n, slot.A)
 	say(t, guest, `gatehouse: keys: the firmware refuses what version 0\.3\.0 revokes: 1`)
