@@ -43,23 +43,35 @@ type firmwareDoor interface {
 func readEnrolment(root fs.FS) (enrolment, error) {
 	e := enrolment{make(map[string][]byte), make(map[string][]byte)}
 	for _, name := range enrolOrder {
-		file := path.Join(secureBootFolder, name+".auth")
-		f, err := root.Open(file)
+		change, content, err := readChange(root, name, contentOf)
 		if err != nil {
 			return e, fmt.Errorf("reading the image's keys of Secure Boot: %w", err)
 		}
-		const limit = 64 << 10
-		b, err := io.ReadAll(io.LimitReader(f, limit+1))
-		if err := errors.Join(err, f.Close()); err != nil {
-			return e, fmt.Errorf("reading the image's keys of Secure Boot: %w", err)
-		}
-		content, err := contentOf(b)
-		if err != nil || len(b) > limit {
-			return e, fmt.Errorf("reading the image's keys of Secure Boot: %s is not the signed change of a variable: %w", file, err)
-		}
-		e.changes[name], e.contents[name] = b, content
+		e.changes[name], e.contents[name] = change, content
 	}
 	return e, nil
+}
+
+// readChange reads the signed change of a variable that the image brings, and what the
+// variable holds after it, which of says.
+func readChange(root fs.FS, name string, of func(change []byte) ([]byte, error)) (change, content []byte, err error) {
+	const limit = 64 << 10
+	file := path.Join(secureBootFolder, name+".auth")
+	f, err := root.Open(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	change, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, nil, err
+	}
+	if len(change) > limit {
+		return nil, nil, fmt.Errorf("%s has more than %d bytes", file, limit)
+	}
+	if content, err = of(change); err != nil {
+		return nil, nil, fmt.Errorf("%s is not the signed change of a variable: %w", file, err)
+	}
+	return change, content, nil
 }
 
 // Sizes of EFI_TIME, of WIN_CERTIFICATE_UEFI_GUID without its data, and of

@@ -6,9 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"strings"
 
 	"gatehouse/appliance/vault"
@@ -32,24 +30,19 @@ var hashList = []byte{0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9
 
 // readRevocations reads the change that the image brings. fs.ErrNotExist: it has none.
 func readRevocations(root fs.FS) (r revocations, err error) {
-	const limit = 64 << 10
-	file := path.Join(secureBootFolder, "dbx.auth")
-	f, err := root.Open(file)
-	if err != nil {
-		return r, fmt.Errorf("reading what the image has the firmware refuse: %w", err)
+	if r.change, r.content, err = readChange(root, "dbx", hashesOf); err != nil {
+		return revocations{}, fmt.Errorf("reading what the image has the firmware refuse: %w", err)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return r, fmt.Errorf("reading what the image has the firmware refuse: %w", err)
-	}
-	list, err := payloadOf(b)
+	return r, nil
+}
+
+// hashesOf is the content of a change: one list of SHA-256.
+func hashesOf(change []byte) ([]byte, error) {
+	list, err := payloadOf(change)
 	if err == nil && !isHashList(list) {
 		err = errors.New("its content is not one list of SHA-256")
 	}
-	if err != nil || len(b) > limit {
-		return r, fmt.Errorf("reading what the image has the firmware refuse: %s is not the signed change of a variable: %w", file, err)
-	}
-	return revocations{b, list}, nil
+	return list, err
 }
 
 func isHashList(list []byte) bool {
