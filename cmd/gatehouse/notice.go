@@ -89,24 +89,10 @@ func (c *crier) say(text string) {
 
 // listen asks until the session is over.
 func (c *crier) listen(ctx context.Context, b *box, s *technician.Session, each time.Duration) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var work sync.WaitGroup
-	work.Go(func() {
-		tick := time.NewTicker(each)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-s.Done():
-				return
-			case <-tick.C:
-			}
-			var board api.NoticeBoard
-			if _, err := b.call(ctx, http.MethodGet, api.NoticePath, nil, &board); err == nil {
-				c.asked(board.Notice)
-			} // if not now, then at the next tick
-		}
+	return during(ctx, s, each, func(ctx context.Context) {
+		var board api.NoticeBoard
+		if _, err := b.call(ctx, http.MethodGet, api.NoticePath, nil, &board); err == nil {
+			c.asked(board.Notice)
+		} // if not now, then at the next tick
 	})
-	return func() { cancel(); work.Wait() }
 }

@@ -136,10 +136,21 @@ func (h hub) Meet(ctx context.Context, q api.MeetAsk) (m api.Meeting, err error)
 // bytes of a session do not pass by the console, and it would sign the person
 // out, after which a lost way could not be replaced.
 func alive(ctx context.Context, b *box, s *technician.Session, each time.Duration) (stop func()) {
+	seen := s.Activity()
+	return during(ctx, s, each, func(ctx context.Context) {
+		if now := s.Activity(); now != seen {
+			seen = now
+			var answer session
+			_, _ = b.call(ctx, http.MethodGet, "/api/v1/session", nil, &answer) // if not now, then at the next tick
+		}
+	})
+}
+
+// during does something again and again until the session is over, or it is stopped.
+func during(ctx context.Context, s *technician.Session, each time.Duration, do func(context.Context)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	work.Go(func() {
-		seen := s.Activity()
 		tick := time.NewTicker(each)
 		defer tick.Stop()
 		for {
@@ -150,11 +161,7 @@ func alive(ctx context.Context, b *box, s *technician.Session, each time.Duratio
 				return
 			case <-tick.C:
 			}
-			if now := s.Activity(); now != seen {
-				seen = now
-				var answer session
-				_, _ = b.call(ctx, http.MethodGet, "/api/v1/session", nil, &answer) // if not now, then at the next tick
-			}
+			do(ctx)
 		}
 	})
 	return func() { cancel(); work.Wait() }
