@@ -172,7 +172,6 @@ func (c *cuts) start(t testing.TB, at cutAt, box line) {
 	} else {
 		block(t, guest, want)
 	}
-	off(t, guest)
 }
 
 // at is a copy of the box's disk as it was after so many requests, and of its TPM as it is.
