@@ -5,7 +5,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,7 +73,7 @@ func (n *next) make(t testing.TB) {
 		case ".osrel":
 			s.Content = fmt.Appendf(nil, "ID=gatehouse\nNAME=Gatehouse\nPRETTY_NAME=\"Gatehouse %s\"\nVERSION_ID=%q\n", n.version, n.version)
 		case ".initrd":
-			s.Content = append(bytes.Clone(s.Content), n.overlay(t)...)
+			s.Content = n.initrd(t, s.Content)
 		case ".pcrpkey":
 			s.Content = public
 		case ".cmdline", ".uname", ".linux":
@@ -255,9 +257,48 @@ func (n *next) revocation(t testing.TB) []byte {
 	return b
 }
 
-// overlay is an archive that the kernel unpacks over the built one: another
-// program in the place of the box's.
-func (n *next) overlay(t testing.TB) []byte {
+// initrd is the built archive with another program in the place of the box's, and with
+// what firmware is to refuse. It is as large as a real one: firmware reads, hashes and
+// measures it before it starts, which is most of the time that a trial is away.
+func (n *next) initrd(t testing.TB, built []byte) []byte {
+	t.Helper()
+	const program, revocation = "bin/gatehoused", "etc/gatehouse/secureboot/dbx.auth"
+	unpacked, err := zstd.NewReader(bytes.NewReader(built))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unpacked.Close()
+	whole, err := io.ReadAll(unpacked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(whole)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []cpio.Record{cpio.StaticRecord(n.compile(t), cpio.Info{Name: program, Mode: cpio.S_IFREG | 0o755})}
+	if len(n.revoked) > 0 {
+		files = append(files, cpio.StaticRecord(n.revocation(t), cpio.Info{Name: revocation, Mode: cpio.S_IFREG | 0o644}))
+	}
+	had := len(records)
+	records = slices.DeleteFunc(records, func(r cpio.Record) bool { return r.Name == program || r.Name == revocation })
+	if len(records) == had {
+		t.Fatalf("the built archive has no %s", program)
+	}
+	var packed bytes.Buffer
+	z, err := zstd.NewWriter(&packed, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(8<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := cpio.Newc.Writer(z)
+	if err := errors.Join(cpio.WriteRecords(w, append(records, files...)), cpio.WriteTrailer(w), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return packed.Bytes()
+}
+
+// compile builds the program.
+func (n *next) compile(t testing.TB) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-overlay", n.sick.write(t), "-o", file,
@@ -270,26 +311,5 @@ func (n *next) overlay(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var archive bytes.Buffer
-	z, err := zstd.NewWriter(&archive, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(8<<20))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := cpio.Newc.Writer(z)
-	records := []cpio.Record{cpio.Directory("bin", 0o755), cpio.StaticRecord(content, cpio.Info{Name: "bin/gatehoused", Mode: cpio.S_IFREG | 0o755})}
-	if len(n.revoked) > 0 {
-		records = append(records, cpio.StaticRecord(n.revocation(t), cpio.Info{Name: "etc/gatehouse/secureboot/dbx.auth", Mode: cpio.S_IFREG | 0o644}))
-	}
-	for _, r := range records {
-		if err := w.WriteRecord(r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := cpio.WriteTrailer(w); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return archive.Bytes()
+	return content
 }
