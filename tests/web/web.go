@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // folder is where the scripts are, seen from any test.
@@ -20,9 +22,18 @@ func folder(t testing.TB) string {
 	return filepath.Dir(file)
 }
 
-// install brings the two modules that package-lock.json pins.
+// install brings the two modules that package-lock.json pins. Tests of two folders run at
+// once: the second waits for the first.
 func install(t testing.TB, dir string) {
 	t.Helper()
+	lock, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close() // and unlocks
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "node_modules/.package-lock.json")); err == nil {
 		return
 	}
