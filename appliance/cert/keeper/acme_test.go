@@ -3,20 +3,14 @@ package keeper
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"gatehouse/appliance/cert"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/cert/keeper/pebbletest"
 	"gatehouse/appliance/control"
 )
@@ -172,20 +166,7 @@ func TestNET10_AnotherServerGetsAnotherAccount(t *testing.T) {
 // keyAndChain is a pair as a person would paste it.
 func keyAndChain(t *testing.T, until time.Time, names ...string) (chain, key []byte) {
 	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: until, DNSNames: names, IPAddresses: []net.IP{net.ParseIP("192.168.1.40")}}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b})
+	return certtest.PEM(t, certtest.Self(t, certtest.Names(names...), certtest.Names("192.168.1.40"), certtest.Until(until)))
 }
 
 func TestNET10_BroughtOnesAreServedAndWarned(t *testing.T) {
