@@ -3,17 +3,13 @@ package direct
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -22,26 +18,10 @@ import (
 	"time"
 
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
-
-func certificate(t testing.TB) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
 
 // ends are a technician and an agent on loopback, with a stream between them.
 type ends struct {
@@ -57,7 +37,7 @@ type taken struct {
 
 func newEnds(t *testing.T) *ends {
 	t.Helper()
-	own, other := certificate(t), certificate(t)
+	own, other := certtest.Self(t, certtest.Undated), certtest.Self(t, certtest.Undated)
 	g := session.Grant{ID: session.ID{1, 2, 3}, Transport: session.TLS, Key: session.KeyOf(own.Leaf), Agent: session.KeyOf(other.Leaf)}
 	e := &ends{}
 	config := func(i int, s session.Side, c tls.Certificate) Config {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/direct/probe"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
@@ -213,8 +214,8 @@ func TestSES3_NothingGoesWhereNoListAdmits(t *testing.T) {
 func TestSES3_WrongKeysFindNoWay(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*ends){
-		"another agent":      func(e *ends) { e.agent.Certificate = certificate(t) },
-		"another technician": func(e *ends) { e.technician.Certificate = certificate(t) },
+		"another agent":      func(e *ends) { e.agent.Certificate = certtest.Self(t, certtest.Undated) },
+		"another technician": func(e *ends) { e.technician.Certificate = certtest.Self(t, certtest.Undated) },
 		"another session":    func(e *ends) { e.agent.Grant.ID[0]++ },
 	} {
 		for kind, offers := range map[string]func(*offer){"tcp": nil, "udp": noTCP} {

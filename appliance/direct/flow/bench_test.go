@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
 
@@ -83,7 +84,7 @@ func udpSocket(b *testing.B) *net.UDPConn {
 func BenchmarkUDP(b *testing.B) {
 	for _, d := range []time.Duration{0, 50 * time.Millisecond} {
 		b.Run(fmt.Sprintf("round trip %s", 2*d), func(b *testing.B) {
-			own, other := certificate(b), certificate(b)
+			own, other := certtest.Self(b, certtest.Undated), certtest.Self(b, certtest.Undated)
 			g := session.Grant{ID: session.ID{1}, Transport: session.TLS, Key: session.KeyOf(own.Leaf), Agent: session.KeyOf(other.Leaf)}
 			a, t := udpSocket(b), udpSocket(b)
 			at, back := delayed(b, a.LocalAddr().(*net.UDPAddr).AddrPort(), d)

@@ -2,43 +2,22 @@ package flow
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
-
-func certificate(t testing.TB) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
 
 // pair is a technician's end and an agent's, on loopback.
 func pair(t *testing.T) (technician, agent *flow) {
 	t.Helper()
-	own, other := certificate(t), certificate(t)
+	own, other := certtest.Self(t, certtest.Undated), certtest.Self(t, certtest.Undated)
 	g := session.Grant{ID: session.ID{1}, Transport: session.TLS, Key: session.KeyOf(own.Leaf), Agent: session.KeyOf(other.Leaf)}
 	var sockets [2]*net.UDPConn
 	for i := range sockets {
