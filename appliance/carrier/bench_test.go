@@ -2,15 +2,11 @@ package carrier
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"runtime"
 	"slices"
@@ -19,28 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/relay"
 	"gatehouse/appliance/session"
 )
-
-// identity is a certificate; only its key counts.
-func identity(t testing.TB) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
 
 // tlsPair is what a path is: the two ends of a session (package relay).
 func tlsPair(t testing.TB, here, there net.Conn) (*tls.Conn, *tls.Conn) {
@@ -49,7 +27,7 @@ func tlsPair(t testing.TB, here, there net.Conn) (*tls.Conn, *tls.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	technician, agent := identity(t), identity(t)
+	technician, agent := certtest.Self(t), certtest.Self(t)
 	g := session.Grant{ID: id, Key: session.KeyOf(technician.Leaf), Agent: session.KeyOf(agent.Leaf)}
 	var a, b *tls.Conn
 	var errs [2]error

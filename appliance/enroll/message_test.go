@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 var at = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
@@ -199,21 +201,13 @@ func TestHUB2_ChannelNamesTheConnection(t *testing.T) {
 	if _, err := ChannelOf(&tls.ConnectionState{Version: tls.VersionTLS12, HandshakeComplete: true}); !errors.Is(err, ErrExporter) {
 		t.Errorf("TLS 1.2: %v", err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: elliptic.P256().Params().N}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	own := certtest.Self(t)
 	ends := func() (Channel, Channel) {
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()
 		client := tls.Client(a, &tls.Config{InsecureSkipVerify: true})
-		server := tls.Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, SessionTicketsDisabled: true})
+		server := tls.Server(b, &tls.Config{Certificates: []tls.Certificate{own}, SessionTicketsDisabled: true})
 		done := make(chan error, 1)
 		go func() { done <- server.Handshake() }()
 		if err := errors.Join(client.Handshake(), <-done); err != nil {

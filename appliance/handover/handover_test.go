@@ -3,16 +3,11 @@ package handover
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 // TestMain lets the test binary be the receiving process.
@@ -40,27 +37,19 @@ func receiver() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	own, err := certtest.New()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%s %s uid=%d", r.Proto, r.RemoteAddr, os.Getuid())
 		}),
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate()}, MinVersion: tls.VersionTLS13},
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13},
 	}
 	fmt.Println("ready")
 	fmt.Fprintln(os.Stderr, srv.ServeTLS(l, "", ""))
-}
-
-func certificate() tls.Certificate {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"box"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
-	if err != nil {
-		panic(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func pair(t *testing.T) (gateway, console *os.File) {

@@ -3,9 +3,6 @@ package intake
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -13,7 +10,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -22,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
 )
@@ -365,7 +362,7 @@ func TestUSE3_AMirrorWithAnAuthorityOfItsOwn(t *testing.T) {
 	t.Cleanup(p.server.Close)
 	p.update.Policy.Mirror = p.server.URL + "/m"
 	own := authority(p.server.Certificate().Raw)
-	other := authority(stranger(t))
+	other := authority(certtest.Self(t, func(c *x509.Certificate) { c.IsCA = true }).Leaf.Raw) // that nobody here asked
 	for what, bad := range map[string]struct{ mirror, roots, words string }{
 		"without the s":  {"http://mirror.example.org/m/", own, "begins with https://"},
 		"for no mirror":  {"", own, "begins with https://"},
@@ -393,19 +390,4 @@ func TestUSE3_AMirrorWithAnAuthorityOfItsOwn(t *testing.T) {
 
 func authority(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
-// stranger is the certificate of an authority that nobody here asked.
-func stranger(t *testing.T) []byte {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
 }

@@ -3,17 +3,13 @@ package browser
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -25,29 +21,12 @@ import (
 	"github.com/pion/webrtc/v4"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/enroll/attend"
 	"gatehouse/appliance/relay"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
-
-func identity(t testing.TB) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
 
 func certificateKey(c tls.Certificate) session.Key { return sha256.Sum256(c.Certificate[0]) }
 
@@ -72,9 +51,9 @@ func newBench(t testing.TB, change func(*Config)) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, signer: signer, agent: identity(t), browser: identity(t), paths: make(chan string, 100), served: make(chan wire.Stream, 100)}
+	b := &bench{t: t, signer: signer, agent: certtest.Self(t), browser: certtest.Self(t), paths: make(chan string, 100), served: make(chan wire.Stream, 100)}
 	b.relay, err = relay.New(relay.Config{
-		Certificate: identity(t), Organisation: func() ed25519.PublicKey { return public },
+		Certificate: certtest.Self(t), Organisation: func() ed25519.PublicKey { return public },
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), MaxWaiting: 100, MaxJoined: 100, Idle: time.Minute,
 	})
 	if err != nil {
@@ -382,7 +361,7 @@ func TestSES4_BrowserReconnects(t *testing.T) {
 
 func TestSES2_AnotherBrowserIsRefused(t *testing.T) {
 	b := newBench(t, nil)
-	evil := newPage(t, identity(t), false)
+	evil := newPage(t, certtest.Self(t), false)
 	if _, err := b.session.Answer(t.Context(), b.signal(evil.offer())); !errors.Is(err, session.ErrOther) {
 		t.Errorf("an offer with another certificate: %v", err)
 	}
@@ -469,7 +448,7 @@ func TestSES1_SessionsThatAreNone(t *testing.T) {
 	good := b.session.cfg
 	for name, change := range map[string]func(*Config){
 		"a tool's session":    func(c *Config) { c.Grant.Transport = session.TLS },
-		"another certificate": func(c *Config) { c.Certificate = identity(t) },
+		"another certificate": func(c *Config) { c.Certificate = certtest.Self(t) },
 		"no certificate":      func(c *Config) { c.Certificate = tls.Certificate{} },
 		"no gateway":          func(c *Config) { c.Grant.Gateways = nil },
 	} {

@@ -2,17 +2,12 @@ package maintenance
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -20,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/control"
 )
 
@@ -167,16 +163,8 @@ func TestSES4_ConsoleShowsHarmlessText(t *testing.T) {
 // serveTLS is a host in the network.
 func serveTLS(t *testing.T) (connect func(context.Context, string, string) (net.Conn, error), fingerprint string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "nas\x1b[2J"}, DNSNames: []string{"nas.lan"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	own := certtest.Self(t, certtest.Names("nas.lan"), func(c *x509.Certificate) { c.Subject.CommonName = "nas\x1b[2J" })
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{own}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +182,7 @@ func serveTLS(t *testing.T) (connect func(context.Context, string, string) (net.
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, l.Addr().String())
-	}, fmt.Sprintf("%x", sha256.Sum256(der))
+	}, fmt.Sprintf("%x", sha256.Sum256(own.Leaf.Raw))
 }
 
 func TestSES4_ConsoleTriesTheNetwork(t *testing.T) {

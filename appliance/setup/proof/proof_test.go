@@ -2,22 +2,19 @@ package proof
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"strings"
 	"testing"
 	"testing/iotest"
-	"time"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 var (
@@ -189,7 +186,7 @@ func TestBindingRefusals(t *testing.T) {
 	if _, err := Binding(&tls.ConnectionState{}); err == nil {
 		t.Error("a connection before its handshake was bound")
 	}
-	cert := certificate(t)
+	cert := certtest.Self(t)
 	client, server := handshake(t, cert, tls.VersionTLS12)
 	if _, err := Binding(client); err == nil {
 		t.Error("the client bound to TLS 1.2")
@@ -200,7 +197,7 @@ func TestBindingRefusals(t *testing.T) {
 }
 
 func TestACC1_BindingIsOfOneChannel(t *testing.T) {
-	cert := certificate(t)
+	cert := certtest.Self(t)
 	var seen [][]byte
 	for range 3 {
 		c, s := handshake(t, cert, tls.VersionTLS13)
@@ -227,9 +224,9 @@ func TestACC1_BindingIsOfOneChannel(t *testing.T) {
 // A man in the middle with a certificate of his own, and even one who holds
 // the box's own key and certificate, passes every byte on; neither end accepts.
 func TestACC1_ManInTheMiddleIsRefused(t *testing.T) {
-	box := certificate(t)
+	box := certtest.Self(t)
 	key := Derive(mustParse(t, "7K2M-QX9D-4TBH"), testSalt)
-	for name, his := range map[string]tls.Certificate{"own certificate": certificate(t), "stolen key": box} {
+	for name, his := range map[string]tls.Certificate{"own certificate": certtest.Self(t), "stolen key": box} {
 		victim, hisServer := handshake(t, his, tls.VersionTLS13)
 		_, real := handshake(t, box, tls.VersionTLS13)
 		atVictim, err1 := Binding(victim)
@@ -297,20 +294,6 @@ func FuzzParseCode(f *testing.F) {
 			t.Errorf("%q → %v → %v, %v", s, c, back, err)
 		}
 	})
-}
-
-func certificate(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // handshake makes one real connection over loopback and returns what each end sees of it.
