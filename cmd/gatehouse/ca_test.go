@@ -3,13 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -17,9 +12,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"gatehouse/appliance/cert/authority"
+	"gatehouse/appliance/cert/certtest"
 )
 
 func exitOf(err error) exitCode {
@@ -33,19 +28,12 @@ func exitOf(err error) exitCode {
 // rootPEM is what a box that was taken over may send.
 func rootPEM(t *testing.T, change func(*x509.Certificate)) []byte {
 	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	_, private, _ := net.ParseCIDR("10.0.0.0/8")
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, MaxPathLenZero: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{"box", "box.local"}, PermittedIPRanges: []*net.IPNet{private}}
-	change(c)
-	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	root, _ := certtest.PEM(t, certtest.Self(t, func(c *x509.Certificate) {
+		c.IsCA, c.MaxPathLenZero, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		c.PermittedDNSDomainsCritical, c.PermittedDNSDomains, c.PermittedIPRanges = true, []string{"box", "box.local"}, []*net.IPNet{private}
+	}, change))
+	return root
 }
 
 func cidr(s string) *net.IPNet {

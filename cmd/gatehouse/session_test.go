@@ -25,6 +25,7 @@ import (
 
 	"crypto/sha256"
 
+	"gatehouse/appliance/cert/certtest"
 	targets "gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
 	"gatehouse/appliance/session/wire"
@@ -675,7 +676,7 @@ func TestSES5_OpenPinsTheCertificate(t *testing.T) {
 		web = httptest.NewUnstartedServer(page)
 		web.Config.ErrorLog = log.New(io.Discard, "", 0)
 		web.TLS = nil
-		c := techniciantest.Identity(t)
+		c := certtest.Self(t)
 		web.StartTLS()
 		web.TLS.Certificates[0] = c
 		t.Cleanup(web.Close)

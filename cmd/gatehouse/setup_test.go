@@ -4,17 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -27,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/setup/proof"
 )
 
@@ -199,7 +196,7 @@ func TestACC1_SetupThroughAManInTheMiddle(t *testing.T) {
 		io.Copy(w, resp.Body)
 	})
 	own, stolen := httptest.NewUnstartedServer(passOn), httptest.NewUnstartedServer(passOn)
-	own.TLS = &tls.Config{Certificates: []tls.Certificate{newCertificate(t)}}
+	own.TLS = &tls.Config{Certificates: []tls.Certificate{certtest.Self(t)}}
 	for name, c := range map[string]struct {
 		man   *httptest.Server
 		typed string
@@ -225,20 +222,6 @@ func TestACC1_SetupThroughAManInTheMiddle(t *testing.T) {
 	if k, err := readKnown(); err != nil || len(k.Boxes) != 0 {
 		t.Errorf("the man in the middle is known: %+v, %v", k, err)
 	}
-}
-
-func newCertificate(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func TestACC1_KeyMayNotChangeOnTheWay(t *testing.T) {
