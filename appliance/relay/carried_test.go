@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
 
@@ -21,7 +22,7 @@ import (
 // does what it likes with it; nil if it broke the handshake already.
 func (b *bench) hostile(t *testing.T, g session.Grant, do func(*wires)) (agent, technician net.Conn) {
 	t.Helper()
-	w := &wires{evil: identity(t), name: sessionName(g.ID)}
+	w := &wires{evil: certtest.Self(t), name: sessionName(g.ID)}
 	var ca, ct *net.TCPConn
 	ca, w.agent = tcpPair(t)
 	ct, w.technician = tcpPair(t)

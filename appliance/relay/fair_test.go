@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 const (
@@ -85,10 +87,10 @@ func meetings(args []string, n int) (senders, receivers []net.Conn, err error) {
 	if err := b.key.UnmarshalText([]byte(args[1])); err != nil {
 		return nil, nil, err
 	}
-	if b.agent, err = newIdentity(); err != nil {
+	if b.agent, err = certtest.New(); err != nil {
 		return nil, nil, err
 	}
-	if b.techn, err = newIdentity(); err != nil {
+	if b.techn, err = certtest.New(); err != nil {
 		return nil, nil, err
 	}
 	for range n {

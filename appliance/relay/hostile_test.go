@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
 
@@ -135,7 +136,7 @@ const handshakeRecords = 7
 // through runs both ends through what a gateway does, and has the agent send.
 func (b *bench) through(t *testing.T, e ends, ga, gt session.Grant, sent []byte, do func(*wires)) (*wires, outcome) {
 	t.Helper()
-	w := &wires{evil: identity(t), name: sessionName(ga.ID)}
+	w := &wires{evil: certtest.Self(t), name: sessionName(ga.ID)}
 	var agent, technician *net.TCPConn
 	agent, w.agent = tcpPair(t)
 	technician, w.technician = tcpPair(t)
@@ -383,7 +384,7 @@ var errClear = errors.New("what the agent sent went through in clear")
 
 // A gateway that lies before the switch: what it says is refused or clean text.
 func TestSES2_GatewayThatLies(t *testing.T) {
-	own, evil := identity(t), identity(t)
+	own, evil := certtest.Self(t), certtest.Self(t)
 	say := func(what func(c *tls.Conn)) error {
 		here, there := tcpPair(t)
 		var wg sync.WaitGroup

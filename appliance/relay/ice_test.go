@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v4"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 const (
@@ -259,7 +261,7 @@ func TestSES4_RegistrationsAreBounded(t *testing.T) {
 		t.Error("under the same name with another password")
 	}
 	// Another agent cannot wait under a name that it saw.
-	other := identity(t)
+	other := certtest.Self(t)
 	g := b.grant()
 	g.Agent = keyOf(other)
 	k, _ := b.tickets(g)

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gatehouse/appliance/cert/certtest"
 )
 
 // envPart names what a re-executed test binary does.
@@ -100,7 +102,7 @@ func newProcess(t testing.TB, flow string) (*bench, *process) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, signer: signer, agent: identity(t), techn: identity(t)}
+	b := &bench{t: t, signer: signer, agent: certtest.Self(t), techn: certtest.Self(t)}
 	p := start(t, "gateway", hex.EncodeToString(public), flow)
 	key, address, _ := strings.Cut(p.line(t), " ")
 	if err := b.key.UnmarshalText([]byte(key)); err != nil {
@@ -119,7 +121,7 @@ func gatewayPart(args []string, stdin *bufio.Reader) error {
 	if err := urgency(first); err != nil {
 		return err
 	}
-	own, err := newIdentity()
+	own, err := certtest.New()
 	if err != nil {
 		return err
 	}

@@ -3,16 +3,12 @@ package relay
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -22,32 +18,9 @@ import (
 	"time"
 
 	"gatehouse/appliance/account/right"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
-
-// identity makes an end's or a gateway's certificate; only its key counts.
-func identity(t testing.TB) tls.Certificate {
-	t.Helper()
-	c, err := newIdentity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func newIdentity() (tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	leaf, err := x509.ParseCertificate(der)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
-}
 
 func keyOf(c tls.Certificate) session.Key { return session.KeyOf(c.Leaf) }
 
@@ -69,9 +42,9 @@ func newBench(t testing.TB, change func(*Config)) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, signer: signer, agent: identity(t), techn: identity(t), errs: make(chan error, 1000)}
+	b := &bench{t: t, signer: signer, agent: certtest.Self(t), techn: certtest.Self(t), errs: make(chan error, 1000)}
 	cfg := Config{
-		Certificate: identity(t), Organisation: func() ed25519.PublicKey { return public },
+		Certificate: certtest.Self(t), Organisation: func() ed25519.PublicKey { return public },
 		Admitted: func(netip.Addr) bool { return !b.barred.Load() }, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		MaxWaiting: 100, MaxJoined: 100, Idle: time.Minute,
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/session"
 )
 
@@ -138,7 +139,7 @@ func (p *plain) Read(b []byte) (int, error) {
 // replays: what a gateway was shown opens nothing, not even for who showed it.
 func (b *bench) replays(t *testing.T) {
 	other := newBench(t, nil) // a gateway of the same organisation
-	evil := identity(t)
+	evil := certtest.Self(t)
 	refused := func(what string, own tls.Certificate, ticket []byte) {
 		var r *Refused
 		m := <-b.meet(own, ticket)
@@ -171,7 +172,7 @@ func (b *bench) replays(t *testing.T) {
 // lies: whatever a gateway says before the switch, an end is either told no or
 // speaks with its other end.
 func (b *bench) lies(t *testing.T) {
-	evil := identity(t)
+	evil := certtest.Self(t)
 	g := b.grant()
 	_, ticket := b.tickets(g)
 	meet := func(say func(*tls.Conn), then func(*net.TCPConn)) error {

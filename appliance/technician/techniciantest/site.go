@@ -8,16 +8,12 @@ package techniciantest
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -27,6 +23,7 @@ import (
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/relay"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/api"
@@ -67,9 +64,9 @@ func New(t testing.TB, target session.Target) *Site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Site{t: t, Target: target, signer: signer, agent: Identity(t), live: make(map[session.ID]*end)}
+	s := &Site{t: t, Target: target, signer: signer, agent: certtest.Self(t), live: make(map[session.ID]*end)}
 	s.relay, err = relay.New(relay.Config{
-		Certificate: Identity(t), Organisation: func() ed25519.PublicKey { return public }, Admitted: func(netip.Addr) bool { return true },
+		Certificate: certtest.Self(t), Organisation: func() ed25519.PublicKey { return public }, Admitted: func(netip.Addr) bool { return true },
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), MaxWaiting: 100, MaxJoined: 100, Idle: time.Minute,
 	})
 	if err != nil {
@@ -97,25 +94,6 @@ func New(t testing.TB, target session.Target) *Site {
 		s.work.Wait()
 	})
 	return s
-}
-
-// Identity makes an end's or a gateway's certificate; only its key counts.
-func Identity(t testing.TB) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<33, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
 func (s *Site) gateway(l net.Listener) {
