@@ -3,13 +3,9 @@ package console
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"math/big"
 	"mime/multipart"
 	"net"
 	"net/http"
@@ -20,28 +16,10 @@ import (
 	"time"
 
 	"gatehouse/appliance/cert"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
 )
-
-// webPair is a certificate with its key, in PEM.
-func webPair(t *testing.T, names ...string) (chain, key string) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(48 * time.Hour), DNSNames: names}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b}))
-}
 
 // under is the certificate that is shown under a server name.
 func under(t *testing.T, b *consoletest.Box, name string) *x509.Certificate {
@@ -71,8 +49,8 @@ func soon(t *testing.T, what string, ok func() bool) {
 
 func TestNET10_PageRefuses(t *testing.T) {
 	b, br := consoletest.Owned(t, Run)
-	chain, _ := webPair(t, "gate.example.net")
-	_, key := webPair(t, "gate.example.net")
+	chain, _ := certtest.PEM(t, certtest.Self(t, certtest.Names("gate.example.net")))
+	_, key := certtest.PEM(t, certtest.Self(t, certtest.Names("gate.example.net")))
 	for name, c := range map[string]struct {
 		path   string
 		fields []string
@@ -85,7 +63,7 @@ func TestNET10_PageRefuses(t *testing.T) {
 		"plain http":       {"/certificates/use", []string{"source", "acme", "agreed", "yes", "names", "a.example", "challenge", "http-01", "directory", "http://ca.example"}, "https://"},
 		"brought, none":    {"/certificates/use", []string{"source", "brought"}, "was brought yet"},
 		"nothing":          {"/certificates/import", nil, "no certificate in the chain"},
-		"another's key":    {"/certificates/import", []string{"chain", chain, "key", key}, "does not belong"},
+		"another's key":    {"/certificates/import", []string{"chain", string(chain), "key", string(key)}, "does not belong"},
 		"nothing to renew": {"/certificates/renew", nil, "Nothing here renews"},
 		"not meant":        {"/certificates/revoke", nil, "Say that you mean it"},
 		"nothing revoked":  {"/certificates/revoke", []string{"sure", "yes"}, "no certificate of an ACME server"},
@@ -173,15 +151,15 @@ func TestNET10_TheConsoleShowsWhatBrowsersSee(t *testing.T) {
 
 func TestNET10_BroughtOnThePage(t *testing.T) {
 	b, br := consoletest.Owned(t, Run)
-	chain, key := webPair(t, "gate.example.net")
+	chain, key := certtest.PEM(t, certtest.Self(t, certtest.Names("gate.example.net")))
 	var body bytes.Buffer
 	form := multipart.NewWriter(&body)
-	for field, text := range map[string]string{"chain-file": chain, "key-file": key} {
+	for field, text := range map[string][]byte{"chain-file": chain, "key-file": key} {
 		w, err := form.CreateFormFile(field, field+".pem")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Write([]byte(text)); err != nil {
+		if _, err := w.Write(text); err != nil {
 			t.Fatal(err)
 		}
 	}
