@@ -2,22 +2,17 @@ package bench
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"sync"
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/relay"
 	"gatehouse/tests/netns"
 )
@@ -74,7 +69,7 @@ func relayPart(args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	own, err := newIdentity()
+	own, err := certtest.New()
 	if err != nil {
 		return err
 	}
@@ -91,18 +86,4 @@ func relayPart(args []string, stdout io.Writer) error {
 	}
 	fmt.Fprintln(stdout, r.Key())
 	return each(l, func(c *net.TCPConn) { _ = r.Handle(context.Background(), c, nil, func() {}) })
-}
-
-func newIdentity() (tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	leaf, err := x509.ParseCertificate(der)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 }

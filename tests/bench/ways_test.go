@@ -24,6 +24,7 @@ import (
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/relay"
 	"gatehouse/appliance/session"
 	"gatehouse/tests/netns"
@@ -108,7 +109,7 @@ func newWorld(b *testing.B) *world {
 	}
 	w.signer = signer
 	for _, own := range []*tls.Certificate{&w.agent, &w.tech} {
-		if *own, err = newIdentity(); err != nil {
+		if *own, err = certtest.New(); err != nil {
 			b.Fatal(err)
 		}
 	}

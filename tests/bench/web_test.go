@@ -4,14 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/tests/netns"
 )
 
@@ -192,21 +188,12 @@ func BenchmarkSignIn(b *testing.B) {
 // bareServer is net/http with the same kind of certificate and settings.
 func bareServer(b *testing.B, h *hosted) string {
 	b.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"bare.local"}}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
-	if err != nil {
-		b.Fatal(err)
-	}
 	var l net.Listener
 	h.host.Do(b, func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:9443"); return err })
 	s := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"name":"bare"}`) }),
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
-			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
+			Certificates: []tls.Certificate{certtest.Self(b, certtest.Names("bare.local"))}},
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.ServeTLS(l, "", "") }()

@@ -3,9 +3,6 @@ package hosted
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,7 +10,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/cert/keeper"
 	"gatehouse/appliance/control"
 )
@@ -39,7 +36,7 @@ func (l *lan) pebble() (directory, roots string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		l.Fatalf("building Pebble: %v\n%s", err, out)
 	}
-	chain, key := ownPair(l.T, time.Now().Add(time.Hour), friend)
+	chain, key := certtest.PEM(l.T, certtest.Self(l.T, certtest.Names(friend)))
 	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			l.Fatal(err)
@@ -68,32 +65,6 @@ func (l *lan) pebble() (directory, roots string) {
 		return err == nil
 	})
 	return "https://" + pebbleAddress + "/dir", string(chain)
-}
-
-// ownPair is a certificate with its key, in PEM.
-func ownPair(t *testing.T, until time.Time, names ...string) (chain, key []byte) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: until, BasicConstraintsValid: true}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			c.IPAddresses = append(c.IPAddresses, ip)
-		} else {
-			c.DNSNames = append(c.DNSNames, n)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b})
 }
 
 // sees is the certificate under a server name, "" as browsers ask for an address.
@@ -237,7 +208,7 @@ func TestNET10_CertificateFilesHosted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	chain, key := ownPair(t, time.Now().Add(60*24*time.Hour), boxAddress, "gate.example.net")
+	chain, key := certtest.PEM(t, certtest.Self(t, certtest.Names(boxAddress, "gate.example.net"), certtest.Until(time.Now().Add(60*24*time.Hour))))
 	put("chain.pem", chain)
 	put("key.pem", key)
 	l.args = append(l.args, "--certificate", filepath.Join(dir, "chain.pem"), "--certificate-key", filepath.Join(dir, "key.pem"))
@@ -267,7 +238,7 @@ func TestNET10_CertificateFilesHosted(t *testing.T) {
 	if !served(block.Bytes)() {
 		t.Error("the last good one did not stay")
 	}
-	chain, key = ownPair(t, time.Now().Add(90*24*time.Hour), boxAddress)
+	chain, key = certtest.PEM(t, certtest.Self(t, certtest.Names(boxAddress), certtest.Until(time.Now().Add(90*24*time.Hour))))
 	put("chain.pem", chain)
 	put("key.pem", key)
 	next, _ := pem.Decode(chain)

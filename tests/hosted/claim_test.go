@@ -3,16 +3,10 @@ package hosted
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/setup/proof"
 )
 
@@ -37,7 +32,7 @@ func TestACC1_ManInTheMiddleIsRefused(t *testing.T) {
 		return err
 	})
 	defer ln.Close()
-	mine := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}, NextProtos: []string{"http/1.1"}})
+	mine := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{certtest.Self(t, certtest.Names("127.0.0.1"))}, NextProtos: []string{"http/1.1"}})
 	go func() {
 		for {
 			conn, err := mine.Accept()
@@ -90,23 +85,6 @@ func (b *box) relay(conn net.Conn) {
 		box.Close()
 	}()
 	io.Copy(conn, box)
-}
-
-func selfSigned(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "gatehouse"}, NotBefore: time.Unix(1500000000, 0),
-		NotAfter: time.Unix(4000000000, 0), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // raw sends bytes as they are and gives the status of the answer: clients of

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"io"
 	"io/fs"
@@ -15,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/keytext"
 	"gatehouse/appliance/unlock"
 )
@@ -37,12 +37,8 @@ func (b *box) inTheMiddle(address string) *middle {
 		return err
 	})
 	b.Cleanup(func() { ln.Close() })
-	own := selfSigned(b.T)
-	leaf, err := x509.ParseCertificate(own.Certificate[0])
-	if err != nil {
-		b.Fatal(err)
-	}
-	m := &middle{box: b, spki: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}
+	own := certtest.Self(b.T, certtest.Names("127.0.0.1"))
+	m := &middle{box: b, spki: sha256.Sum256(own.Leaf.RawSubjectPublicKeyInfo)}
 	mine := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{own}, NextProtos: []string{"http/1.1"}})
 	go func() {
 		for {

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -17,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -29,6 +26,7 @@ import (
 
 	"gatehouse/appliance/account/right"
 	"gatehouse/appliance/carrier"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/direct"
 	"gatehouse/appliance/relay"
@@ -52,7 +50,7 @@ type pass struct {
 }
 
 func (p pass) certificate() (tls.Certificate, error) {
-	key, err := x509.ParseECPrivateKey(p.Key)
+	key, err := x509.ParsePKCS8PrivateKey(p.Key)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -276,22 +274,12 @@ func newMeeting(t *testing.T) *meeting {
 	var m meeting
 	var keys [3]session.Key
 	for i, p := range []*pass{&m.gateway, &m.agent, &m.technician} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
+		own := certtest.Self(t, certtest.Undated)
+		if p.Key, err = x509.MarshalPKCS8PrivateKey(own.PrivateKey); err != nil {
 			t.Fatal(err)
 		}
-		tmpl := &x509.Certificate{SerialNumber: big.NewInt(1)}
-		if p.Certificate, err = x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key); err != nil {
-			t.Fatal(err)
-		}
-		if p.Key, err = x509.MarshalECPrivateKey(key); err != nil {
-			t.Fatal(err)
-		}
-		leaf, err := x509.ParseCertificate(p.Certificate)
-		if err != nil {
-			t.Fatal(err)
-		}
-		keys[i], p.Organisation = session.KeyOf(leaf), public
+		p.Certificate = own.Certificate[0]
+		keys[i], p.Organisation = session.KeyOf(own.Leaf), public
 	}
 	now := time.Now().Truncate(time.Second)
 	g := session.Grant{

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,6 +28,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"gatehouse/appliance/audit"
+	"gatehouse/appliance/cert/certtest"
 	"gatehouse/appliance/console"
 	"gatehouse/appliance/console/consoletest"
 	"gatehouse/appliance/control"
@@ -166,20 +166,15 @@ func answer(w http.ResponseWriter, status int, v any) {
 
 // serve starts a server with a certificate of its own.
 func serve(ts *testscript.TestScript, h http.Handler) (address string, spki [32]byte) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	ts.Check(err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	ts.Check(err)
-	cert, err := x509.ParseCertificate(der)
+	own, err := certtest.New()
 	ts.Check(err)
 	s := httptest.NewUnstartedServer(h)
 	s.EnableHTTP2 = true
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{own}}
 	s.StartTLS()
 	ts.Defer(s.Close)
-	return strings.TrimPrefix(s.URL, "https://"), sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return strings.TrimPrefix(s.URL, "https://"), sha256.Sum256(own.Leaf.RawSubjectPublicKeyInfo)
 }
 
 // man puts a man in the middle, with a certificate of his own, before BOX: he
