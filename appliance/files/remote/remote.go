@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -221,6 +222,7 @@ type remote struct {
 	wire    io.Closer
 	c       *sftp.Client
 	gone    chan struct{}
+	lost    atomic.Bool // somebody was told so, before gone is closed
 	names   *names
 	listing sync.Mutex
 }
@@ -245,7 +247,7 @@ func (r *remote) dead() bool {
 	case <-r.gone:
 		return true
 	default:
-		return false
+		return r.lost.Load()
 	}
 }
 
@@ -261,8 +263,10 @@ func (r *remote) judge(err error) error {
 	case err == nil, errors.As(err, &status), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	}
+	r.lost.Store(true)
 	r.wire.Close()
-	return fmt.Errorf("%w: %w", ErrLost, err)
+	// Not wrapped: the end of a connection is io.EOF too, and is not the end of a file.
+	return fmt.Errorf("%w: %v", ErrLost, err)
 }
 
 func (r *remote) watch(limit time.Duration) func() bool {

@@ -98,3 +98,15 @@ func TestSES4_OperationsAtOnceAreBounded(t *testing.T) {
 		t.Errorf("one more: %v", err)
 	}
 }
+
+// The end of a connection reads as the end of a file, and is none: a copy goes on after it,
+// over another connection from the next request on.
+func TestSES4_LostIsNoEndOfAFile(t *testing.T) {
+	r := &remote{wire: &silent{closed: make(chan struct{})}, gone: make(chan struct{})}
+	if err := r.judge(io.EOF); !errors.Is(err, ErrLost) || errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	if !r.dead() {
+		t.Error("it is used again")
+	}
+}
