@@ -3,6 +3,7 @@ package firmware
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
@@ -325,6 +326,25 @@ func TestBOX4_ContentIsTheSignedOne(t *testing.T) {
 }
 
 // Keys change by the word of those before them, over two releases.
+// What stands between plus signs in a key is not all of it.
+func TestBOX4_KeysThatEndAlikeAreTwo(t *testing.T) {
+	var k Keys
+	for n := 0; len(k.Keys) < 2; n++ {
+		seed := sha256.Sum256([]byte{byte(n), byte(n >> 8)})
+		public, err := note.NewEd25519VerifierKey(fmt.Sprintf("signer%d", len(k.Keys)), ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(public, "+") {
+			k.Keys = append(k.Keys, public)
+		}
+	}
+	k.Threshold = 2
+	if err := k.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestKEY10_KeysRotate(t *testing.T) {
 	h := newHouse(t)
 	fresh := []person{newPerson(t, "fay"), newPerson(t, "gus")}

@@ -74,7 +74,8 @@ func (k Keys) verifiers() ([]note.Verifier, error) {
 		if err != nil {
 			return bad("%.60q is not a release key: %v", s, err)
 		}
-		body := s[strings.LastIndex(s, "+")+1:]
+		parts := strings.SplitN(s, "+", 3) // name, hash, and the key, in which there may be more of them
+		body := parts[len(parts)-1]
 		if slices.Contains(names, v.Name()) || slices.Contains(bodies, body) {
 			return bad("the release key %s is there twice", v.Name())
 		}
