@@ -307,6 +307,8 @@ func (b *box) roles() (*roles, error) {
 	if b.keys != nil && b.mounted && b.systems.book != nil {
 		e := b.engine(func() *monitor.Monitor { return mon })
 		r.monitor.Systems, tasks = e, append(tasks, e)
+	} else {
+		r.monitor.NoSystems = b.systems.problem
 	}
 	if err := b.machine.SetName(r.monitor.Name); err != nil {
 		b.log.Warn("naming the machine", "err", err)

@@ -1,12 +1,15 @@
 package boot
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gatehouse/appliance/unlock"
 	"gatehouse/appliance/vault"
+	"gatehouse/firmware/slot"
 	"gatehouse/tpm/hostid"
 )
 
@@ -55,6 +58,41 @@ func TestKEY8_WhatIsNoLockedBoxTakesNoRecoveryKey(t *testing.T) {
 	b := &box{config: c}
 	if err := b.unlocks(t.Context(), unlock.Secret{Text: []byte("0" + key[1:])}); err == nil || b.keys != nil {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+// In a trial that waits for the passphrase the recovery key would seal for the new system
+// alone; and one whose data do not open after the passphrase goes back.
+func TestBOX4_TrialThatWaitsForThePassphrase(t *testing.T) {
+	v, c, key := ownedVault(t)
+	if err := v.SetPassphrase(t.Context(), []byte("violet tractor")); err != nil {
+		t.Fatal(err)
+	}
+	v.Wipe()
+	var locked *vault.Locked
+	if _, err := vault.Open(t.Context(), c); !errors.As(err, &locked) || !locked.WaitsForPassphrase() {
+		t.Fatalf("it does not wait for the passphrase: %v", err)
+	}
+	armed, err := slot.Record{A: &systemA, B: &systemB}.Begin(slot.B, false, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := startOf(t, &twoSlots{first: slot.A}, armed, selectedIs(slot.B))
+	b.config, b.broken = c, locked
+	if b.leaveTrial() || !b.systems.waits.Load() {
+		t.Fatal("it does not wait")
+	}
+	for _, kind := range []unlock.Kind{unlock.Either, unlock.Recovery} {
+		if err := b.unlocks(t.Context(), unlock.Secret{Kind: kind, Text: []byte(key)}); err == nil || !strings.Contains(err.Error(), "on trial") || b.keys != nil {
+			t.Errorf("the recovery key as kind %d: %v", kind, err)
+		}
+	}
+	// There is no disk behind this box, so its volume does not open.
+	if err := b.unlocks(t.Context(), unlock.Secret{Kind: unlock.Passphrase, Text: []byte("violet tractor")}); err == nil {
+		t.Error("a volume without a disk was opened")
+	}
+	if e := b.systems.book.Record().Trial.End; b.ending != "restart" || b.systems.waits.Load() || e == nil || !e.Explained || !strings.Contains(e.Reason, "does not open the data") {
+		t.Errorf("it stays: ending %q, %+v", b.ending, e)
 	}
 }
 

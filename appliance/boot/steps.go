@@ -210,10 +210,10 @@ func (b *box) openData(ctx context.Context) error {
 	}
 	// The data are open, so this start is the one that was foreseen, or none
 	// was. What waits for others is dropped: the slot of a firmware without
-	// keys would open for who takes them out again. In a trial nothing is settled
-	// before the new system is kept: the one before has to open the data again if
-	// it is not.
-	if !b.systems.trial.Load() {
+	// keys would open for who takes them out again. Nothing is settled in a trial, or
+	// by a system that somebody chose for one start: the one that starts the next time
+	// has to open the data too.
+	if b.systems.stands.Load() {
 		if err := b.keys.Settle(ctx); err != nil {
 			b.log.Warn("slots of starts that were foreseen are still there", "err", err)
 		}

@@ -27,6 +27,7 @@ type systems struct {
 	running  slot.Slot   // 0: it cannot be told
 	book     *update.Book
 	trial    atomic.Bool // what runs is not kept yet
+	stands   atomic.Bool // what runs is what the next start starts too
 	until    time.Time   // when the trial goes back by itself
 	overdue  *time.Timer
 	ended    *slot.Verdict // of a trial that ended before this start
@@ -108,15 +109,32 @@ func (b *box) decide(meta slot.Device, record slot.Record, now time.Time) error 
 	e := b.evidence(record)
 	next, action := slot.Judge(record, e, now)
 	s.book = update.NewBook(meta, record)
-	if err := s.book.Change(func(slot.Record) (slot.Record, error) { return next, nil }); err != nil {
-		return err
-	}
+	// A trial whose record cannot be written is one all the same: it has an end, and
+	// nothing is settled in it.
+	unwritten := s.book.Change(func(slot.Record) (slot.Record, error) { return next, nil })
 	if action.Reason != "" && (e.Running != 0 || next.Trial != nil) {
 		b.say("systems: " + action.Reason)
 		s.notes = append(s.notes, action.Reason)
 	}
 	s.ended = action.Ended
-	return b.follow(action, now)
+	err := b.follow(action, now)
+	s.stands.Store(b.starts(next))
+	return errors.Join(unwritten, err)
+}
+
+// starts says whether the next start is that of what runs as well. A system that somebody
+// chose at the boot menu, or that is on trial, leaves keys, counter and firmware
+// as they are: the one that starts has to open the data the next time.
+func (b *box) starts(r slot.Record) bool {
+	s := &b.systems
+	if s.trial.Load() || s.leave != "" {
+		return false
+	}
+	if s.running == 0 { // no boot loader started it, so there is no other one to leave room for
+		return r.Trial == nil
+	}
+	first, err := s.disk.Default()
+	return err == nil && first == s.running
 }
 
 // openSystems finds the slots on the disk, and which of them runs.
@@ -320,14 +338,14 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 	}
 	c := update.Config{
 		Product: "gatehouse", Arch: arch, Epoch: b.epoch(), Approver: b.approver(), Running: s.running,
-		Trial: s.trial.Load(), Until: s.until, Problem: s.problem, Notes: s.notes, Ended: s.ended, Mend: s.mend,
+		Trial: s.trial.Load(), Stands: s.stands.Load(), Until: s.until, Problem: s.problem, Notes: s.notes, Ended: s.ended, Mend: s.mend,
 		Disk: s.disk, Book: s.book, Firmware: b.machine, Keys: b.keys, Dir: filepath.Join(dataPath, "update"),
 		Look:    func(ctx context.Context) update.Look { return b.look(ctx, m()) },
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
 		Kept:    b.kept,
 		Revoke:  b.revoke,
-		Mended:  func(s slot.Slot) { b.say("systems: slot " + s.String() + " was filled anew") },
+		Mended:  b.mended,
 		Entries: b.setEntries, Now: time.Now, Log: b.log,
 	}
 	s.ended = nil // recorded once
@@ -357,10 +375,17 @@ func (b *box) revoke(ctx context.Context) (int, error) {
 	return n, err
 }
 
+// mended notes that a slot is in order again: roles that start anew have nothing to mend.
+func (b *box) mended(which slot.Slot) {
+	b.systems.mend = 0
+	b.say("systems: slot " + which.String() + " was filled anew")
+}
+
 // kept ends the trial.
 func (b *box) kept() {
 	b.say(fmt.Sprintf("systems: version %s is kept", b.release.Version))
 	b.systems.trial.Store(false)
+	b.systems.stands.Store(true)
 	if b.systems.overdue != nil {
 		b.systems.overdue.Stop()
 	}

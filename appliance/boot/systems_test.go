@@ -100,6 +100,11 @@ func startOf(t *testing.T, d *twoSlots, r slot.Record, v hosttest.Variables) (*b
 	}
 	s.running, _ = runningSlot(started)
 	d.running = s.running
+	t.Cleanup(func() {
+		if s.overdue != nil {
+			s.overdue.Stop()
+		}
+	})
 	meta := make(metaBytes, 1<<20)
 	if err := slot.WriteRecord(meta, r); err != nil {
 		t.Fatal(err)
@@ -108,12 +113,30 @@ func startOf(t *testing.T, d *twoSlots, r slot.Record, v hosttest.Variables) (*b
 	if err := b.decide(meta, r, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if s.overdue != nil {
-			s.overdue.Stop()
-		}
-	})
 	return b, m
+}
+
+// deafMeta takes no writes.
+type deafMeta struct{ metaBytes }
+
+func (deafMeta) WriteAt([]byte, int64) (int, error) { return 0, errors.New("input/output error") }
+
+// A trial of which nothing can be written down has its end all the same, and settles nothing.
+func TestBOX4_TrialThatCannotBeRecordedIsOne(t *testing.T) {
+	armed, err := slot.Record{A: &systemA, B: &systemB}.Begin(slot.B, false, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := startOf(t, &twoSlots{first: slot.A}, slot.Record{A: &systemA, B: &systemB}, selectedIs(slot.B))
+	if b.systems.overdue != nil {
+		t.Fatal("it is on trial before it is said to be")
+	}
+	if err := b.decide(deafMeta{make(metaBytes, 1<<20)}, armed, time.Now()); err == nil {
+		t.Error("nothing is said")
+	}
+	if s := &b.systems; !s.trial.Load() || s.overdue == nil || s.stands.Load() {
+		t.Errorf("trial %v, its end %v, stands %v", s.trial.Load(), s.overdue, s.stands.Load())
+	}
 }
 
 func selectedIs(s slot.Slot) hosttest.Variables {
@@ -144,6 +167,7 @@ func TestBOX4_StartDecides(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	failed, _ := slot.Judge(armed, slot.Evidence{Default: slot.A, Running: slot.A, Selected: slot.A}, time.Now())
 	direct := func(s slot.Slot, selected slot.Slot) hosttest.Variables {
 		v := hosttest.Variables{"BootCurrent" + globalGUID: {3, 0}, "Boot0003" + globalGUID: directEntry(entryFile(s))}
 		if selected != 0 {
@@ -152,30 +176,34 @@ func TestBOX4_StartDecides(t *testing.T) {
 		return v
 	}
 	for name, c := range map[string]struct {
-		disk  twoSlots
-		r     slot.Record
-		v     hosttest.Variables
-		trial bool
-		first slot.Slot // that starts from now on
-		mend  slot.Slot
-		ended string // part of why
+		disk   twoSlots
+		r      slot.Record
+		v      hosttest.Variables
+		trial  bool
+		stands bool      // keys, counter and firmware follow what runs
+		first  slot.Slot // that starts from now on
+		mend   slot.Slot
+		ended  string // part of why
 	}{
-		"an ordinary one":                {twoSlots{first: slot.A}, both, selectedIs(slot.A), false, slot.A, 0, ""},
-		"a trial":                        {twoSlots{first: slot.A}, armed, selectedIs(slot.B), true, slot.A, 0, ""},
-		"kept, and the power cut":        {twoSlots{first: slot.B}, armed, selectedIs(slot.B), false, slot.B, 0, ""},
-		"the one after a trial":          {twoSlots{first: slot.A}, armed, selectedIs(slot.A), false, slot.A, 0, "ended before its first program ran"},
-		"the firmware refused it":        {twoSlots{first: slot.A}, armed, direct(slot.A, slot.B), false, slot.A, 0, "would not load it"},
-		"it was damaged":                 {twoSlots{first: slot.A, damaged: map[slot.Slot]bool{slot.B: true}}, armed, direct(slot.A, slot.B), false, slot.A, 0, "damaged"},
-		"the first is damaged":           {twoSlots{first: slot.A, damaged: map[slot.Slot]bool{slot.A: true}}, both, direct(slot.B, slot.A), false, slot.B, slot.A, ""},
-		"the firmware refuses the first": {twoSlots{first: slot.A}, both, direct(slot.B, slot.A), false, slot.B, slot.A, ""},
-		"somebody chose the other":       {twoSlots{first: slot.A}, both, direct(slot.B, 0), false, slot.A, 0, ""},
-		"no loader.conf of ours":         {twoSlots{}, both, selectedIs(slot.B), false, slot.B, 0, ""},
+		"an ordinary one":                {twoSlots{first: slot.A}, both, selectedIs(slot.A), false, true, slot.A, 0, ""},
+		"a trial":                        {twoSlots{first: slot.A}, armed, selectedIs(slot.B), true, false, slot.A, 0, ""},
+		"kept, and the power cut":        {twoSlots{first: slot.B}, armed, selectedIs(slot.B), false, true, slot.B, 0, ""},
+		"the one after a trial":          {twoSlots{first: slot.A}, armed, selectedIs(slot.A), false, true, slot.A, 0, "ended before its first program ran"},
+		"the firmware refused it":        {twoSlots{first: slot.A}, armed, direct(slot.A, slot.B), false, true, slot.A, 0, "would not load it"},
+		"it was damaged":                 {twoSlots{first: slot.A, damaged: map[slot.Slot]bool{slot.B: true}}, armed, direct(slot.A, slot.B), false, true, slot.A, 0, "damaged"},
+		"the first is damaged":           {twoSlots{first: slot.A, damaged: map[slot.Slot]bool{slot.A: true}}, both, direct(slot.B, slot.A), false, true, slot.B, slot.A, ""},
+		"the firmware refuses the first": {twoSlots{first: slot.A}, both, direct(slot.B, slot.A), false, true, slot.B, slot.A, ""},
+		"somebody chose the other":       {twoSlots{first: slot.A}, both, direct(slot.B, 0), false, false, slot.A, 0, ""},
+		"somebody chose what failed":     {twoSlots{first: slot.A}, failed, selectedIs(slot.B), false, false, slot.A, 0, ""},
+		"no loader.conf of ours":         {twoSlots{}, both, selectedIs(slot.B), false, true, slot.B, 0, ""},
+		"no loader started it":           {twoSlots{first: slot.A}, both, nil, false, true, slot.A, 0, ""},
+		"a trial, and no loader":         {twoSlots{first: slot.A}, armed, nil, false, false, slot.A, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, _ := startOf(t, &c.disk, c.r, c.v)
 			s := &b.systems
-			if s.trial.Load() != c.trial || c.disk.first != c.first || s.mend != c.mend {
-				t.Errorf("trial %v, %q starts, %q is mended; notes %q", s.trial.Load(), c.disk.first, s.mend, s.notes)
+			if s.trial.Load() != c.trial || s.stands.Load() != c.stands || c.disk.first != c.first || s.mend != c.mend {
+				t.Errorf("trial %v, stands %v, %q starts, %q is mended; notes %q", s.trial.Load(), s.stands.Load(), c.disk.first, s.mend, s.notes)
 			}
 			switch {
 			case c.ended == "" && s.ended != nil, c.ended != "" && (s.ended == nil || !strings.Contains(s.ended.Reason, c.ended)):

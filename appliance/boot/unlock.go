@@ -96,12 +96,27 @@ func (b *box) unlocks(ctx context.Context, s unlock.Secret) error {
 	case b.config.Meta == nil:
 		return errors.New("there is no disk of this box, so there is nothing to unlock")
 	}
+	trial := b.systems.trial.Load()
+	if trial && s.Kind != unlock.Passphrase {
+		// A recovery key seals for what runs alone, and the system before has to open if
+		// this one goes back.
+		if s.Kind == unlock.Recovery || vault.IsRecoveryKey(string(s.Text)) {
+			return errors.New("a new version is on trial, and the recovery key would shut out the one before it: give the passphrase, or restart the box, which goes back to that version, and use the recovery key there")
+		}
+	}
 	keys, err := openBy(ctx, b.config, b.broken, s)
 	if err != nil {
 		return err
 	}
 	b.keys, b.locked = keys, ""
 	if err := b.openData(ctx); err != nil {
+		if trial {
+			b.systems.waits.Store(false)
+			b.systems.leave = "It does not open the data: " + b.locked
+			b.endTrial(b.systems.leave, true)
+			b.say("systems: going back: " + b.systems.leave)
+			b.power("restart")
+		}
 		return err
 	}
 	b.log.Warn("unlocked", "by", keys.OpenedBy(), "note", keys.Note())

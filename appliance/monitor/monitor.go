@@ -91,9 +91,11 @@ type Config struct {
 	Lists    *Lists   // nil: there are none, and nobody is judged by them
 	Network  *Network // nil: the host sets its own
 	Keys     Keys     // nil: nothing can be changed about them
-	Systems  Systems  // nil: the system is somebody else's
-	Signer   Signer   // nil while locked
-	Sampling bool     // the gateway is handed samples of refused packets
+	Systems  Systems  // nil: there are none to be changed, and NoSystems says why
+	// NoSystems is what is wrong with the box's own two systems; "": the system is somebody else's.
+	NoSystems string
+	Signer    Signer // nil while locked
+	Sampling  bool   // the gateway is handed samples of refused packets
 
 	// KeepWithin is how long a change waits to be kept; 0: control.KeepWithin.
 	// Boottime is CLOCK_BOOTTIME in ns; nil: the kernel's.

@@ -18,12 +18,19 @@ type Systems interface {
 	Set(ctx context.Context, s control.UpdateSettings) error
 }
 
-var errNoSystems = &control.Error{Code: control.CodeState, Text: "this form of Gatehouse runs on a system of somebody else's: it is updated as its packages are"}
+// noSystems is why this box cannot be updated from here.
+func (m *Monitor) noSystems() error {
+	text := "this form of Gatehouse runs on a system of somebody else's: it is updated as its packages are"
+	if m.cfg.NoSystems != "" {
+		text = "no update can be taken: " + m.cfg.NoSystems
+	}
+	return &control.Error{Code: control.CodeState, Text: text}
+}
 
 func (m *Monitor) registerUpdate(s *control.Server) {
 	control.Handle(s, control.OpUpdate, func(ctx context.Context, _ control.Role, _ control.None) (control.Update, error) {
 		if m.cfg.Systems == nil {
-			return control.Update{}, errNoSystems
+			return control.Update{}, m.noSystems()
 		}
 		return m.cfg.Systems.View(ctx)
 	})
@@ -37,7 +44,7 @@ func (m *Monitor) registerUpdate(s *control.Server) {
 	// A piece is not an event: what began, and what came of it, are.
 	control.Handle(s, control.OpUpdateWrite, func(ctx context.Context, _ control.Role, q control.UpdateWrite) (control.UpdateOffset, error) {
 		if m.cfg.Systems == nil {
-			return control.UpdateOffset{}, errNoSystems
+			return control.UpdateOffset{}, m.noSystems()
 		}
 		if len(q.Data) > control.MaxUpdateWrite {
 			return control.UpdateOffset{}, &control.Error{Code: control.CodeInvalid, Text: "a piece of a system is too long"}
@@ -59,7 +66,7 @@ func (m *Monitor) registerUpdate(s *control.Server) {
 // recorded does not happen. A failure is recorded too.
 func (m *Monitor) changeSystems(ctx context.Context, by control.By, action, object string, f func(Systems) error) error {
 	if m.cfg.Systems == nil {
-		return errNoSystems
+		return m.noSystems()
 	}
 	if m.State() != control.StateReady {
 		return &control.Error{Code: control.CodeState, Text: "systems are changed on a box that has an owner and is open"}

@@ -212,7 +212,7 @@ func newHouse(t *testing.T) *house {
 		Systems: []firmware.System{{Arch: "amd64", Size: int64(len(h.system)), SHA256: sha256.Sum256(h.system)}},
 	}
 	h.config = Config{
-		Product: "gatehouse", Arch: "amd64", Version: version(1, 4, 0), Epoch: 1, Signers: h.keys, Running: slot.A,
+		Product: "gatehouse", Arch: "amd64", Version: version(1, 4, 0), Epoch: 1, Signers: h.keys, Running: slot.A, Stands: true,
 		Disk: h.machine, Firmware: h.machine, Keys: h.machine, Dir: filepath.Join(t.TempDir(), "update"), MAC: [32]byte{1},
 		Look:    func(context.Context) Look { return h.look },
 		Audit:   func(_ context.Context, e control.Event) error { h.events = append(h.events, e); return h.fail["audit"] },
@@ -310,6 +310,7 @@ func start(e *Engine, wait bool) error {
 // trial is the engine of the system in slot B, at its first start.
 func (h *house) trial() *Engine {
 	c := h.config
+	c.Stands = false
 	c.Running, c.Trial, c.Until, c.Version, c.Epoch = slot.B, true, h.now.Add(Patience), h.release.Version, h.release.Epoch
 	return h.up(c)
 }

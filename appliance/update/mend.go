@@ -22,10 +22,20 @@ func Bootable(r slot.Record, first slot.Slot, epoch uint64) []slot.Slot {
 	if sys == nil || sys.Epoch < epoch || starts != nil && !starts.Approved(*sys) || r.Trial != nil && r.Trial.Slot == other {
 		return out
 	}
-	if v, ok := r.Verdict(sys.SHA256); ok && !v.Kept {
+	if v := against(r, sys, starts); v != nil {
 		return out
 	}
 	return append(out, other)
+}
+
+// against is how the trial of a system ended that was not kept; nil: nothing is known
+// against it, or the same system starts from the other slot too, and is proved by that.
+func against(r slot.Record, sys, starts *slot.System) *slot.Verdict {
+	v, ok := r.Verdict(sys.SHA256)
+	if !ok || v.Kept || starts != nil && starts.SHA256 == sys.SHA256 {
+		return nil
+	}
+	return &v
 }
 
 // entries puts the firmware's entries right after something of the slots changed.
@@ -63,7 +73,10 @@ func (e *Engine) inventory() error {
 func (e *Engine) mend(ctx context.Context) error {
 	damaged := e.c.Mend
 	sys := e.c.Book.Record().In(e.c.Running)
-	if damaged == 0 || sys == nil {
+	e.mu.Lock()
+	busy := e.transfer != nil // a release that is on its way to that slot, or in it, comes first
+	e.mu.Unlock()
+	if damaged == 0 || sys == nil || busy {
 		return nil
 	}
 	set := func(s *slot.System) error {
@@ -91,23 +104,22 @@ func (e *Engine) mend(ctx context.Context) error {
 }
 
 // spent notes a slot to be mended whose system will never start here again: it failed, for a
-// reason, or the data open for it no more. Two start again then. A release that
-// is on its way to that slot comes first.
+// reason, or the data open for it no more. Two start again then.
 func (e *Engine) spent() {
 	other := e.c.Running.Other()
 	r := e.c.Book.Record()
 	e.mu.Lock()
-	busy, epoch := e.transfer != nil, e.trust.Epoch
+	epoch := e.trust.Epoch
 	e.mu.Unlock()
 	runs, sys := r.In(e.c.Running), r.In(other)
-	if busy || e.c.Mend != 0 || runs == nil || sys == nil {
+	if e.c.Mend != 0 || runs == nil || sys == nil {
 		return
 	}
 	first, err := e.c.Disk.Default()
 	if err != nil || first != e.c.Running {
 		return // what runs is the last resort itself
 	}
-	if v, ok := r.Verdict(sys.SHA256); ok && v.Explained && !v.Kept || sys.Epoch < epoch || !runs.Approved(*sys) {
+	if v := against(r, sys, runs); v != nil && v.Explained || sys.Epoch < epoch || !runs.Approved(*sys) {
 		e.c.Mend = other
 	}
 }
@@ -132,7 +144,8 @@ func (e *Engine) tidy(ctx context.Context) {
 	if e.c.Running != 0 && !trial {
 		e.entries()
 	}
-	if !trial {
+	// What was chosen for one start says nothing for the box.
+	if !trial && (e.c.Trial || e.c.Stands) {
 		if err := e.revoke(ctx); err != nil {
 			e.c.Log.Error("the firmware was not told what this system has it refuse; the next start tries again", "err", err)
 		}

@@ -97,6 +97,64 @@ func TestBOX4_SpentSlotIsFilled(t *testing.T) {
 	}
 }
 
+// A release that was received lies in the slot that did not start, and stays there.
+func TestBOX4_MendingLeavesAReleaseAlone(t *testing.T) {
+	h := newHouse(t)
+	h.content[slot.A], h.whole[slot.A] = []byte("the system that runs"), true
+	h.receive(h.up(h.config))
+	c := h.config
+	c.Mend = slot.B
+	e := h.up(c)
+	e.tidy(t.Context())
+	if b := h.record().B; b == nil || b.SHA256 != sha256.Sum256(h.system) || slices.Contains(h.did, "mended b") {
+		t.Errorf("in slot b is %+v after %v", b, h.did)
+	}
+	if err := start(e, false); err != nil {
+		t.Errorf("what was received does not start: %v", err)
+	}
+}
+
+// The version that runs was brought once more and its trial went back. That is in both
+// slots now, and nothing is known against it that the start would not disprove.
+func TestBOX4_VerdictOverWhatRunsDoesNotCount(t *testing.T) {
+	h := newHouse(t)
+	h.content[slot.A], h.whole[slot.A] = []byte("the system that runs"), true
+	h.up(h.config).tidy(t.Context())
+	same := *h.record().A
+	h.write(h.record().With(slot.B, &same))
+	h.verdict(slot.Verdict{System: same, Explained: true, Reason: "https: no answer"})
+	h.did = nil
+	e := h.up(h.config)
+	e.tidy(t.Context())
+	if slices.Contains(h.did, "mended b") || !slices.Equal(h.direct, []slot.Slot{slot.A, slot.B}) {
+		t.Errorf("done: %v; the firmware may start %v", h.did, h.direct)
+	}
+	if u, err := e.View(t.Context()); err != nil || u.Other == nil || u.Other.State != "ready" {
+		t.Errorf("the page says %+v, %v", u.Other, err)
+	}
+}
+
+// A system that somebody chose for one start changes nothing that the box goes by.
+func TestKEY10_OneStartSettlesNothing(t *testing.T) {
+	h := newHouse(t)
+	h.up(h.config)
+	c := h.config
+	c.Running, c.Stands, c.Version, c.Epoch = slot.B, false, version(9, 0, 0), 9
+	h.revokes = 3
+	e := h.up(c)
+	e.tidy(t.Context())
+	if len(h.events) > 0 {
+		t.Errorf("recorded: %+v", h.events)
+	}
+	h.revokes = 0
+	if u, err := h.up(h.config).View(t.Context()); err != nil || u.Newest != h.config.Version.String() {
+		t.Errorf("newest is %s, %v", u.Newest, err)
+	}
+	if _, err := h.begin(h.up(h.config), false); err != nil {
+		t.Errorf("a release of the epoch before is refused: %v", err)
+	}
+}
+
 // Only a system that is kept has the firmware refuse others, which is recorded.
 func TestKEY10_OnlyAKeptSystemRevokes(t *testing.T) {
 	h := newHouse(t)

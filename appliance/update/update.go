@@ -71,6 +71,7 @@ type Config struct {
 	Signers  firmware.Keys    // that the running image brings
 	Running  slot.Slot
 	Trial    bool          // what runs is not kept yet
+	Stands   bool          // what runs is what the next start starts too
 	Until    time.Time     // the end of the trial
 	Problem  string        // why no update can be taken; "": nothing
 	Notes    []string      // what was mended at this start
@@ -193,7 +194,7 @@ func everything() Look {
 }
 
 // openTrust reads what the box goes by, or begins with what the image brings.
-// What runs and was not started for a trial was taken for good.
+// What runs and starts the next time as well was taken for good.
 func (e *Engine) openTrust() error {
 	t, err := e.files.loadTrust()
 	switch {
@@ -206,7 +207,7 @@ func (e *Engine) openTrust() error {
 		}
 		t = firmware.Trust{Product: e.c.Product, Keys: e.c.Signers, Version: e.c.Version, Newest: e.c.Version, Epoch: e.c.Epoch}
 		err = e.files.storeTrust(t)
-	case err == nil && !e.c.Trial:
+	case err == nil && e.c.Stands:
 		next := t
 		next.Version, next.Epoch = e.c.Version, max(t.Epoch, e.c.Epoch)
 		if next.Version.Compare(next.Newest) > 0 {
@@ -242,7 +243,7 @@ func (e *Engine) View(context.Context) (control.Update, error) {
 	other := e.c.Running.Other()
 	if i := r.In(other); i != nil {
 		u.Other = &control.System{Slot: string(rune(other)), Version: i.Version.String(), Epoch: i.Epoch, State: "ready"}
-		if v, ok := r.Verdict(i.SHA256); ok && v.Explained {
+		if v := against(r, i, r.In(e.c.Running)); v != nil && v.Explained {
 			u.Other.State, u.Other.Reason = "refused", v.Reason
 		} else if i.Epoch < e.trust.Epoch {
 			u.Other.State, u.Other.Reason = "refused", fmt.Sprintf("it is of epoch %d, and the box has reached %d: it opens nothing", i.Epoch, e.trust.Epoch)
