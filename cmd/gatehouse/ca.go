@@ -8,8 +8,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"gatehouse/appliance/cert/authority"
 	"io"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -108,26 +108,15 @@ func checkRoot(b []byte, name string, also []string) (boxRoot, error) {
 	if err != nil {
 		return boxRoot{}, fail(exitVerification, "the box's root cannot be read: %w: nothing was installed", err)
 	}
-	switch {
-	case !c.IsCA || c.CheckSignatureFrom(c) != nil:
-		err = errors.New("it is not a root")
-	case !c.MaxPathLenZero:
-		err = errors.New("it may make further authorities")
-	case !c.PermittedDNSDomainsCritical || len(c.PermittedDNSDomains) == 0 || len(c.PermittedIPRanges) == 0:
-		err = errors.New("it is not limited to the box's names and addresses")
-	}
+	further, err := authority.Limits(c)
 	for _, d := range c.PermittedDNSDomains {
-		if d != name && d != name+".local" && !slices.Contains(also, d) {
+		if err == nil && d != name && d != name+".local" && !slices.Contains(also, d) {
 			err = fmt.Errorf("it may vouch for %s and all below it; if that is the box's, say --also %[1]s", printable(d))
 		}
 	}
-	for _, n := range c.PermittedIPRanges {
-		ones, bits := n.Mask.Size()
-		shared := netip.MustParsePrefix("100.64.0.0/10")
-		a, _ := netip.AddrFromSlice(n.IP)
-		local := n.IP.IsPrivate() || n.IP.IsLinkLocalUnicast() || n.IP.IsLoopback() || shared.Contains(a.Unmap())
-		if (!local || ones < 7) && !(ones == bits && slices.Contains(also, a.String())) {
-			err = fmt.Errorf("it may vouch for the address %s; if that is the box's, say --also %s", n, a)
+	for _, a := range further {
+		if !slices.Contains(also, a.String()) {
+			err = fmt.Errorf("it may vouch for the address %s; if that is the box's, say --also %[1]s", a)
 		}
 	}
 	if err != nil {

@@ -30,8 +30,9 @@ func rootPEM(t *testing.T, change func(*x509.Certificate)) []byte {
 	t.Helper()
 	_, private, _ := net.ParseCIDR("10.0.0.0/8")
 	root, _ := certtest.PEM(t, certtest.Self(t, func(c *x509.Certificate) {
-		c.IsCA, c.MaxPathLenZero, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		c.IsCA, c.MaxPathLenZero, c.KeyUsage, c.ExtKeyUsage = true, true, x509.KeyUsageCertSign, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		c.PermittedDNSDomainsCritical, c.PermittedDNSDomains, c.PermittedIPRanges = true, []string{"box", "box.local"}, []*net.IPNet{private}
+		c.PermittedEmailAddresses, c.PermittedURIDomains = []string{"nobody@gatehouse.invalid"}, []string{"gatehouse.invalid"}
 	}, change))
 	return root
 }
@@ -50,15 +51,27 @@ func TestNET10_ARootForTheWorldIsNotInstalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, b := range map[string][]byte{
-		"nothing":       nil,
-		"a key":         []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
-		"two":           append(rootPEM(t, good), rootPEM(t, good)...),
-		"unlimited":     rootPEM(t, func(c *x509.Certificate) { c.PermittedDNSDomains = nil }),
-		"any address":   rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = nil }),
-		"0.0.0.0/0":     rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("0.0.0.0/0")) }),
-		"::/0":          rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("::/0")) }),
-		"8.8.8.8":       rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("8.8.8.8/32")) }),
-		"10.0.0.0/4":    rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("0.0.0.0/4")) }),
+		"nothing":     nil,
+		"a key":       []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+		"two":         append(rootPEM(t, good), rootPEM(t, good)...),
+		"unlimited":   rootPEM(t, func(c *x509.Certificate) { c.PermittedDNSDomains = nil }),
+		"any address": rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = nil }),
+		"0.0.0.0/0":   rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("0.0.0.0/0")) }),
+		"::/0":        rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("::/0")) }),
+		"8.8.8.8":     rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("8.8.8.8/32")) }),
+		"10.0.0.0/4":  rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("0.0.0.0/4")) }),
+		"10.0.0.0/7":  rootPEM(t, func(c *x509.Certificate) { c.PermittedIPRanges = append(c.PermittedIPRanges, cidr("10.0.0.0/7")) }),
+		"a base that is not masked": rootPEM(t, func(c *x509.Certificate) {
+			c.PermittedIPRanges = append(c.PermittedIPRanges, &net.IPNet{IP: net.IP{172, 16, 0, 0}, Mask: net.CIDRMask(7, 32)})
+		}),
+		"programs":        rootPEM(t, func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) }),
+		"anything":        rootPEM(t, func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
+		"signatures, too": rootPEM(t, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageDigitalSignature }),
+		"mail":            rootPEM(t, func(c *x509.Certificate) { c.PermittedEmailAddresses = nil }),
+		"mail of a bank": rootPEM(t, func(c *x509.Certificate) {
+			c.PermittedEmailAddresses = append(c.PermittedEmailAddresses, "bank.example")
+		}),
+		"URIs":          rootPEM(t, func(c *x509.Certificate) { c.PermittedURIDomains = nil }),
 		"com":           rootPEM(t, func(c *x509.Certificate) { c.PermittedDNSDomains = append(c.PermittedDNSDomains, "com") }),
 		"bank":          rootPEM(t, func(c *x509.Certificate) { c.PermittedDNSDomains = append(c.PermittedDNSDomains, "bank.example") }),
 		"not critical":  rootPEM(t, func(c *x509.Certificate) { c.PermittedDNSDomainsCritical = false }),

@@ -81,8 +81,8 @@ func New(box string, names []string, addresses []netip.Addr) (*Authority, error)
 		// others that software looks at are limited to what cannot exist (RFC 2606).
 		PermittedDNSDomainsCritical: true,
 		PermittedDNSDomains:         names,
-		PermittedEmailAddresses:     []string{"nobody@gatehouse.invalid"},
-		PermittedURIDomains:         []string{"gatehouse.invalid"},
+		PermittedEmailAddresses:     []string{noMail},
+		PermittedURIDomains:         []string{noURI},
 	}
 	for _, p := range private {
 		t.PermittedIPRanges = append(t.PermittedIPRanges, ipNet(p))
@@ -101,6 +101,46 @@ func New(box string, names []string, addresses []netip.Addr) (*Authority, error)
 		return nil, fmt.Errorf("making the box's own CA: %w", err)
 	}
 	return &Authority{root, key}, nil
+}
+
+// A permitted name that nobody has leaves none: mail and URIs are not for a box to vouch for.
+const (
+	noMail = "nobody@gatehouse.invalid"
+	noURI  = "gatehouse.invalid"
+)
+
+// Limits refuses a root that may vouch for more than web pages of some names, private
+// addresses and single ones, which New makes none of. Which names they are, the caller
+// judges, and the single addresses, which further gives.
+func Limits(root *x509.Certificate) (further []netip.Addr, err error) {
+	switch {
+	case !root.IsCA || root.CheckSignatureFrom(root) != nil:
+		return nil, errors.New("it is not a root")
+	case !root.MaxPathLenZero:
+		return nil, errors.New("it may make further authorities")
+	case root.KeyUsage != x509.KeyUsageCertSign || len(root.UnknownExtKeyUsage) > 0 || !slices.Equal(root.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}):
+		return nil, errors.New("it may vouch for more than web pages, such as programs and mail")
+	case !root.PermittedDNSDomainsCritical || len(root.PermittedDNSDomains) == 0 || len(root.PermittedIPRanges) == 0:
+		return nil, errors.New("it is not limited to the box's names and addresses")
+	case !slices.Equal(root.PermittedEmailAddresses, []string{noMail}) || !slices.Equal(root.PermittedURIDomains, []string{noURI}):
+		return nil, errors.New("it may vouch for addresses of mail, or for URIs")
+	}
+	for _, n := range root.PermittedIPRanges {
+		a, ok := netip.AddrFromSlice(n.IP)
+		ones, bits := n.Mask.Size()
+		if !ok || bits != a.BitLen() || netip.PrefixFrom(a, ones).Masked().Addr() != a {
+			return nil, fmt.Errorf("its range of addresses %s is not one", n)
+		}
+		p := netip.PrefixFrom(a, ones)
+		switch {
+		case slices.ContainsFunc(private, func(q netip.Prefix) bool { return q.Bits() <= ones && q.Contains(a) }):
+		case p.IsSingleIP():
+			further = append(further, a)
+		default:
+			return nil, fmt.Errorf("it may vouch for the addresses %s", p)
+		}
+	}
+	return further, nil
 }
 
 func serial() (*big.Int, error) {
