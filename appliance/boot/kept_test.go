@@ -92,3 +92,16 @@ func TestKEY6_LockedBoxUsesWhatTheTPMVouchesFor(t *testing.T) {
 		t.Error("malformed lists are used")
 	}
 }
+
+// A folder of lists that does not open must not end the start: the page and the console say
+// why, and only the box's own networks get in.
+func TestNET2_UnreadListsEndNoStart(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "current"), []byte("rubbish"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := &roles{log: slog.New(slog.DiscardHandler), paths: supervise.Paths{Lists: dir}}
+	if l := r.lists(); l == nil || l.Folder.Problem() == "" || l.Folder.Kept() == "" {
+		t.Errorf("%+v", l)
+	}
+}

@@ -21,11 +21,13 @@ func listPaths(p *supervise.Paths) {
 	p.Admission = filepath.Join(filepath.Dir(p.Control), "lists", "admission")
 }
 
-// lists opens the folder and says how the filter role is run.
-func (r *roles) lists() (*monitor.Lists, error) {
+// lists opens the folder and says how the filter role is run. A folder that does not
+// open closes the box to all but its own networks, and does not silence it.
+func (r *roles) lists() *monitor.Lists {
 	folder, err := lists.Open(r.paths.Lists)
 	if err != nil {
-		return nil, err
+		r.log.Error("the allowlists cannot be read", "err", err)
+		folder = lists.Closed(r.paths.Lists, err)
 	}
 	paths, why := r.paths, "hosted, the links are their owner's"
 	if r.form == netfilter.Box {
@@ -48,7 +50,7 @@ func (r *roles) lists() (*monitor.Lists, error) {
 			return lists.Answer{}, err
 		}
 		return answerOf(output)
-	}}, nil
+	}}
 }
 
 // answerOf reads the last line; what comes before it went to the log.

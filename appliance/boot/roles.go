@@ -138,9 +138,7 @@ func (r *roles) run(ctx context.Context) error {
 	c.Log = func(q control.LogQuery) []control.LogLine { return r.journal.Read(q).Lines }
 	c.Rand, c.Now, c.Logger = rand.Reader, time.Now, r.log
 	if r.paths.Lists != "" {
-		if c.Lists, err = r.lists(); err != nil {
-			return err
-		}
+		c.Lists = r.lists()
 		if folder := c.Lists.Folder; r.kept != nil {
 			folder.OnKept = func() { r.kept(folder) }
 			r.kept(folder)

@@ -74,7 +74,7 @@ func (f *Folder) copy(to, from string) (Digest, error) {
 
 // KeptDigest is that of the lists in force; the zero one if there are none.
 func (f *Folder) KeptDigest() (Digest, error) {
-	if f.kept == "" {
+	if f.kept == "" || f.problem != "" {
 		return Digest{}, nil
 	}
 	return walk(f.kept, "")

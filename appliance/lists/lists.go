@@ -42,13 +42,15 @@ type Folder struct {
 	off  bool   // they were switched off at the console
 	next int
 
+	problem string // why none of the lists can be read; "": they can
+
 	// OnKept is called after what is kept changed; nil: nobody asks.
 	OnKept func()
 }
 
 // Open opens the folder, makes it if needed, and removes what an earlier life
 // left unfinished. A pointer that cannot be read is an error: to go on without
-// lists would open the box to all.
+// lists would open the box to all (Closed).
 func Open(dir string) (*Folder, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the folder of the allowlists: %w", err)
@@ -83,15 +85,37 @@ func Open(dir string) (*Folder, error) {
 		if e.Name() == current || path == f.kept {
 			continue
 		}
-		if err := os.RemoveAll(path); err != nil {
-			return nil, fmt.Errorf("removing what was not kept: %w", err)
+		if os.RemoveAll(path) != nil { // it counts for nothing, and the next start tries again
+			n, _ := strconv.Atoi(e.Name())
+			f.next = max(f.next, n+1)
 		}
 	}
 	return f, nil
 }
 
+// Closed is a folder that does not open: its lists let nobody in, and are not counted
+// as none. New ones can be kept, and what is there can be switched off.
+func Closed(dir string, why error) *Folder {
+	return &Folder{dir: dir, kept: filepath.Join(dir, "unread"), next: newest(dir) + 1,
+		problem: why.Error() + ". Nobody but the box's own networks gets in: keep lists anew on the page, or switch the lists off at the console"}
+}
+
+// newest is the highest number of a folder; 0: there is none.
+func newest(dir string) (n int) {
+	entries, _ := os.ReadDir(dir) // what cannot be read has none
+	for _, e := range entries {
+		if i, err := strconv.Atoi(e.Name()); err == nil {
+			n = max(n, i)
+		}
+	}
+	return n
+}
+
 // Kept is the folder of the files in force; "" if there are no lists.
 func (f *Folder) Kept() string { return f.kept }
+
+// Problem says why no list can be read; "": they can.
+func (f *Folder) Problem() string { return f.problem }
 
 // validName keeps paths out: names of lists have neither dots nor slashes.
 func validName(name string) bool {
@@ -188,16 +212,23 @@ func (f *Folder) reset(dir string) error {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
 	}
-	if f.kept == "" {
+	from := f.kept
+	if f.problem != "" {
+		from = "" // which of them counted is not known; who edits begins with the newest, and sees it
+		if n := newest(f.dir); n > 0 {
+			from = filepath.Join(f.dir, strconv.Itoa(n))
+		}
+	}
+	if from == "" {
 		return nil
 	}
-	entries, err := os.ReadDir(f.kept)
+	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		// A link costs nothing; an edit at offset 0 must not write through it.
-		if err := copyFile(filepath.Join(dir, e.Name()), filepath.Join(f.kept, e.Name())); err != nil {
+		if err := copyFile(filepath.Join(dir, e.Name()), filepath.Join(from, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -261,10 +292,12 @@ func (f *Folder) Keep(candidate string) error {
 		return fmt.Errorf("keeping the allowlists: %w", err)
 	}
 	if err := f.point(filepath.Base(candidate)); err != nil {
-		return fmt.Errorf("keeping the allowlists: %w", err)
+		// It may have failed behind the rename: the candidate is dropped now, and must
+		// not be what the next start looks for.
+		return fmt.Errorf("keeping the allowlists: %w", errors.Join(err, f.pointBack()))
 	}
 	old := f.kept
-	f.kept, f.off = candidate, false
+	f.kept, f.off, f.problem = candidate, false, ""
 	if old != "" {
 		// Kept is kept: what is left of the old is removed at the next start.
 		_ = os.RemoveAll(old)
@@ -330,16 +363,43 @@ func (f *Folder) SwitchOff() error {
 	if f.kept == "" {
 		return nil
 	}
-	if err := f.point(filepath.Base(f.kept) + switchedOff); err != nil {
+	kept := f.kept
+	if f.problem != "" {
+		// Which of them counted is not known; none does now, and the newest is what a
+		// person finds on the page.
+		n := newest(f.dir)
+		if n == 0 {
+			n = f.next
+			f.next++
+		}
+		kept = filepath.Join(f.dir, strconv.Itoa(n))
+		if err := os.MkdirAll(kept, 0o755); err != nil {
+			return fmt.Errorf("switching the allowlists off: %w", err)
+		}
+	}
+	if err := f.point(filepath.Base(kept) + switchedOff); err != nil {
 		return fmt.Errorf("switching the allowlists off: %w", err)
 	}
-	f.off = true
+	f.kept, f.off, f.problem = kept, true, ""
 	f.tell()
 	return nil
 }
 
 // Off says whether the lists in force were switched off at the console.
 func (f *Folder) Off() bool { return f.off }
+
+// pointBack has the pointer name what counts.
+func (f *Folder) pointBack() error {
+	switch {
+	case f.problem != "":
+		return nil // it named nothing that could be read
+	case f.kept == "":
+		return os.RemoveAll(filepath.Join(f.dir, current))
+	case f.off:
+		return f.point(filepath.Base(f.kept) + switchedOff)
+	}
+	return f.point(filepath.Base(f.kept))
+}
 
 func (f *Folder) point(text string) error {
 	return durable.WriteFile(filepath.Join(f.dir, current), []byte(text+"\n"), 0o644)

@@ -1,6 +1,7 @@
 package lists
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,5 +124,81 @@ func TestNET2_DamagedPointerIsNoEmptyList(t *testing.T) {
 		if f, err := Open(dir); err == nil {
 			t.Errorf("%q: opened, kept %q", text, f.Kept())
 		}
+	}
+}
+
+// A folder that does not open lets nobody in, loses nothing, and is mended by a person: with
+// new lists, or by switching them off.
+func TestNET2_ClosedFolderIsMended(t *testing.T) {
+	for name, mend := range map[string]func(*Folder) error{
+		"new ones": func(f *Folder) error {
+			stage(t, f, control.ListsStage{Reset: true, File: "home.list", Data: []byte("192.0.2.9\n")})
+			c, err := f.Candidate()
+			if err != nil {
+				return err
+			}
+			return f.Keep(c)
+		},
+		"off": (*Folder).SwitchOff,
+	} {
+		dir := t.TempDir()
+		f := open(t, dir)
+		stage(t, f, control.ListsStage{Reset: true, File: "office.list", Data: []byte("192.0.2.1\n")})
+		one, err := f.Candidate()
+		if err != nil || f.Keep(one) != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, current), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, why := Open(dir)
+		if why == nil {
+			t.Fatal("a damaged pointer opens")
+		}
+		f = Closed(dir, why)
+		if _, err := os.Stat(f.Kept()); err == nil || f.Kept() == "" || !strings.Contains(f.Problem(), "own networks") {
+			t.Errorf("%s: kept %q, problem %q", name, f.Kept(), f.Problem())
+		}
+		if _, err := os.Stat(one); err != nil {
+			t.Errorf("%s: what was there is lost: %v", name, err)
+		}
+		if err := mend(f); err != nil || f.Problem() != "" {
+			t.Errorf("%s: %v, %q", name, err, f.Problem())
+		}
+		if g := open(t, dir); g.Kept() != f.Kept() || g.Off() != (name == "off") || (g.Kept() == one) != (name == "off") {
+			t.Errorf("%s: after a restart %s counts, off %v", name, g.Kept(), g.Off())
+		}
+	}
+	f := Closed(t.TempDir(), os.ErrPermission)
+	if err := f.SwitchOff(); err != nil || !open(t, f.dir).Off() {
+		t.Errorf("without any list: %v", err)
+	}
+}
+
+// A candidate that was not kept is dropped, so the pointer must not name it.
+func TestNET3_PointerIsPutBack(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		dir := t.TempDir()
+		f := open(t, dir)
+		stage(t, f, control.ListsStage{Reset: true, File: "office.list", Data: []byte("192.0.2.1\n")})
+		one, err := f.Candidate()
+		if err != nil || f.Keep(one) != nil {
+			t.Fatal(err)
+		}
+		if off {
+			if err := f.SwitchOff(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(f.point("7"), f.pointBack()); err != nil {
+			t.Fatal(err)
+		}
+		if g := open(t, dir); g.Kept() != one || g.Off() != off {
+			t.Errorf("%s counts, off %v", g.Kept(), g.Off())
+		}
+	}
+	f := open(t, t.TempDir())
+	if err := errors.Join(f.point("7"), f.pointBack()); err != nil || open(t, f.dir).Kept() != "" {
+		t.Errorf("without any list: %v", err)
 	}
 }

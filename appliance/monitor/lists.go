@@ -65,6 +65,12 @@ func (m *Monitor) loadLists(ctx context.Context) {
 			return // in force; or there never were good ones, and the problems say why
 		}
 	}
+	if why := m.cfg.Lists.Folder.Problem(); why != "" {
+		m.mu.Lock()
+		m.lists.problem = why
+		m.mu.Unlock()
+		return
+	}
 	if err := m.putInForce(ctx, m.cfg.Lists.Folder.Kept()); err != nil {
 		m.cfg.Logger.Error("the allowlists are not in force; only the box's own networks are let in", "err", err)
 		m.mu.Lock()
@@ -201,7 +207,9 @@ func (m *Monitor) apply(ctx context.Context, q control.ListsTry, report control.
 		return report, err
 	}
 	back := func(ctx context.Context) error {
-		if err := m.putInForce(ctx, folder.Kept()); err != nil {
+		if why := folder.Problem(); why != "" {
+			m.closeLists(why)
+		} else if err := m.putInForce(ctx, folder.Kept()); err != nil {
 			return err
 		}
 		m.Refilter()
@@ -218,6 +226,13 @@ func (m *Monitor) apply(ctx context.Context, q control.ListsTry, report control.
 	c := m.try(control.AboutLists, q.Actor, report.Summary, func(context.Context) error { return folder.Keep(candidate) }, back)
 	report.Candidate = &c
 	return report, nil
+}
+
+// closeLists lets in the box's own networks alone, as a start does whose lists cannot be read.
+func (m *Monitor) closeLists(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lists, m.filtered = judged{problem: why}, filterState{}
 }
 
 func shorten(s string) string {
@@ -323,16 +338,17 @@ func (m *Monitor) ListsOff(ctx context.Context) error {
 		return err
 	}
 	folder := m.cfg.Lists.Folder
-	if c := m.candidate(control.AboutLists); c.ID != "" {
-		if t, err := m.find(c.ID); err == nil {
-			m.forget(t)
-		}
-	}
 	if err := folder.SwitchOff(); err != nil {
 		return err
 	}
 	if err := m.putInForce(ctx, folder.Kept()); err != nil {
 		return err
+	}
+	// Until here a change that waits is taken back by its own timer, whatever fails.
+	if c := m.candidate(control.AboutLists); c.ID != "" {
+		if t, err := m.find(c.ID); err == nil {
+			m.forget(t)
+		}
 	}
 	m.Refilter()
 	return nil

@@ -246,3 +246,53 @@ func TestNET2_ListsThatCannotBeLoadedCloseTheBox(t *testing.T) {
 		t.Errorf("not said: %+v", s)
 	}
 }
+
+// A folder of lists that cannot be read closes the box to all but its own networks, says why,
+// and takes new ones; a change that nobody kept closes it again.
+func TestNET2_UnreadListsAreSaidAndMended(t *testing.T) {
+	l := &listBox{filter: &fakeFilter{}, now: new(atomic.Int64), dir: t.TempDir()}
+	l.now.Store(1000)
+	folder := lists.Closed(l.dir, errors.New("the pointer is damaged"))
+	l.box = newBox(t, func(c *Config) {
+		c.Lists = &Lists{Folder: folder, Filter: l.filter.run}
+		c.KeepWithin, c.Boottime = time.Hour, l.now.Load
+	})
+	l.vault.claimed = true
+	l.ready(t, control.DatabaseClaimed)
+	closed := func(when string) {
+		t.Helper()
+		if s := l.Lists(); len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Reason, "the pointer is damaged") || l.states[len(l.states)-1] != control.StateLocked {
+			t.Errorf("%s: %+v; the rules are those of %s", when, s.Problems, l.states[len(l.states)-1])
+		}
+	}
+	closed("at the start")
+	r := l.try(t, "one")
+	if _, err := l.takeBack(t.Context(), control.Console, control.Revert{ID: r.Candidate.ID, Actor: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	closed("after a change was taken back")
+	r = l.try(t, "two")
+	if _, err := l.keep(t.Context(), control.Console, control.Keep{ID: r.Candidate.ID, Accepted: 1001, Actor: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.Lists(); len(s.Problems) != 0 || folder.Problem() != "" {
+		t.Errorf("kept anew: %+v", s.Problems)
+	}
+}
+
+// Switching off that fails leaves the change that waits to its own timer.
+func TestNET3_SwitchingOffThatFailsForgetsNothing(t *testing.T) {
+	l := newListBox(t, t.TempDir(), time.Hour)
+	l.try(t, "one")
+	l.filter.fail = errors.New("killed")
+	if err := l.ListsOff(t.Context()); err == nil {
+		t.Error("nothing is said")
+	}
+	if len(l.Candidates()) != 1 {
+		t.Error("nobody takes the change back")
+	}
+	l.filter.fail = nil
+	if err := l.ListsOff(t.Context()); err != nil || len(l.Candidates()) != 0 {
+		t.Errorf("%v, and %v wait", err, l.Candidates())
+	}
+}
