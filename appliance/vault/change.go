@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"gatehouse/tpm"
 )
 
-var errPassphraseAnew = errors.New("a passphrase is made anew by setting another one")
+var (
+	errPassphraseAnew = errors.New("a passphrase is made anew by setting another one")
+	errWeaker         = errors.New("the system that was started is not one that its release key approves, and the keys would open for any other from now on: start an approved one")
+)
 
 // change writes a header that f changed: one generation, one commit point. f
 // gets a copy; on an error nothing has changed.
@@ -42,7 +46,7 @@ func (v *Vault) alone(ctx context.Context, f func() error) error {
 func (v *Vault) Rotate(ctx context.Context, what string) error {
 	switch what {
 	case "tpm":
-		return v.rotateTPM(ctx)
+		return v.rotateSlots(ctx)
 	case "host-id":
 		return v.rotateHost(ctx)
 	case "data":
@@ -51,6 +55,80 @@ func (v *Vault) Rotate(ctx context.Context, what string) error {
 		return errPassphraseAnew
 	}
 	return fmt.Errorf("there is no key called %q: tpm, host-id, passphrase or data", what)
+}
+
+// rotateSlots seals every TPM slot anew, each under the policy that it has: also those of
+// starts that are foreseen, and in a trial that of the system before. A policy without a
+// release takes in that of the system that runs. What it opened before then opens one
+// start more, as the system before a trial may be one that nobody approves; Settle
+// drops it.
+func (v *Vault) rotateSlots(ctx context.Context) error {
+	own := v.opened()
+	if own.tpm == nil || !v.mode().sealed() {
+		return v.rotateTPM(ctx) // by the recovery key: no slot is known to open
+	}
+	if err := v.c.reopenTPM(); err != nil {
+		return err
+	}
+	root := v.tpmRoot()
+	here, err := v.c.here(root)
+	if err != nil {
+		return err
+	}
+	if own.tpm.approver != nil && here.approver == nil {
+		return errWeaker
+	}
+	// The counter goes up once the release of a raised epoch is kept, and not before.
+	here.note, here.atMost = own.tpm.note, max(here.atMost, own.tpm.atMost)
+	v.mu.Lock()
+	slots := slices.Clone(v.h.slots)
+	v.mu.Unlock()
+	anew := make(map[string][]slot)
+	for _, s := range slots {
+		if s.kind != kindTPM {
+			continue
+		}
+		same := *s.tpm
+		policies := []*tpmSlot{&same}
+		if string(s.public) == string(own.public) {
+			policies = []*tpmSlot{here}
+			if own.tpm.approver == nil && here.approver != nil {
+				same.note = "for the system of before, until the next start"
+				policies = append(policies, &same)
+			}
+		}
+		for _, t := range policies {
+			made, seed, err := v.c.sealUnder(root, t)
+			if err != nil {
+				return err
+			}
+			clear(seed)
+			anew[string(s.public)] = append(anew[string(s.public)], made)
+		}
+	}
+	err = v.change(ctx, func(h *header, data []byte) error {
+		var all []slot
+		for _, s := range h.slots {
+			made, ok := anew[string(s.public)]
+			if !ok {
+				made = []slot{s}
+			}
+			for _, m := range made {
+				if ok {
+					if err := h.give(&m, data); err != nil {
+						return err
+					}
+				}
+				all = append(all, m)
+			}
+		}
+		h.slots = all
+		return nil
+	})
+	if err == nil {
+		v.use(anew[string(own.public)][0])
+	}
+	return err
 }
 
 // rotateTPM seals anew for the system that runs, as it was started, in the
@@ -83,7 +161,7 @@ func (v *Vault) refuseWeaker(s slot) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.h.measured() && s.tpm.approver == nil {
-		return errors.New("the system that was started is not one that its release key approves, and the keys would open for any other from now on: start an approved one")
+		return errWeaker
 	}
 	return nil
 }

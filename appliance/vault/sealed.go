@@ -168,29 +168,38 @@ func (c *Config) watched() pcr.Selection {
 
 // sealHere makes a TPM slot for the system that runs, by a new secret.
 func (c *Config) sealHere(root tpm.Root) (s slot, seed []byte, err error) {
+	t, err := c.here(root)
+	if err != nil {
+		return s, nil, err
+	}
+	return c.sealUnder(root, t)
+}
+
+// here is what a slot for the system that runs is sealed under.
+func (c *Config) here(root tpm.Root) (*tpmSlot, error) {
 	const cause = sealCause
 	values, err := c.TPM.PCRs(root, c.watched())
 	if err != nil {
-		return s, nil, lockedTPM(cause, err)
+		return nil, lockedTPM(cause, err)
 	}
 	if err := bankOf(values); err != nil {
-		return s, nil, lockedTPM(cause, err)
+		return nil, lockedTPM(cause, err)
 	}
 	n, err := c.count(root)
 	if err != nil {
-		return s, nil, lockedTPM(countCause, err)
+		return nil, lockedTPM(countCause, err)
 	}
 	t := &tpmSlot{values: values, atMost: n}
 	if c.Form == Box {
 		t.values[capRegister] = [pcr.Size]byte{} // as it is before anybody asked
 		if c.approved(values) {
 			if t.approver, err = c.System.Key.Bytes(); err != nil {
-				return s, nil, fmt.Errorf("reading the release key: %w", err)
+				return nil, fmt.Errorf("reading the release key: %w", err)
 			}
 			t.epoch = c.System.Epoch
 		}
 	}
-	return c.sealUnder(root, t)
+	return t, nil
 }
 
 // bankOf refuses registers that the firmware does not fill, by name.
