@@ -120,62 +120,120 @@ func (r Record) check() error {
 	return nil
 }
 
-// copies reads both places.
-func copies(dev io.ReaderAt) (r Record, generation uint64, place int, problem, err error) {
-	place = -1
+// copies is what both places hold.
+type copies struct {
+	record     Record
+	generation uint64
+	place      int // of the newest that is whole; -1: none is
+	problem    error
+	unread     [recordPlaces]error // why a place that holds none that is whole cannot be read
+}
+
+// find reads both places.
+func find(dev io.ReaderAt) copies {
+	c := copies{place: -1}
 	for i := range recordPlaces {
-		buf := make([]byte, recordPlace)
-		if n, err := dev.ReadAt(buf, recordAt+int64(i)*recordPlace); err != nil && (!errors.Is(err, io.EOF) || n != len(buf)) {
-			return Record{}, 0, -1, nil, fmt.Errorf("reading copy %d of the record of slots in META: %w", i, err)
-		}
+		buf, unread := readPlace(dev, i)
 		got, g, err := Decode(buf)
-		if err != nil {
+		switch {
+		case err != nil && unread != nil && (len(buf) == 0 || bytes.HasPrefix(buf, []byte(recordMagic))):
+			c.unread[i] = fmt.Errorf("reading copy %d of the record of slots in META: %w", i, unread)
+		case err != nil:
 			// A first write that the power was cut in leaves place 0 torn and place 1
 			// blank: no record was ever kept.
-			problem = nil
+			c.problem = nil
 			if len(bytes.Trim(buf, "\x00")) > 0 && len(bytes.Trim(buf, "\xff")) > 0 {
-				problem = fmt.Errorf("copy %d: %w", i, err)
+				c.problem = fmt.Errorf("copy %d: %w", i, err)
 			}
-			continue
-		}
-		if place < 0 || g > generation {
-			r, generation, place = got, g, i
+		case c.place < 0 || g > c.generation:
+			c.record, c.generation, c.place = got, g, i
 		}
 	}
-	return r, generation, place, problem, nil
+	return c
 }
+
+// readPlace reads a place up to the first block that cannot be read: what lies behind a
+// record does not matter.
+func readPlace(dev io.ReaderAt, place int) ([]byte, error) {
+	buf := make([]byte, recordPlace)
+	for at := 0; at < len(buf); at += blockSize {
+		block := buf[at : at+blockSize]
+		if n, err := dev.ReadAt(block, placeAt(place)+int64(at)); err != nil && (!errors.Is(err, io.EOF) || n != len(block)) {
+			return buf[:at], err
+		}
+	}
+	return buf, nil
+}
+
+func placeAt(place int) int64 { return recordAt + int64(place)*recordPlace }
 
 // ReadRecord gives the newest copy that is whole. META that never held one gives
 // the zero Record; so does one that holds only what breaks a rule, with an error
 // that is ErrRecord: nothing is remembered then, and the next write mends it. One
-// broken copy beside a whole one is what a power cut leaves, and no error.
+// broken copy beside a whole one is what a power cut leaves, and no error; one that
+// cannot be read is none either, as long as the other is whole.
 func ReadRecord(meta io.ReaderAt) (Record, error) {
-	r, _, place, problem, err := copies(meta)
-	if err == nil && place < 0 {
-		err = problem
-	}
-	return r, err
+	c := find(meta)
+	return c.record, c.none()
 }
 
-// WriteRecord keeps a record. It goes to the place that does not hold the newest:
-// a power cut in the midst of it leaves that one, and the end of the write makes
-// this one the newest.
-func WriteRecord(meta Device, r Record) error {
-	_, generation, place, _, err := copies(meta)
-	if err != nil {
+// none says why there is no record; nil: there is one, or never was.
+func (c copies) none() error {
+	if c.place >= 0 {
+		return nil
+	}
+	if err := errors.Join(c.unread[:]...); err != nil {
 		return err
 	}
-	raw, err := r.Encode(generation + 1)
+	return c.problem
+}
+
+// WriteRecord is KeepRecord for who does not ask what the disk is like.
+func WriteRecord(meta Device, r Record) error {
+	_, err := KeepRecord(meta, r)
+	return err
+}
+
+// KeepRecord keeps a record. It goes to the place that does not hold the newest:
+// a power cut in the midst of it leaves that one, and the end of the write makes
+// this one the newest. Where that place cannot be read or written it goes to the other, too:
+// the next start has to find it. failed says so, of a disk that is to be replaced.
+func KeepRecord(meta Device, r Record) (failed, err error) {
+	c := find(meta)
+	if err := c.none(); err != nil && !errors.Is(err, ErrRecord) {
+		return nil, err
+	}
+	at := (c.place + 1) % recordPlaces
+	next := c.generation + 1
+	if c.unread[at] != nil {
+		next++ // it may hold the one after the newest that can be read, and be read again
+	}
+	raw, err := r.Encode(next)
 	if err != nil {
-		return fmt.Errorf("keeping the record of slots in META: %w", err)
+		return nil, fmt.Errorf("keeping the record of slots in META: %w", err)
 	}
 	buf := make([]byte, (len(raw)+blockSize-1)/blockSize*blockSize)
 	copy(buf, raw)
-	if _, err = meta.WriteAt(buf, recordAt+int64((place+1)%recordPlaces)*recordPlace); err == nil {
+	failed = c.unread[at]
+	first := write(meta, buf, at)
+	if failed == nil && first == nil {
+		return nil, nil
+	}
+	second := write(meta, buf, (at+1)%recordPlaces)
+	failed = errors.Join(failed, first, second)
+	if first != nil && second != nil {
+		return nil, failed
+	}
+	return failed, nil
+}
+
+func write(meta Device, buf []byte, place int) error {
+	_, err := meta.WriteAt(buf, placeAt(place))
+	if err == nil {
 		err = meta.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("keeping the record of slots in META: %w", err)
+		return fmt.Errorf("keeping copy %d of the record of slots in META: %w", place, err)
 	}
 	return nil
 }

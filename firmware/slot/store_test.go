@@ -187,6 +187,97 @@ func TestBOX4_RecordSurvivesPowerCuts(t *testing.T) {
 	}
 }
 
+// sick is a device on which a range cannot be read, or not be written.
+type sick struct {
+	*meta
+	read, write [2]int64
+}
+
+var errSick = errors.New("input/output error")
+
+func hits(r [2]int64, off int64, n int) bool { return off < r[1] && off+int64(n) > r[0] }
+
+func (d *sick) ReadAt(b []byte, off int64) (int, error) {
+	if hits(d.read, off, len(b)) {
+		return 0, errSick
+	}
+	return d.meta.ReadAt(b, off)
+}
+
+func (d *sick) WriteAt(b []byte, off int64) (int, error) {
+	if hits(d.write, off, len(b)) {
+		return 0, errSick
+	}
+	return d.meta.WriteAt(b, off)
+}
+
+// A sector that cannot be read or written, anywhere in one of the two copies, costs no more
+// than that copy: what is written is read again, and who asks is told.
+func TestBOX4_OneSickCopyOfTheRecordIsNoEnd(t *testing.T) {
+	const second = recordAt + recordPlace
+	record := func(n uint32) Record {
+		s := system(n)
+		return Record{}.With(A, &s)
+	}
+	for name, at := range map[string]int64{
+		"the first sector": recordAt, "behind the text": recordAt + recordPlace - 512, "the first sector of the other": second, "behind the text of the other": second + recordPlace - 512,
+	} {
+		for _, writes := range []uint32{1, 2, 3} { // which copy is the newest
+			for kind, sicken := range map[string]func(*sick){
+				"read":  func(d *sick) { d.read = [2]int64{at, at + 512} },
+				"write": func(d *sick) { d.write = [2]int64{at, at + 512} },
+				"both":  func(d *sick) { d.read = [2]int64{at, at + 512}; d.write = d.read },
+			} {
+				d := &sick{meta: newMeta()}
+				for n := range writes {
+					if err := WriteRecord(d, record(n+1)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sicken(d)
+				first := at%recordPlace == 0
+				got, err := ReadRecord(d)
+				newest, other := record(writes), record(writes-1)
+				if writes == 1 && kind != "write" && at == recordAt {
+					// The one copy that ever was. Nobody may take it for a new box.
+					if !errors.Is(err, errSick) || errors.Is(err, ErrRecord) {
+						t.Errorf("%s, %s, the only copy: %+v, %v", name, kind, got, err)
+					}
+					continue
+				}
+				if err != nil || !reflect.DeepEqual(got, newest) && !(first && reflect.DeepEqual(got, other)) {
+					t.Errorf("%s, %s, %d writes: %+v, %v", name, kind, writes, got, err)
+				}
+				told := false
+				for n := writes + 1; n < writes+4; n++ {
+					failed, err := KeepRecord(d, record(n))
+					if err != nil {
+						t.Fatalf("%s, %s, %d writes: %v", name, kind, writes, err)
+					}
+					told = told || errors.Is(failed, errSick)
+					if got, err := ReadRecord(d); err != nil || !reflect.DeepEqual(got, record(n)) {
+						t.Errorf("%s, %s, %d writes: wrote %d, read %+v, %v", name, kind, writes, n, got, err)
+					}
+					// And should the sector be read again, what it held is not the newest.
+					if got, err := ReadRecord(d.meta); err != nil || !reflect.DeepEqual(got, record(n)) {
+						t.Errorf("%s, %s, %d writes: wrote %d, of a disk that reads again %+v, %v", name, kind, writes, n, got, err)
+					}
+				}
+				if told != first {
+					t.Errorf("%s, %s, %d writes: told %v", name, kind, writes, told)
+				}
+			}
+		}
+	}
+	all := &sick{meta: newMeta(), write: [2]int64{recordAt, recordAt + recordPlaces*recordPlace}}
+	if _, err := KeepRecord(all, record(1)); !errors.Is(err, errSick) {
+		t.Errorf("neither copy can be written: %v", err)
+	}
+	if _, err := ReadRecord(&sick{meta: newMeta(), read: all.write}); !errors.Is(err, errSick) {
+		t.Errorf("neither copy can be read: %v", err)
+	}
+}
+
 func TestReadRecordSaysWhatIsWrong(t *testing.T) {
 	m := newMeta()
 	copy(m.b[recordAt:], "noise")
