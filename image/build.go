@@ -138,7 +138,7 @@ func (b Build) Run(ctx context.Context) error {
 	if err := p.addKeys(signing, b.Built); err != nil {
 		return err
 	}
-	if err := p.revoke(signing, revoked, b.Built); err != nil {
+	if err := p.revoke(signing, revoked); err != nil {
 		return err
 	}
 	p.addSigners(signers)

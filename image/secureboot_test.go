@@ -38,16 +38,11 @@ func TestKEY10_ImageRevokesOthersAndNeverItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const built = "2026-11-29T00:00:00Z"
 	p := payload{signer: set[keys.Programs]}
-	if err := p.revoke(set, nil, built); err != nil || len(p.files) > 0 {
+	if err := p.revoke(set, nil); err != nil || len(p.files) > 0 {
 		t.Errorf("nothing is revoked: %v, %d files", err, len(p.files))
 	}
-	if err := p.revoke(set, []keys.Revoked{{SHA256: [32]byte{1}}}, "yesterday"); err == nil {
-		t.Error("signed with no time")
-	}
-	p = payload{signer: set[keys.Programs]}
-	if err := p.revoke(set, []keys.Revoked{{SHA256: [32]byte{1}}, {SHA256: [32]byte{2}}}, built); err != nil || len(p.files) != 1 ||
+	if err := p.revoke(set, []keys.Revoked{{SHA256: [32]byte{1}}, {SHA256: [32]byte{2}}}); err != nil || len(p.files) != 1 ||
 		!bytes.HasSuffix(p.files[0].Content, append([]byte{2}, make([]byte, 31)...)) {
 		t.Fatalf("%v, %d files", err, len(p.files))
 	}
@@ -57,5 +52,40 @@ func TestKEY10_ImageRevokesOthersAndNeverItself(t *testing.T) {
 	p.revoked = append(p.revoked, own)
 	if _, err := p.sign(loader()); err == nil || !strings.Contains(err.Error(), "revoked") {
 		t.Errorf("its own loader: %v", err)
+	}
+}
+
+// Firmware takes a change of dbx only with a later time than the one before: a longer list
+// has one, also if it is built of the same commit, and each has a later one than all that was
+// handed out with the time of a commit. The same list is the same bytes.
+func TestKEY10_ALongerListOfRevokedIsLater(t *testing.T) {
+	set, err := keys.New(t.TempDir(), "test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := make([]keys.Revoked, keys.MaxRevoked)
+	for i := range list {
+		list[i].SHA256 = [32]byte{1, byte(i), byte(i >> 8)}
+	}
+	change := func(n int) []byte {
+		p := payload{}
+		if err := p.revoke(set, list[:n]); err != nil || len(p.files) != 1 {
+			t.Fatalf("%d programs: %v, %d files", n, err, len(p.files))
+		}
+		return p.files[0].Content
+	}
+	at := func(b []byte) time.Time {
+		return time.Date(int(binary.LittleEndian.Uint16(b)), time.Month(b[2]), int(b[3]), int(b[4]), int(b[5]), int(b[6]), 0, time.UTC)
+	}
+	before := time.Date(2026, 12, 31, 23, 59, 59, 0, time.UTC)
+	for _, n := range []int{1, 2, 59, 60, 61, keys.MaxRevoked - 1, keys.MaxRevoked} {
+		b := change(n)
+		if !at(b).After(before) {
+			t.Errorf("%d programs: the time is %s, not later than %s", n, at(b), before)
+		}
+		before = at(b)
+		if !bytes.Equal(b, change(n)) {
+			t.Errorf("%d programs: signed twice it is two changes", n)
+		}
 	}
 }
