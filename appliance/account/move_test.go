@@ -123,3 +123,46 @@ func TestBOX13_ImportedPeopleSignIn(t *testing.T) {
 		t.Errorf("exported again: %v, %v", again, err)
 	}
 }
+
+// A code is good once: an import of the same second factor, made before the code was typed,
+// does not make it good again. Where the factor is another one, only its own steps count.
+func TestBOX13_AnImportMakesNoCodeGoodAgain(t *testing.T) {
+	a, db := another(t, 40, goodPassword)
+	list, err := a.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := onetime.NewSecret()
+	list[0].Factor = secret
+	bring := func() {
+		t.Helper()
+		if err := db.Update(t.Context(), func(tx *sql.Tx) error { return a.Import(t.Context(), tx, list, 0) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bring()
+	who, err := a.CheckPassword(t.Context(), ada.Email, goodPassword, "", home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := onetime.Code(secret, onetime.Step(time.Now()))
+	if err := a.useStep(t.Context(), who, code); err != nil {
+		t.Fatal(err)
+	}
+	used, err := a.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bring()
+	if err := a.useStep(t.Context(), who, code); err == nil {
+		t.Error("after the import the code that was used is good once more")
+	}
+	if now, err := a.Export(t.Context()); err != nil || now[0].Step != used[0].Step {
+		t.Errorf("the newest step is %d, %v, and was %d", now[0].Step, err, used[0].Step)
+	}
+	list[0].Factor = onetime.NewSecret()
+	bring()
+	if now, err := a.Export(t.Context()); err != nil || now[0].Step != list[0].Step {
+		t.Errorf("of another factor the step is %d, %v, and %d was brought", now[0].Step, err, list[0].Step)
+	}
+}
