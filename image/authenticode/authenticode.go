@@ -17,21 +17,14 @@ import (
 	"errors"
 	"fmt"
 
+	"gatehouse/firmware/program"
 	"gatehouse/image/pkcs7"
 )
 
-// Offsets in PE32+ programs.
 const (
-	offsetOfPE       = 0x3c
-	optionalHeader   = 24 // from the PE signature
-	magicPE32Plus    = 0x20b
-	offsetOfChecksum = 64 // from the optional header
-	offsetOfTable    = 112 + 8*4
-	tableEntry       = 8
-	certAlign        = 8
-	certHead         = 8      // WIN_CERTIFICATE: length, revision, type
-	certRevision     = 0x0200 // WIN_CERT_REVISION_2_0
-	certPKCS         = 0x0002 // WIN_CERT_TYPE_PKCS_SIGNED_DATA
+	certHead     = 8      // WIN_CERTIFICATE: length, revision, type
+	certRevision = 0x0200 // WIN_CERT_REVISION_2_0
+	certPKCS     = 0x0002 // WIN_CERT_TYPE_PKCS_SIGNED_DATA
 )
 
 var (
@@ -39,42 +32,24 @@ var (
 	oidPEImage      = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 15}
 )
 
-// layout is where the parts are that the digest leaves out.
-type layout struct{ checksum, table int }
-
-func parse(pe []byte) (layout, error) {
-	le := binary.LittleEndian
-	if len(pe) < offsetOfPE+4 || string(pe[:2]) != "MZ" {
-		return layout{}, errors.New("it has no MS-DOS header")
-	}
-	at := int64(le.Uint32(pe[offsetOfPE:]))
-	if at+optionalHeader+offsetOfTable+tableEntry > int64(len(pe)) || string(pe[at:at+4]) != "PE\x00\x00" {
-		return layout{}, errors.New("it has no PE header")
-	}
-	optional := int(at) + optionalHeader
-	if le.Uint16(pe[optional:]) != magicPE32Plus {
-		return layout{}, errors.New("it is not a 64-bit EFI program")
-	}
-	return layout{optional + offsetOfChecksum, optional + offsetOfTable}, nil
-}
-
-// Digest is the SHA-256 that a signature covers, of a program without one: all
-// of it but the checksum and the place that names the signature, with zeros to
-// a length that divides by eight.
+// Digest is the SHA-256 that a signature covers, of a program without one.
 func Digest(pe []byte) ([sha256.Size]byte, error) {
 	l, err := parse(pe)
 	if err != nil {
-		return [sha256.Size]byte{}, fmt.Errorf("reading an EFI program: %w", err)
+		return [sha256.Size]byte{}, err
 	}
-	if binary.LittleEndian.Uint64(pe[l.table:]) != 0 {
+	if l.Signed() {
 		return [sha256.Size]byte{}, errors.New("reading an EFI program: it is signed already")
 	}
-	h := sha256.New()
-	h.Write(pe[:l.checksum])
-	h.Write(pe[l.checksum+4 : l.table])
-	h.Write(pe[l.table+tableEntry:])
-	h.Write(make([]byte, padding(len(pe))))
-	return [sha256.Size]byte(h.Sum(nil)), nil
+	return program.Digest(bytes.NewReader(pe), int64(len(pe)))
+}
+
+func parse(pe []byte) (program.Layout, error) {
+	l, err := program.Read(bytes.NewReader(pe), int64(len(pe)))
+	if err != nil {
+		return l, fmt.Errorf("reading an EFI program: %w", err)
+	}
+	return l, nil
 }
 
 // Unsigned is a program without its signatures; one that has none is returned as it is.
@@ -82,22 +57,21 @@ func Digest(pe []byte) ([sha256.Size]byte, error) {
 func Unsigned(pe []byte) ([]byte, error) {
 	l, err := parse(pe)
 	if err != nil {
-		return nil, fmt.Errorf("reading an EFI program: %w", err)
+		return nil, err
 	}
-	le := binary.LittleEndian
-	at, length := int64(le.Uint32(pe[l.table:])), int64(le.Uint32(pe[l.table+4:]))
-	if at == 0 && length == 0 {
+	if !l.Signed() {
 		return pe, nil
 	}
-	if at < int64(l.table+tableEntry) || at%certAlign != 0 || at+length != int64(len(pe)) {
-		return nil, errors.New("the certificate table of the EFI program does not lie at its end")
+	end, err := l.End()
+	if err != nil {
+		return nil, err
 	}
-	program := bytes.Clone(pe[:at])
-	clear(program[l.table : l.table+tableEntry])
-	return program, nil
+	bare := bytes.Clone(pe[:end])
+	clear(bare[l.Table : l.Table+program.TableEntry])
+	return bare, nil
 }
 
-func padding(n int) int { return -n & (certAlign - 1) }
+func padding(n int) int { return int(program.Padding(int64(n))) }
 
 // Sign returns the program with a signature by the key of a certificate, which
 // has to be RSA: what firmware has had in db since there is Secure Boot.
@@ -125,8 +99,8 @@ func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, 
 	out := append(bytes.Clone(pe), make([]byte, padding(len(pe)))...)
 	le := binary.LittleEndian
 	length := certHead + len(signed) + padding(len(signed))
-	le.PutUint32(out[l.table:], uint32(len(out)))
-	le.PutUint32(out[l.table+4:], uint32(length))
+	le.PutUint32(out[l.Table:], uint32(len(out)))
+	le.PutUint32(out[l.Table+4:], uint32(length))
 	out = le.AppendUint32(out, uint32(length))
 	out = le.AppendUint16(out, certRevision)
 	out = le.AppendUint16(out, certPKCS)
@@ -139,25 +113,28 @@ func Sign(pe []byte, certificate *x509.Certificate, key crypto.Signer) ([]byte, 
 func Verify(pe []byte, certificate *x509.Certificate) error {
 	l, err := parse(pe)
 	if err != nil {
-		return fmt.Errorf("reading an EFI program: %w", err)
+		return err
 	}
-	le := binary.LittleEndian
-	at, length := int64(le.Uint32(pe[l.table:])), int64(le.Uint32(pe[l.table+4:]))
-	if at == 0 && length == 0 {
+	if !l.Signed() {
 		return errors.New("the EFI program is not signed")
 	}
-	if at < int64(l.table+tableEntry) || at%certAlign != 0 || length < certHead || at+length != int64(len(pe)) {
-		return errors.New("the certificate table of the EFI program does not lie at its end")
-	}
-	table := pe[at:]
-	if int64(le.Uint32(table)) != length || le.Uint16(table[4:]) != certRevision || le.Uint16(table[6:]) != certPKCS {
-		return errors.New("the certificate table of the EFI program has other than one signature of PKCS #7")
-	}
-	program, err := Unsigned(pe)
+	at, err := l.End()
 	if err != nil {
 		return err
 	}
-	digest, err := Digest(program)
+	if l.Length < certHead {
+		return errors.New("the certificate table of the EFI program does not lie at its end")
+	}
+	le := binary.LittleEndian
+	table := pe[at:]
+	if int64(le.Uint32(table)) != l.Length || le.Uint16(table[4:]) != certRevision || le.Uint16(table[6:]) != certPKCS {
+		return errors.New("the certificate table of the EFI program has other than one signature of PKCS #7")
+	}
+	bare, err := Unsigned(pe)
+	if err != nil {
+		return err
+	}
+	digest, err := Digest(bare)
 	if err != nil {
 		return err
 	}

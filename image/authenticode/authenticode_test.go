@@ -19,12 +19,12 @@ import (
 	"time"
 )
 
-// program is the smallest that has all that a signature touches.
-func program(size int) []byte {
+// bare is the smallest that has all that a signature touches.
+func bare(size int) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, size)
 	copy(b, "MZ")
-	le.PutUint32(b[offsetOfPE:], 0x80)
+	le.PutUint32(b[0x3c:], 0x80)
 	pe := b[0x80:]
 	copy(pe, "PE\x00\x00")
 	le.PutUint16(pe[4:], 0x8664)
@@ -32,7 +32,7 @@ func program(size int) []byte {
 	le.PutUint16(pe[20:], 240) // optional header
 	le.PutUint16(pe[22:], 0x22e)
 	o := pe[24:]
-	le.PutUint16(o, magicPE32Plus)
+	le.PutUint16(o, 0x20b)
 	le.PutUint32(o[32:], 4096)
 	le.PutUint32(o[36:], 512)
 	le.PutUint32(o[56:], 8192)
@@ -89,7 +89,7 @@ func TestBOX5_SignatureIsOfTheWholeProgram(t *testing.T) {
 	c, key, file := identity(t, dir)
 	_, _, other := identity(t, dir)
 	for _, size := range []int{1024, 2048, 4096 + 512} {
-		pe, err := Sign(program(size), c, key)
+		pe, err := Sign(bare(size), c, key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +106,7 @@ func TestBOX5_SignatureIsOfTheWholeProgram(t *testing.T) {
 				t.Errorf("%d bytes: byte %d changed and it is verified: %s", size, i, out)
 			}
 		}
-		again, err := Sign(program(size), c, key)
+		again, err := Sign(bare(size), c, key)
 		if err != nil || !bytes.Equal(again, pe) {
 			t.Errorf("signed twice it is two programs: %v", err)
 		}
@@ -120,7 +120,7 @@ func TestBOX5_SignRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := program(1024)
+	good := bare(1024)
 	if _, err := Sign(good, c, strange); err == nil {
 		t.Error("signed with a key that is not the certificate's")
 	}
@@ -133,14 +133,14 @@ func TestBOX5_SignRefuses(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"nothing": nil, "text": []byte(strings.Repeat("#!/bin/sh\n", 100)), "signed already": signed, "short": good[:100],
-		"a header beyond its end": append(append(bytes.Clone(good[:offsetOfPE]), 0xff, 0xff, 0xff, 0xff), good[offsetOfPE+4:]...),
+		"a header beyond its end": append(append(bytes.Clone(good[:0x3c]), 0xff, 0xff, 0xff, 0xff), good[0x3c+4:]...),
 	} {
 		if _, err := Sign(bad, c, key); err == nil {
 			t.Errorf("%s: signed", name)
 		}
 	}
 	for n := range good {
-		if n < 0x80+24+offsetOfTable+tableEntry {
+		if n < 0x80+24+112+8*4+8 {
 			if _, err := Sign(good[:n], c, key); err == nil {
 				t.Errorf("%d bytes of a program: signed", n)
 			}
@@ -154,7 +154,7 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 	c, key, _ := identity(t, t.TempDir())
 	other, _, _ := identity(t, t.TempDir())
 	for _, size := range []int{1024, 1029} {
-		pe, err := Sign(program(size), c, key)
+		pe, err := Sign(bare(size), c, key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +169,7 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range pe {
-			if i >= l.checksum && i < l.checksum+4 {
+			if int64(i) >= l.Checksum && int64(i) < l.Checksum+4 {
 				continue // firmware checks none, and no signature covers it
 			}
 			bad := bytes.Clone(pe)
@@ -179,7 +179,7 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 			}
 		}
 		for name, bad := range map[string][]byte{
-			"not signed": program(size), "nothing": nil, "more behind it": append(bytes.Clone(pe), make([]byte, 8)...),
+			"not signed": bare(size), "nothing": nil, "more behind it": append(bytes.Clone(pe), make([]byte, 8)...),
 			"cut": pe[:len(pe)-8], "text": []byte(strings.Repeat("#!/bin/sh\n", 100)),
 		} {
 			if err := Verify(bad, c); err == nil {
@@ -200,7 +200,7 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pe, err := Sign(program(1024), c, key)
+	pe, err := Sign(bare(1024), c, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestBOX5_OnlyWhatWasSignedIsVerified(t *testing.T) {
 func TestKEY10_DigestWithoutTheSignature(t *testing.T) {
 	certificate, key, _ := identity(t, t.TempDir())
 	for _, size := range []int{1024, 1027} {
-		plain := program(size)
+		plain := bare(size)
 		want, err := Digest(plain)
 		if err != nil {
 			t.Fatal(err)
