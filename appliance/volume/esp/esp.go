@@ -158,6 +158,26 @@ func (p *Partition) Room(s slot.Slot) *io.SectionReader {
 	return io.NewSectionReader(unaligned{p.dev}, p.layout.of(s).start, slot.Size)
 }
 
+// Program is another file of the partition, as the boot loader is: it is read, and never
+// written. The image has it in one run of clusters.
+func (p *Partition) Program(path string) (*io.SectionReader, error) {
+	v, err := openVolume(p.dev)
+	if err != nil {
+		return nil, err
+	}
+	f, err := v.lookup(path)
+	if err != nil {
+		return nil, err
+	}
+	if f.size == 0 || f.size > slot.Size {
+		return nil, refuse("%s is %d bytes long", path, f.size)
+	}
+	if err := v.inOneRun(f, (f.size+clusterSize-1)/clusterSize); err != nil {
+		return nil, err
+	}
+	return io.NewSectionReader(unaligned{p.dev}, f.start, int64(f.size)), nil
+}
+
 // Check says whether a slot holds a system, and nothing else: length and SHA-256,
 // read from the disk. The error is ErrDamaged if not, with what is wrong; a sector
 // that cannot be read is damage, too.

@@ -347,6 +347,59 @@ func TestBOX4_DamagedDefaultIsMended(t *testing.T) {
 	sound(t, f, two, two, slot.B)
 }
 
+// The boot loader is read as it lies, and only if it lies in one piece.
+func TestKEY10_TheBootLoaderIsRead(t *testing.T) {
+	f := image(t, program("one", 5000))
+	p, _ := open(t, f, 0)
+	const path = "EFI/BOOT/BOOTX64.EFI"
+	r, err := p.Program(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, program("loader", 100000)) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	for _, path := range []string{"EFI/BOOT/BOOTAA64.EFI", "EFI/BOOT", "EFI", ""} {
+		if _, err := p.Program(path); !errors.Is(err, ErrLayout) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	l, err := openVolume(p.dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := l.lookup(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, link := int64(espStart)+file.entry, int64(espStart)+reservedSectors*sectorSize+4*int64(file.first+1)
+	for name, c := range map[string]struct {
+		at  int64
+		raw uint32
+	}{
+		"a cluster elsewhere": {link, file.first + 9}, "an end too early": {link, endOfChain}, "a length of nothing": {entry + lengthAt, 0},
+		"longer than its clusters": {entry + lengthAt, 200000}, "longer than a slot": {entry + lengthAt, slot.Size + 1},
+	} {
+		was := make([]byte, 4)
+		if _, err := f.ReadAt(was, c.at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(binary.LittleEndian.AppendUint32(nil, c.raw), c.at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Program(path); !errors.Is(err, ErrLayout) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := f.WriteAt(was, c.at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.Program(path); err != nil {
+		t.Errorf("set right again: %v", err)
+	}
+}
+
 func TestOpenRefusesOtherLayouts(t *testing.T) {
 	le := binary.LittleEndian
 	clean := image(t, program("one", 70001))

@@ -165,20 +165,28 @@ func (v *volume) chain(first, n uint32) ([]uint32, error) {
 // run checks that a slot has its clusters in one run of the full size, so that
 // overwriting it changes nothing of the tables.
 func (v *volume) run(f file) error {
-	next, err := v.chain(f.first, runClusters)
+	if err := v.inOneRun(f, runClusters); err != nil {
+		return err
+	}
+	// The device has to be as long as its file system says.
+	b := make([]byte, sectorSize)
+	if _, err := v.r.ReadAt(b, f.start+slot.Size-sectorSize); err != nil {
+		return fmt.Errorf("reading the end of %s: %w", f.name, err)
+	}
+	return nil
+}
+
+// inOneRun says whether a file has so many clusters, one after another.
+func (v *volume) inOneRun(f file, clusters uint32) error {
+	next, err := v.chain(f.first, clusters)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.name, err)
 	}
 	for i, n := range next {
 		last := i == len(next)-1
 		if !last && n != f.first+uint32(i)+1 || last && n < endOfChain {
-			return refuse("the clusters of %s are not in one run of %d MiB", f.name, slot.Size>>20)
+			return refuse("the clusters of %s are not in one run of %d KiB", f.name, int64(clusters)*clusterSize>>10)
 		}
-	}
-	// The device has to be as long as its file system says.
-	b := make([]byte, sectorSize)
-	if _, err := v.r.ReadAt(b, f.start+slot.Size-sectorSize); err != nil {
-		return fmt.Errorf("reading the end of %s: %w", f.name, err)
 	}
 	return nil
 }
