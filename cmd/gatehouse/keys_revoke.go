@@ -1,27 +1,30 @@
 package main
 
 import (
-	"crypto/sha256"
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
-	"gatehouse/image/authenticode"
+	"gatehouse/firmware/program"
 	"gatehouse/image/keys"
+	"gatehouse/image/uki"
 )
 
 func keysRevokeCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "revoke FOLDER [PROGRAM...]",
+		Use:   "revoke FOLDER [SYSTEM...]",
 		Short: "Have firmware refuse systems of releases that were signed once",
-		Long: `Add programs to the list of what no box is to start any more: systems of releases
-(gatehouse-VERSION-ARCH.efi) or loaders that were signed with db.key of this folder. Without
-any, show the list.
+		Long: `Add systems of releases (gatehouse-VERSION-ARCH.efi) to the list of what no box is to start
+any more. Without any, show the list. Boot loaders are refused: no update brings a box
+another one.
 
 The images that are built from then on carry the list, signed by KEK. A box that has these
 keys in its firmware tells it (dbx) once it has kept such a release, after it has made sure
@@ -38,16 +41,16 @@ another matter: raise the epoch, too (gatehouse image build --epoch).`,
 			}
 			var add []keys.Revoked
 			for _, file := range args[1:] {
-				program, err := os.ReadFile(file)
+				content, err := os.ReadFile(file)
 				if err != nil {
 					return fail(exitNotFound, "nothing was revoked: %w", err)
 				}
-				var sum [sha256.Size]byte
-				if program, err = authenticode.Unsigned(program); err == nil {
-					sum, err = authenticode.Digest(program)
-				}
+				sum, err := program.Digest(bytes.NewReader(content), int64(len(content)))
 				if err != nil {
 					return fail(exitUsage, "nothing was revoked: %s is no program that firmware starts: %w", file, err)
+				}
+				if !isSystem(content) {
+					return fail(exitUsage, "nothing was revoked: %s is not the system of a release (gatehouse-VERSION-ARCH.efi). A boot loader is not revoked: boxes keep the one that they were written with, and without it try no update any more", file)
 				}
 				add = append(add, keys.Revoked{SHA256: sum, Note: filepath.Base(file)})
 			}
@@ -63,6 +66,20 @@ another matter: raise the epoch, too (gatehouse image build --epoch).`,
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// isSystem says whether a program is a UKI of ours, as image builds it.
+func isSystem(content []byte) bool {
+	sections, err := uki.Read(content)
+	if err != nil {
+		return false
+	}
+	var kernel, ours bool
+	for _, s := range sections {
+		kernel = kernel || s.Name == ".linux"
+		ours = ours || s.Name == ".osrel" && slices.Contains(strings.Split(string(s.Content), "\n"), "ID=gatehouse")
+	}
+	return kernel && ours
 }
 
 // revokedRow is a program that firmware is to refuse.
