@@ -14,6 +14,7 @@ import (
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/host"
 	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume"
 	"gatehouse/tpm/eventlog"
 	"gatehouse/tpm/pcr"
 )
@@ -33,6 +34,8 @@ type enrolment struct {
 
 // firmwareDoor is the door to the firmware's variables; host.Host is one.
 type firmwareDoor interface {
+	volume.Machine
+	Started() (host.Started, error)
 	SecureBoot() (host.SecureBoot, error)
 	SecureBootKeys(name string) ([]byte, error)
 	EnrolSecureBoot(name string, change []byte) error

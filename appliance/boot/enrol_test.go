@@ -139,6 +139,10 @@ func (s *store) SecureBoot() (host.SecureBoot, error) {
 	return host.SecureBoot{Known: true, SetupMode: setup, Enabled: !setup && !s.off}, nil
 }
 
+func (s *store) Started() (host.Started, error)   { return host.Started{}, nil }
+func (s *store) LoaderPartition() (string, error) { return "", fs.ErrNotExist }
+func (s *store) Parameter(string) (string, bool)  { return "", false }
+
 func (s *store) SecureBootKeys(name string) ([]byte, error) { return s.variables[name], nil }
 
 func (s *store) EnrolSecureBoot(name string, change []byte) error {

@@ -22,6 +22,8 @@ type keyring struct {
 	start  *measured    // how firmware started this system; nil: on a host, whose affair that is
 	owner  firmwareDoor // the firmware's keys; nil: on a host
 	image  fs.FS        // the initramfs, which brings the keys to enrol
+	// disk is the one that the box started from; nil: it is looked for.
+	disk func() (ownDisk, error)
 	// unlock opens the data; nil: this form cannot, but by being started anew.
 	unlock func(context.Context, unlock.Secret) error
 }

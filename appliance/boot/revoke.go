@@ -3,13 +3,20 @@ package boot
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume"
+	"gatehouse/appliance/volume/esp"
+	"gatehouse/firmware/program"
+	"gatehouse/firmware/slot"
 	"gatehouse/tpm/eventlog"
 )
 
@@ -21,6 +28,16 @@ type revocations struct {
 
 // count is how many programs they name.
 func (r revocations) count() int { return (len(r.content) - listSize) / hashEntry }
+
+// names says whether a program is among them, by the sum that firmware computes.
+func (r revocations) names(sum [sha256.Size]byte) bool {
+	for entry := range slices.Chunk(r.content[listSize:], hashEntry) {
+		if bytes.Equal(entry[hashEntry-sha256.Size:], sum[:]) {
+			return true
+		}
+	}
+	return false
+}
 
 // hashEntry is the size of EFI_SIGNATURE_DATA with a SHA-256: its owner, and the sum.
 const hashEntry = 16 + 32
@@ -73,6 +90,9 @@ func (k *keyring) Revoke(ctx context.Context) (programs int, err error) {
 	if err != nil || bytes.Equal(now, r.content) {
 		return 0, err
 	}
+	if err := k.spares(r); err != nil {
+		return 0, fmt.Errorf("nothing was changed: %w", err)
+	}
 	if strings.HasPrefix(v.Trust().Mechanism, "tpm") {
 		value, err := k.start.foresee(eventlog.State{Enabled: true, DBX: r.content})
 		if err != nil {
@@ -83,6 +103,84 @@ func (k *keyring) Revoke(ctx context.Context) (programs int, err error) {
 		}
 	}
 	return r.count(), k.owner.ChangeSecureBoot("dbx", r.change)
+}
+
+// ownDisk is what the firmware starts of the box's disk.
+type ownDisk struct {
+	*esp.Partition
+	running slot.Slot // 0: it cannot be told
+	close   func() error
+}
+
+func loaderPath() string { return strings.ReplaceAll(strings.TrimPrefix(loaderFile, `\`), `\`, "/") }
+
+// spares refuses revocations that name what this box starts by. The loader is that with which
+// the disk was written: no update replaces it, and without it none is tried any more.
+func (k *keyring) spares(r revocations) error {
+	find := k.disk
+	if find == nil {
+		find = k.findDisk
+	}
+	d, err := find()
+	if err != nil {
+		return fmt.Errorf("whether this box's own programs are revoked cannot be told: %w", err)
+	}
+	err = r.spare(d)
+	return errors.Join(err, d.close())
+}
+
+func (r revocations) spare(d ownDisk) error {
+	loader, err := d.Program(loaderPath())
+	if err != nil {
+		return fmt.Errorf("reading the boot loader: %w", err)
+	}
+	runs := d.running
+	if runs == 0 {
+		if runs, err = d.Default(); err != nil {
+			return err
+		}
+	}
+	system, err := d.Content(runs)
+	if err != nil {
+		return fmt.Errorf("reading the system that runs: %w", err)
+	}
+	for _, x := range []struct {
+		what    string
+		content *io.SectionReader
+		advice  string
+	}{
+		{"the boot loader of this disk", loader, "no update replaces it: take it out of the list, and make another release"},
+		{"the system that runs", system, "make a release that does not revoke itself"},
+	} {
+		sum, err := program.Digest(x.content, x.content.Size())
+		if err != nil {
+			return fmt.Errorf("%s: %w", x.what, err)
+		}
+		if r.names(sum) {
+			return fmt.Errorf("this image revokes %s (SHA-256 %x): %s", x.what, sum, x.advice)
+		}
+	}
+	return nil
+}
+
+// findDisk opens the disk to be read alone.
+func (k *keyring) findDisk() (ownDisk, error) {
+	disk, err := volume.FindDisk(k.owner)
+	if err != nil {
+		return ownDisk{}, err
+	}
+	part, err := disk.ESP()
+	if err != nil {
+		return ownDisk{}, err
+	}
+	// What is not known of the start in full tells no slot; then the default one counts.
+	started, _ := k.owner.Started()
+	d := ownDisk{close: part.Close}
+	d.running, _ = runningSlot(started)
+	if d.Partition, err = esp.Open(part, 0); err != nil {
+		return ownDisk{}, errors.Join(err, part.Close())
+	}
+	return d, nil
 }
 
 // ours says whether Secure Boot is on with the keys of this image.

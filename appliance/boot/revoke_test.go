@@ -2,8 +2,11 @@ package boot
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +14,11 @@ import (
 	"testing/fstest"
 
 	"gatehouse/appliance/vault"
+	"gatehouse/appliance/volume/esp"
+	"gatehouse/appliance/volume/esp/esptest"
+	"gatehouse/firmware/program"
+	"gatehouse/firmware/slot"
+	"gatehouse/image/disk"
 	"gatehouse/tpm/tpmtest"
 )
 
@@ -59,7 +67,99 @@ func revoker(t *testing.T, v *vault.Vault) (*keyring, *store) {
 	for name, content := range e.contents {
 		s.variables[name] = content
 	}
-	return &keyring{vault: v, image: image, owner: s, start: started(t, "secure", pcr7With)}, s
+	return &keyring{vault: v, image: image, owner: s, start: started(t, "secure", pcr7With), disk: written(t, slot.A)}, s
+}
+
+// efi is a program of so many bytes that a signature can be put on, and what firmware
+// computes of it.
+func efi(t *testing.T, name string, size int) (content []byte, sum [32]byte) {
+	t.Helper()
+	le := binary.LittleEndian
+	b := bytes.Repeat([]byte(name), size/len(name)+1)[:size]
+	clear(b[:0x200])
+	copy(b, "MZ")
+	le.PutUint32(b[0x3c:], 0x80)
+	copy(b[0x80:], "PE\x00\x00")
+	le.PutUint16(b[0x80+24:], 0x20b)
+	sum, err := program.Digest(bytes.NewReader(b), int64(size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, sum
+}
+
+// written is the disk of a box as the image has it, with a system in both slots.
+func written(t *testing.T, running slot.Slot) func() (ownDisk, error) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	loader, _ := efi(t, "loader", 50_000)
+	a, _ := efi(t, "system a", 100_000)
+	b, _ := efi(t, "system b", 100_000)
+	if err := disk.Write(f, []disk.File{
+		{Path: loaderPath(), Content: loader}, {Path: slot.A.Path(), Content: a, Reserve: disk.SlotSize},
+		{Path: slot.B.Path(), Content: b, Reserve: disk.SlotSize}, {Path: slot.ConfigPath, Content: slot.Config(slot.A)},
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	at, size, _, _, err := esptest.Places(f, disk.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() (ownDisk, error) {
+		part, err := esp.Open(onlyRead{io.NewSectionReader(f, at, size)}, 0)
+		return ownDisk{part, running, func() error { return nil }}, err
+	}
+}
+
+// onlyRead is a partition that nobody may write to.
+type onlyRead struct{ io.ReaderAt }
+
+func (onlyRead) WriteAt([]byte, int64) (int, error) {
+	return 0, errors.New("what looks at the disk wrote to it")
+}
+func (onlyRead) Sync() error { return nil }
+
+// A box tells its firmware nothing that would keep its own boot loader or the system that
+// runs from starting, and nothing if it cannot tell. What lies in the other slot may be refused.
+func TestKEY10_ABoxNeverHasItsOwnProgramsRefused(t *testing.T) {
+	v, _, _ := ownedVault(t)
+	_, loader := efi(t, "loader", 50_000)
+	_, a := efi(t, "system a", 100_000)
+	_, b := efi(t, "system b", 100_000)
+	for name, c := range map[string]struct {
+		names   [32]byte
+		running slot.Slot
+		refused string
+	}{
+		"the loader": {loader, slot.A, "boot loader"}, "what runs": {a, slot.A, "system that runs"}, "what runs, in the other slot": {b, slot.B, "system that runs"},
+		"the system before": {b, slot.A, ""}, "somebody else's": {[32]byte{1}, slot.A, ""}, "what starts next, where nobody knows what runs": {a, 0, "system that runs"},
+	} {
+		k, s := revoker(t, v)
+		k.disk = written(t, c.running)
+		list := revoking(3)
+		copy(list[listSize+hashEntry+16:], c.names[:])
+		k.image.(fstest.MapFS)[dbxFile] = &fstest.MapFile{Data: change(list)}
+		n, err := k.Revoke(t.Context())
+		if c.refused == "" && (n != 3 || err != nil) {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+		if c.refused != "" && (n != 0 || err == nil || !strings.Contains(err.Error(), "nothing was changed") || !strings.Contains(err.Error(), c.refused) || len(s.writes) > 0) {
+			t.Errorf("%s: %d, %v, wrote %v", name, n, err, s.writes)
+		}
+	}
+	k, s := revoker(t, v)
+	k.disk = func() (ownDisk, error) { return ownDisk{}, errCut }
+	if _, err := k.Revoke(t.Context()); !errors.Is(err, errCut) || len(s.writes) > 0 {
+		t.Errorf("a disk that cannot be read: %v, wrote %v", err, s.writes)
+	}
+	k.disk = nil // the store has no disk
+	if _, err := k.Revoke(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing was changed") || len(s.writes) > 0 {
+		t.Errorf("no disk: %v, wrote %v", err, s.writes)
+	}
 }
 
 func TestKEY10_OnlyAFirmwareWithOurKeysIsTold(t *testing.T) {
