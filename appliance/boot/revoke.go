@@ -68,29 +68,48 @@ func isHashList(list []byte) bool {
 		le.Uint32(list[20:]) == 0 && le.Uint32(list[24:]) == hashEntry && (len(list)-listSize)%hashEntry == 0
 }
 
-// Revoke tells a firmware that goes by this image's keys what the image has it refuse, and
-// returns how many programs that are; 0 if it knows. The slot for what the TPM will hold
-// then is there before the firmware is told: a power cut between leaves a box that opens.
-func (k *keyring) Revoke(ctx context.Context) (programs int, err error) {
-	v, err := k.open()
-	if err != nil || k.owner == nil {
-		return 0, err
+// unknown is what the image has a firmware refuse that goes by this image's keys, and that
+// does not know it yet; nil: there is nothing.
+func (k *keyring) unknown() (*revocations, error) {
+	if k.owner == nil {
+		return nil, nil
 	}
 	r, err := readRevocations(k.image)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if ours, err := k.ours(); !ours || err != nil {
-		return 0, err
+		return nil, err
 	}
 	now, err := k.owner.SecureBootKeys("dbx")
 	if err != nil || bytes.Equal(now, r.content) {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// Revokes says whether there is something to tell the firmware.
+func (k *keyring) Revokes() (bool, error) {
+	r, err := k.unknown()
+	return r != nil, err
+}
+
+// Revoke tells the firmware what the image has it refuse, and returns how many programs
+// that are; 0 if it knows. The slot for what the TPM will hold then is there before the
+// firmware is told: a power cut between leaves a box that opens.
+func (k *keyring) Revoke(ctx context.Context) (programs int, err error) {
+	v, err := k.open()
+	if err != nil {
 		return 0, err
 	}
-	if err := k.spares(r); err != nil {
+	r, err := k.unknown()
+	if r == nil || err != nil {
+		return 0, err
+	}
+	if err := k.spares(*r); err != nil {
 		return 0, fmt.Errorf("nothing was changed: %w", err)
 	}
 	if strings.HasPrefix(v.Trust().Mechanism, "tpm") {

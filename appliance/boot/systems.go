@@ -344,6 +344,7 @@ func (b *box) engine(m func() *monitor.Monitor) *update.Engine {
 		Audit:   func(ctx context.Context, e event) error { return m().Record(ctx, e) },
 		Restart: func() { b.power("restart") },
 		Kept:    b.kept,
+		Revokes: func() (bool, error) { return b.keyring().Revokes() },
 		Revoke:  b.revoke,
 		Mended:  b.mended,
 		Entries: b.setEntries, Now: time.Now, Log: b.log,

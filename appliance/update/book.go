@@ -11,8 +11,9 @@ import (
 type Book struct {
 	meta slot.Device
 
-	mu     sync.Mutex
-	record slot.Record
+	mu      sync.Mutex
+	record  slot.Record
+	failing error
 }
 
 // NewBook goes on from a record that was read.
@@ -33,9 +34,17 @@ func (b *Book) Change(f func(slot.Record) (slot.Record, error)) error {
 	if err != nil {
 		return err
 	}
-	if err := slot.WriteRecord(b.meta, next); err != nil {
+	failing, err := slot.KeepRecord(b.meta, next)
+	if err != nil {
 		return err
 	}
-	b.record = next
+	b.record, b.failing = next, failing
 	return nil
+}
+
+// Failing is what is wrong with one of the two copies; nil: nothing.
+func (b *Book) Failing() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failing
 }

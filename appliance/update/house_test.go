@@ -219,7 +219,8 @@ func newHouse(t *testing.T) *house {
 		Restart: func() { h.restarts++; h.did = append(h.did, "restart") },
 		Mended:  func(s slot.Slot) { h.did = append(h.did, "mended "+s.String()) },
 		Kept:    func() { h.did = append(h.did, "kept") },
-		Revoke:  func(context.Context) (int, error) { return h.revokes, h.fail["revoke"] },
+		Revokes: func() (bool, error) { return h.revokes > 0, nil },
+		Revoke:  func(context.Context) (int, error) { return h.revokes, h.do("revoke") },
 		Entries: func(direct []slot.Slot) { h.did, h.direct = append(h.did, "entries"), direct },
 		Now:     func() time.Time { h.now = h.now.Add(time.Millisecond); return h.now }, Log: slog.New(slog.DiscardHandler),
 	}

@@ -104,20 +104,25 @@ func (e *Engine) mend(ctx context.Context) error {
 }
 
 // spent notes a slot to be mended whose system will never start here again: it failed, for a
-// reason, or the data open for it no more. Two start again then.
-func (e *Engine) spent() {
+// reason, the data open for it no more, or the firmware is about to be told what it may
+// start, of which nobody here knows whether that is among it. Two start again then.
+func (e *Engine) spent(revokes bool) {
 	other := e.c.Running.Other()
 	r := e.c.Book.Record()
 	e.mu.Lock()
 	epoch := e.trust.Epoch
 	e.mu.Unlock()
 	runs, sys := r.In(e.c.Running), r.In(other)
-	if e.c.Mend != 0 || runs == nil || sys == nil {
+	if e.c.Mend != 0 || runs == nil || sys == nil && !revokes {
 		return
 	}
 	first, err := e.c.Disk.Default()
 	if err != nil || first != e.c.Running {
 		return // what runs is the last resort itself
+	}
+	if sys == nil || revokes && sys.SHA256 != runs.SHA256 {
+		e.c.Mend = other
+		return
 	}
 	if v := against(r, sys, runs); v != nil && v.Explained || sys.Epoch < epoch || !runs.Approved(*sys) {
 		e.c.Mend = other
@@ -135,8 +140,16 @@ func (e *Engine) tidy(ctx context.Context) {
 	e.mu.Lock()
 	trial := e.gate != nil
 	e.mu.Unlock()
+	// What was chosen for one start says nothing for the box.
+	revokes := false
+	if !trial && (e.c.Trial || e.c.Stands) {
+		var err error
+		if revokes, err = e.c.Revokes(); err != nil {
+			e.c.Log.Error("what this system has the firmware refuse", "err", err)
+		}
+	}
 	if !trial {
-		e.spent()
+		e.spent(revokes)
 	}
 	if err := e.mend(ctx); err != nil {
 		e.c.Log.Error("a slot that does not start was not mended; the next start tries again", "err", err)
@@ -144,23 +157,48 @@ func (e *Engine) tidy(ctx context.Context) {
 	if e.c.Running != 0 && !trial {
 		e.entries()
 	}
-	// What was chosen for one start says nothing for the box.
-	if !trial && (e.c.Trial || e.c.Stands) {
-		if err := e.revoke(ctx); err != nil {
-			e.c.Log.Error("the firmware was not told what this system has it refuse; the next start tries again", "err", err)
-		}
+	if revokes {
+		e.revoke(ctx)
+	}
+	if err := e.c.Book.Failing(); err != nil {
+		e.c.Log.Error("a copy of the record of the two systems", "err", err)
+		e.note("one of the two copies of the record of these systems fails, and the other one is used: replace the disk")
 	}
 }
 
-// revoke comes after the other slot is in order: it may be that one's system that the
-// firmware is to refuse.
-func (e *Engine) revoke(ctx context.Context) error {
-	n, err := e.c.Revoke(ctx)
-	if n == 0 || err != nil {
-		return err
+// note tells whoever looks at the page, once.
+func (e *Engine) note(text string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !slices.Contains(e.notes, text) {
+		e.notes = append(e.notes, text)
 	}
-	return e.c.Audit(ctx, control.Event{Actor: "system", Action: "programs revoked", Object: "firmware",
-		Detail: map[string]string{"programs": strconv.Itoa(n), "by": "version " + e.c.Version.String()}})
+}
+
+// revoke comes once the other slot is in order, which may hold the system that the firmware
+// is to refuse: while it does, only one would start.
+func (e *Engine) revoke(ctx context.Context) {
+	r := e.c.Book.Record()
+	runs, other := r.In(e.c.Running), r.In(e.c.Running.Other())
+	if runs == nil || other == nil || other.SHA256 != runs.SHA256 {
+		e.note("this version has the firmware refuse others; it is told once the other system is the same as this one")
+		return
+	}
+	event := control.Event{Actor: "system", Action: "programs revoked", Object: "firmware", Detail: map[string]string{"by": "version " + e.c.Version.String()}}
+	n, err := e.c.Revoke(ctx)
+	switch {
+	case err != nil:
+		e.c.Log.Error("the firmware was not told what this system has it refuse; the next start tries again", "err", err)
+		e.note("the firmware was not told what this version has it refuse, and the next start tries again: " + err.Error())
+		event.Outcome, event.Detail["error"] = "failed", err.Error()
+	case n == 0:
+		return
+	default:
+		event.Detail["programs"] = strconv.Itoa(n)
+	}
+	if err := e.c.Audit(ctx, event); err != nil {
+		e.c.Log.Error("what the firmware was told was not recorded", "err", err)
+	}
 }
 
 // ParseVersion reads the three numbers of a version of the program; what follows a

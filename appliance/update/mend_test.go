@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"gatehouse/appliance/control"
@@ -164,16 +165,54 @@ func TestKEY10_OnlyAKeptSystemRevokes(t *testing.T) {
 		t.Fatalf("on trial: %+v", h.events)
 	}
 	h = newHouse(t)
+	h.content[slot.A], h.whole[slot.A] = []byte("the system that runs"), true
 	h.revokes, h.fail["revoke"] = 3, errors.New("the firmware did not take it")
 	e := h.up(h.config)
 	e.tidy(t.Context())
-	if len(h.events) > 0 {
-		t.Fatalf("refused, and recorded: %+v", h.events)
+	h.events = h.events[1:] // the other slot was filled first
+	e.tidy(t.Context())
+	if len(h.events) != 2 || h.events[0].Outcome != "failed" || !strings.Contains(h.events[0].Detail["error"], "did not take it") {
+		t.Fatalf("refused: %+v", h.events)
+	}
+	if u, err := e.View(t.Context()); err != nil || len(u.Notes) != 1 || !strings.Contains(u.Notes[0], "did not take it") {
+		t.Errorf("the page says %q, %v", u.Notes, err)
 	}
 	delete(h.fail, "revoke")
 	e.tidy(t.Context())
-	if len(h.events) != 1 || h.events[0].Action != "programs revoked" || h.events[0].Detail["programs"] != "3" {
+	if last := h.events[2]; last.Action != "programs revoked" || last.Detail["programs"] != "3" || last.Outcome != "" {
 		t.Errorf("recorded: %+v", h.events)
+	}
+}
+
+// The other slot may hold what the firmware is to refuse. It is filled with what runs first,
+// and while that is not done, or a release is on its way there, the firmware is not told.
+func TestKEY10_TheOtherSlotIsInOrderFirst(t *testing.T) {
+	h := newHouse(t)
+	h.content[slot.A], h.whole[slot.A] = []byte("the system that runs"), true
+	h.content[slot.B], h.whole[slot.B] = []byte("the one before"), true
+	before := slot.System{Version: version(1, 3, 0), Epoch: 1, Size: 14, SHA256: sha256.Sum256(h.content[slot.B])}
+	h.write(h.record().With(slot.B, &before))
+	h.revokes, h.fail["copy"] = 1, errors.New("the power goes")
+	e := h.up(h.config)
+	e.tidy(t.Context())
+	if u, err := e.View(t.Context()); slices.Contains(h.did, "revoke") || err != nil || len(u.Notes) != 1 || !strings.Contains(u.Notes[0], "once the other system is the same") {
+		t.Fatalf("done: %v; the page says %q, %v", h.did, u.Notes, err)
+	}
+	delete(h.fail, "copy")
+	h.receive(e)
+	e.tidy(t.Context())
+	if slices.Contains(h.did, "revoke") {
+		t.Fatal("a release that was received is the other system, and the firmware was told")
+	}
+	if err := e.Cancel(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.content[slot.B], h.whole[slot.B] = []byte("the one before"), true
+	h.write(h.record().With(slot.B, &before))
+	h.did = nil
+	h.up(h.config).tidy(t.Context())
+	if mended := slices.Index(h.did, "mended b"); mended < 0 || slices.Index(h.did, "revoke") < mended || h.record().B.SHA256 != h.record().A.SHA256 {
+		t.Errorf("done: %v", h.did)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -89,6 +90,9 @@ type Config struct {
 	Restart  func()
 	// Kept tells that the trial is over, and well.
 	Kept func()
+	// Revokes says whether this system has the firmware refuse something that it does
+	// not know yet.
+	Revokes func() (bool, error)
 	// Revoke tells the firmware what this system, which is kept, has it refuse, and returns
 	// how many programs that are; 0 if it knows.
 	Revoke func(ctx context.Context) (programs int, err error)
@@ -115,7 +119,8 @@ type Engine struct {
 	window   window.Window
 	gate     *Gate
 	rate     meter
-	pending  bool // the restart is about to come
+	pending  bool     // the restart is about to come
+	notes    []string // besides those of the start
 
 	hash *digest // of the transfer; working
 }
@@ -235,7 +240,7 @@ func (e *Engine) View(context.Context) (control.Update, error) {
 	u := control.Update{
 		Running: control.System{Slot: string(rune(e.c.Running)), Version: e.c.Version.String(), Epoch: e.c.Epoch, State: "running"},
 		Newest:  e.trust.Newest.String(), Needed: e.trust.Keys.Threshold, Signers: names(e.trust.Keys),
-		Stage: control.UpdateIdle, Problem: e.problem, Notes: e.c.Notes, Policy: e.policy,
+		Stage: control.UpdateIdle, Problem: e.problem, Notes: slices.Concat(e.c.Notes, e.notes), Policy: e.policy,
 	}
 	if v, ok := r.Last(); ok {
 		u.Last = outcome(v)
