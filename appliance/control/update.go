@@ -124,8 +124,8 @@ const MaxUpdateWrite = 64 << 10
 // UpdateStart has a received release started.
 type UpdateStart struct {
 	By
-	// Wait for the window, as it is open Grace from now or later; without one it
-	// starts now.
+	// Wait for the window, as it is open Grace from now or later; refused where there
+	// is none.
 	Wait bool `json:"wait"`
 	// Later: after Grace.
 	Later bool `json:"later,omitempty"`

@@ -12,7 +12,8 @@ import (
 	"gatehouse/firmware/window"
 )
 
-// Start has what was received started, now or when the window opens.
+// Start has what was received started, now or when the window opens. Where there is
+// none to wait for, it does not start.
 func (e *Engine) Start(ctx context.Context, q control.UpdateStart) error {
 	e.working.Lock()
 	defer e.working.Unlock()
@@ -27,7 +28,10 @@ func (e *Engine) Start(ctx context.Context, q control.UpdateStart) error {
 	}
 	next := *t
 	next.Actor, next.From, next.Later = q.Actor, q.From, q.Later
-	if _, ok := w.Next(e.c.Now()); q.Later || ok && q.Wait {
+	if _, ok := w.Next(e.c.Now()); q.Wait && !q.Later && !ok {
+		return refused("there is no window to wait for, so version " + t.Version + " waits for a person: set one, or start it now")
+	}
+	if q.Later || q.Wait {
 		e.wait(&next, w)
 		return e.keep(&next)
 	}

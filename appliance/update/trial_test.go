@@ -293,6 +293,27 @@ func TestBOX4_PeopleHaveTheirGrace(t *testing.T) {
 	}
 }
 
+// Somebody took the window away while the release came: it waits for a person then,
+// and no word to wait is a word to start.
+func TestBOX4_NoWindowNoStartByItself(t *testing.T) {
+	h := newHouse(t)
+	e := h.up(h.config)
+	if err := e.Set(t.Context(), control.UpdateSettings{Window: "Sun 14:00-16:00"}); err != nil {
+		t.Fatal(err)
+	}
+	h.receive(e)
+	if err := e.Set(t.Context(), control.UpdateSettings{}); err != nil {
+		t.Fatal(err)
+	}
+	err := start(e, true)
+	if err == nil || !strings.Contains(err.Error(), "no window") || h.restarts != 0 || h.oneShot != "" || h.stage(e) != control.UpdateReceived {
+		t.Errorf("%v: %d restarts, armed %q, %s", err, h.restarts, h.oneShot, h.stage(e))
+	}
+	if err := start(e, false); err != nil || h.restarts != 1 {
+		t.Errorf("a person's word: %v, %d restarts", err, h.restarts)
+	}
+}
+
 func TestBOX4_WhatCannotBeArmedIsNotTried(t *testing.T) {
 	for _, at := range []string{"expect", "record", "arm", "audit"} {
 		h := newHouse(t)

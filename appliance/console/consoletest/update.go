@@ -210,10 +210,12 @@ func (s *systems) start(q control.UpdateStart) error {
 		if err != nil {
 			return refused(control.CodeInvalid, "%v", err)
 		}
-		if at, ok := w.Next(time.Now().Add(control.Grace)); ok {
-			s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
-			return nil
+		at, ok := w.Next(time.Now().Add(control.Grace))
+		if !ok {
+			return refused(control.CodeState, "there is no window to wait for")
 		}
+		s.now.Stage, s.now.Restart = control.UpdateWaiting, &at
+		return nil
 	}
 	now := time.Now().UTC()
 	version := s.now.Transfer.Version
