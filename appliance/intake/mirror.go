@@ -160,28 +160,51 @@ func (m *Mirror) lookIn(ctx context.Context, f *folder, u control.Update, w wish
 	if stale(u, said.Version) && !w.again {
 		return "", nil
 	}
-	received := u.Stage == control.UpdateReceived || u.Stage == control.UpdateWaiting
-	byItself := u.Policy.Automatic && u.Policy.Window != ""
-	switch {
+	switch received := u.Stage == control.UpdateReceived || u.Stage == control.UpdateWaiting; {
 	case u.Stage == control.UpdateTrial:
 		return version, nil
 	case received && u.Transfer != nil && u.Transfer.Version == version:
 		// A trial that ended without a reason left it here: it has another one.
-		if byItself && u.Stage == control.UpdateReceived {
-			err = m.c.Start(ctx, control.UpdateStart{By: w.by, Wait: true})
-		}
-		return version, err
-	}
-	if !u.Policy.Automatic && !w.receive {
+		return version, m.start(ctx, w.by, version)
+	case !w.receive && (!u.Policy.Automatic || m.taken(u, said.Version)):
 		return version, nil
 	}
 	if err := m.receive(ctx, f, control.UpdateBegin{By: w.by, Manifest: note, Again: w.again}, version); err != nil {
 		return version, err
 	}
-	if byItself {
-		err = m.c.Start(ctx, control.UpdateStart{By: w.by, Wait: true})
+	return version, m.start(ctx, w.by, version)
+}
+
+// start has what was received wait for the window, as the owner wants it now: a
+// transfer may have taken hours.
+func (m *Mirror) start(ctx context.Context, by control.By, version string) error {
+	u, err := m.c.View(ctx)
+	if err != nil || !u.Policy.Automatic || u.Policy.Window == "" || u.Stage != control.UpdateReceived || u.Transfer == nil || u.Transfer.Version != version {
+		return err
 	}
-	return version, err
+	return m.c.Start(ctx, control.UpdateStart{By: by, Wait: true})
+}
+
+// abandoned is how long nothing came of half a release that a person sends, until
+// it is in nobody's way any more.
+const abandoned = 24 * time.Hour
+
+// taken says whether the other slot is a person's, or has something newer: a mirror
+// that lags behind does not overwrite that by itself. What had its trial and went back,
+// or will never be whole, gives way.
+func (m *Mirror) taken(u control.Update, v firmware.Version) bool {
+	t := u.Transfer
+	if t == nil {
+		return false
+	}
+	if u.Stage == control.UpdateReceiving {
+		return t.Actor != system.Actor && m.c.Now().Sub(t.Changed) < abandoned
+	}
+	if there, err := firmware.ParseVersion(t.Version); err == nil && there.Compare(v) > 0 {
+		return true
+	}
+	tried := u.Last != nil && !u.Last.Kept && u.Last.Version == t.Version
+	return t.Actor != system.Actor && (u.Stage == control.UpdateWaiting || !tried)
 }
 
 // stale says whether the box has had a version, or knows it to be bad.

@@ -34,6 +34,7 @@ type slot struct {
 	begun   []control.UpdateBegin
 	started []control.UpdateStart
 	content []byte
+	whole   func() // as the last piece is written
 }
 
 func (s *slot) begin(_ context.Context, q control.UpdateBegin) (control.UpdateOffset, error) {
@@ -53,6 +54,12 @@ func (s *slot) write(_ context.Context, q control.UpdateWrite) (control.UpdateOf
 		return control.UpdateOffset{}, invalid("a piece of %d bytes at %d does not fit", len(q.Data), q.Offset)
 	}
 	s.content = append(s.content, q.Data...)
+	if int64(len(s.content)) == s.size {
+		s.update.Stage, s.update.Transfer = control.UpdateReceived, &control.Transfer{Version: s.version, Size: s.size, Received: s.size, Actor: s.begun[len(s.begun)-1].Actor}
+		if s.whole != nil {
+			s.whole()
+		}
+	}
 	return control.UpdateOffset{Version: s.version, Size: s.size, Offset: int64(len(s.content))}, nil
 }
 
@@ -87,7 +94,11 @@ func newPlace(t *testing.T, h http.HandlerFunc) *place {
 	p.update.Policy = control.UpdateSettings{Mirror: p.server.URL + "/m", Automatic: true, Window: "daily 02:00-04:00"}
 	p.intake = New(Ports{Begin: p.begin, Write: p.write})
 	p.mirror = NewMirror(p.intake, MirrorConfig{
-		View: func(context.Context) (control.Update, error) { return p.update, nil },
+		View: func(context.Context) (control.Update, error) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.update, nil
+		},
 		Start: func(_ context.Context, q control.UpdateStart) error {
 			p.started = append(p.started, q)
 			return nil
@@ -237,6 +248,70 @@ func TestUSE3_NothingComesByItselfUnlessAllowed(t *testing.T) {
 	}
 }
 
+// A transfer may take hours: what counts for the start is what the owner wants when
+// it is over.
+func TestUSE3_SettingsThatChangeMeanwhileCount(t *testing.T) {
+	for name, change := range map[string]func(*control.Update){
+		"the window is taken away": func(u *control.Update) { u.Policy.Window = "" },
+		"automatic is off":         func(u *control.Update) { u.Policy.Automatic = false },
+		"a person has it start":    func(u *control.Update) { u.Stage = control.UpdateWaiting },
+		"another was brought":      func(u *control.Update) { u.Transfer.Version = "0.3.0" },
+		"nothing":                  nil,
+	} {
+		p := newPlace(t, nil)
+		p.whole = func() {
+			if change != nil {
+				change(&p.update)
+			}
+		}
+		if _, err := p.look(t, wish{by: system}); err != nil || len(p.got()) != size || len(p.started) > 0 != (change == nil) {
+			t.Errorf("%s: %v, %d bytes, started %+v", name, err, len(p.got()), p.started)
+		}
+	}
+}
+
+// A mirror may lag behind: what a person brought is not lost to it, and neither is
+// something newer.
+func TestUSE3_TheMirrorLeavesWhatAPersonBrought(t *testing.T) {
+	const ada = "ada@example.org"
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	failed := &control.Outcome{Version: "0.1.5"}
+	for name, c := range map[string]struct {
+		stage    string
+		transfer control.Transfer
+		last     *control.Outcome
+		takes    bool
+	}{
+		"a newer one that waits":               {control.UpdateWaiting, control.Transfer{Version: "0.3.0", Actor: ada}, nil, false},
+		"a newer one, received":                {control.UpdateReceived, control.Transfer{Version: "0.3.0", Actor: ada}, nil, false},
+		"a newer one, by the mirror itself":    {control.UpdateReceived, control.Transfer{Version: "0.3.0", Actor: "system"}, nil, false},
+		"an older one":                         {control.UpdateReceived, control.Transfer{Version: "0.1.5", Actor: ada}, nil, false},
+		"one between two of its parts":         {control.UpdateReceiving, control.Transfer{Version: "0.3.0", Actor: ada, Changed: ago(time.Hour)}, nil, false},
+		"the same between two of its parts":    {control.UpdateReceiving, control.Transfer{Version: "0.2.0", Actor: ada, Changed: ago(time.Hour)}, nil, false},
+		"half of one that nobody sends on":     {control.UpdateReceiving, control.Transfer{Version: "0.3.0", Actor: ada, Changed: ago(25 * time.Hour)}, nil, true},
+		"half of its own":                      {control.UpdateReceiving, control.Transfer{Version: "0.2.0", Actor: "system", Changed: ago(25 * time.Hour)}, nil, true},
+		"an older one, by the mirror itself":   {control.UpdateReceived, control.Transfer{Version: "0.1.5", Actor: "system"}, nil, true},
+		"an older one that went back":          {control.UpdateReceived, control.Transfer{Version: "0.1.5", Actor: ada}, failed, true},
+		"one that went back and waits anew":    {control.UpdateWaiting, control.Transfer{Version: "0.1.5", Actor: ada}, failed, false},
+		"a newer one that went back, as it is": {control.UpdateReceived, control.Transfer{Version: "0.3.0", Actor: ada}, &control.Outcome{Version: "0.3.0"}, false},
+	} {
+		for _, by := range []control.By{system, {Actor: ada}} { // who only looks has said nothing else
+			p := newPlace(t, nil)
+			p.update.Stage, p.update.Transfer, p.update.Last = c.stage, &c.transfer, c.last
+			offers, err := p.look(t, wish{by: by})
+			if err != nil || offers != "0.2.0" || len(p.begun) > 0 != c.takes || !c.takes && len(p.started) > 0 {
+				t.Errorf("%s, for %s: %q, %v, offered %d times, started %d times", name, by.Actor, offers, err, len(p.begun), len(p.started))
+			}
+		}
+		// To have it received is another thing.
+		p := newPlace(t, nil)
+		p.update.Stage, p.update.Transfer, p.update.Last = c.stage, &c.transfer, c.last
+		if _, err := p.look(t, wish{by: control.By{Actor: ada}, receive: true}); err != nil || len(p.begun) != 1 {
+			t.Errorf("%s, for a person: %v, offered %d times", name, err, len(p.begun))
+		}
+	}
+}
+
 func TestUSE3_WhatTheBoxHasIsNotAskedFor(t *testing.T) {
 	for name, change := range map[string]func(*control.Update){
 		"it runs":     func(u *control.Update) { u.Newest = "0.2.0" },
@@ -347,6 +422,7 @@ func TestAPersonDoesNotWaitForTheMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer end()
+	p.update.Stage, p.update.Transfer = control.UpdateIdle, nil // it is another release that is sent
 	if _, err := p.look(t, wish{by: system}); !errors.Is(err, errBusy) {
 		t.Errorf("while a person sends: %v", err)
 	}
