@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -63,8 +64,11 @@ func (m *machine) Write(s slot.Slot, p []byte, offset int64) error {
 	if err := m.fail["write"]; err != nil {
 		return err
 	}
-	if s == m.chosen || m.whole[s] {
+	if s == m.chosen {
 		m.t.Error("a system was written over")
+	}
+	if m.whole[s] {
+		return errors.New("it holds a program: it has to be cleared first")
 	}
 	c := m.content[s]
 	if n := int(offset) + len(p); n > len(c) {
@@ -252,6 +256,22 @@ func (h *house) verdict(v slot.Verdict) {
 	r := h.record()
 	r.Verdicts = append(r.Verdicts, v)
 	h.write(r)
+}
+
+func (h *house) read(path string) []byte {
+	h.t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return b
+}
+
+func (h *house) put(path string, b []byte) {
+	h.t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 func (h *house) note(who ...int) []byte {

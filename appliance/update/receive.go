@@ -75,17 +75,20 @@ func (e *Engine) Begin(_ context.Context, q control.UpdateBegin) (control.Update
 	e.mu.Lock()
 	t := e.transfer
 	e.mu.Unlock()
-	if t != nil && bytes.Equal(t.Manifest, q.Manifest) {
-		if t.Again != q.Again {
-			next := *t
-			next.Again = q.Again
-			if err := e.keep(&next); err != nil {
-				return control.UpdateOffset{}, err
-			}
-		}
-		return t.offset(), nil
-	}
 	other := e.c.Running.Other()
+	if t != nil && bytes.Equal(t.Manifest, q.Manifest) {
+		next := *t
+		next.Again = q.Again
+		switch whole, spoilt := e.stuck(t, installed(m, s)); {
+		case whole:
+			return e.received(&next, installed(m, s))
+		case spoilt: // begun anew
+		case t.Again != q.Again:
+			return next.offset(), e.keep(&next)
+		default:
+			return t.offset(), nil
+		}
+	}
 	// From here on the other slot counts for nothing, wherever the power goes.
 	if err := e.empty(other); err != nil {
 		return control.UpdateOffset{}, err
@@ -99,6 +102,18 @@ func (e *Engine) Begin(_ context.Context, q control.UpdateBegin) (control.Update
 		return control.UpdateOffset{}, err
 	}
 	return next.offset(), nil
+}
+
+// stuck looks at the slot of a transfer that is not done. It becomes a program first, and
+// that is noted then: a power cut or a write that fails between the two leaves the
+// whole in a slot that takes no more pieces. What else is no place to go on is spoilt.
+func (e *Engine) stuck(t *transfer, want slot.System) (whole, spoilt bool) {
+	if t.Done {
+		return false, false
+	}
+	sum, n, err := e.c.Disk.Digest(e.c.Running.Other())
+	whole = err == nil && n == want.Size && sum == want.SHA256
+	return whole, !whole && (err != nil || n != 0 || t.Offset == t.Size)
 }
 
 // empty takes away what the other slot held: the record first, then the
@@ -231,12 +246,18 @@ func (e *Engine) finish(t *transfer) (control.UpdateOffset, error) {
 	if err := e.c.Disk.Complete(other, filled); err != nil {
 		return again(err)
 	}
+	return e.received(t, filled)
+}
+
+// received notes that the slot of a transfer holds the whole.
+func (e *Engine) received(t *transfer, filled slot.System) (control.UpdateOffset, error) {
+	other := e.c.Running.Other()
 	if err := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.With(other, &filled), nil }); err != nil {
 		return t.offset(), err
 	}
 	e.entries()
 	next := *t
-	next.Done, next.Digest, next.Changed = true, nil, e.c.Now()
+	next.Done, next.Offset, next.Digest, next.Changed = true, t.Size, nil, e.c.Now()
 	if err := e.keep(&next); err != nil {
 		return t.offset(), err
 	}

@@ -2,6 +2,10 @@ package update
 
 import (
 	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +181,109 @@ func TestBOX4_GoesOnWhereItWas(t *testing.T) {
 	}
 	if at, err := h.begin(e, false); err != nil || at.Offset != at.Size {
 		t.Errorf("offered once more: %+v, %v", at, err)
+	}
+}
+
+// The slot is whole, and the power goes, or a write fails, before all is noted of
+// that: the same release again is the rest of it.
+func TestBOX4_WholeAndNotYetNoted(t *testing.T) {
+	transfer := func(h *house) string { return filepath.Join(h.config.Dir, transferFile) }
+	for name, c := range map[string]struct {
+		cut   func(h *house) func() // before the last piece; what it returns, after it
+		fails bool                  // the last piece is not told that all is well
+		bad   bool                  // what is in the slot is another thing
+	}{
+		"cut before the record": {func(h *house) func() {
+			meta, kept := bytes.Clone(h.meta.bytes), h.read(transfer(h))
+			return func() { copy(h.meta.bytes, meta); h.put(transfer(h), kept) }
+		}, false, false},
+		"cut before the transfer": {func(h *house) func() {
+			kept := h.read(transfer(h))
+			return func() { h.put(transfer(h), kept) }
+		}, false, false},
+		"the record cannot be written": {func(h *house) func() {
+			h.meta.fail = errors.New("no space")
+			return func() { h.meta.fail = nil }
+		}, true, false},
+		"the transfer cannot be written": {func(h *house) func() {
+			kept := h.read(transfer(h))
+			if err := errors.Join(os.Remove(transfer(h)), os.MkdirAll(filepath.Join(transfer(h), "x"), 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.RemoveAll(transfer(h)); err != nil {
+					t.Fatal(err)
+				}
+				h.put(transfer(h), kept)
+			}
+		}, true, false},
+		"cut, and then damaged": {func(h *house) func() {
+			kept := h.read(transfer(h))
+			return func() { h.put(transfer(h), kept); h.content[slot.B][5] ^= 1 }
+		}, false, true},
+	} {
+		for _, restart := range []bool{true, false} {
+			h := newHouse(t)
+			e := h.up(h.config)
+			if _, err := h.begin(e, false); err != nil {
+				t.Fatal(err)
+			}
+			size := int64(len(h.system))
+			if _, err := h.send(e, h.system, 0, size-9); err != nil {
+				t.Fatal(err)
+			}
+			after := c.cut(h)
+			if _, err := h.send(e, h.system, size-9, size); (err != nil) != c.fails {
+				t.Fatalf("%s: the last piece: %v", name, err)
+			}
+			after()
+			if restart {
+				e = h.up(h.config)
+			} else if !c.fails {
+				continue // a cut is a start
+			}
+			if err := start(e, false); err == nil {
+				t.Errorf("%s: what is not noted was started", name)
+			}
+			at, err := h.begin(e, false)
+			if err == nil && c.bad {
+				if at.Offset != 0 {
+					t.Errorf("%s: it goes on at %d", name, at.Offset)
+				}
+				at, err = h.send(e, h.system, 0, size)
+			}
+			if err != nil || at.Offset != size || at.Size != size || h.stage(e) != control.UpdateReceived || h.stage(h.up(h.config)) != control.UpdateReceived {
+				t.Errorf("%s, restarted %v: %+v, %v, %s", name, restart, at, err, h.stage(e))
+				continue
+			}
+			if b := h.record().B; b == nil || b.SHA256 != h.release.Systems[0].SHA256 || !slices.Contains(h.direct, slot.B) {
+				t.Errorf("%s: recorded %+v, the firmware may start %v", name, b, h.direct)
+			}
+			if err := start(e, false); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+// All came, and the slot is no program: what was in it cannot be told to be right any
+// more.
+func TestBOX4_AllCameAndNothingIsThere(t *testing.T) {
+	h := newHouse(t)
+	e := h.up(h.config)
+	h.receive(e)
+	for _, restart := range []bool{false, true} {
+		e.transfer.Done, h.whole[slot.B] = false, false
+		if err := e.keep(e.transfer); err != nil {
+			t.Fatal(err)
+		}
+		if restart {
+			e = h.up(h.config)
+		}
+		if at, err := h.begin(e, false); err != nil || at.Offset != 0 || h.record().B != nil {
+			t.Fatalf("restarted %v: it goes on at %d, %v", restart, at.Offset, err)
+		}
+		h.receive(e)
 	}
 }
 
