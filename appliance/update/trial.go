@@ -256,17 +256,29 @@ func (e *Engine) Back(why string) {
 // waited for again.
 const missed = time.Minute
 
+// ready is the transfer whose time has come, or nil.
+func (e *Engine) ready() *transfer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.transfer
+	if t == nil || !t.Done || t.Restart == nil || e.pending || e.c.Now().Before(*t.Restart) {
+		return nil
+	}
+	return t
+}
+
 // due starts what waited for its window.
 func (e *Engine) due(ctx context.Context) {
-	e.mu.Lock()
-	t := e.transfer
-	ready := t != nil && t.Done && t.Restart != nil && !e.pending && !e.c.Now().Before(*t.Restart)
-	e.mu.Unlock()
-	if !ready {
+	if e.ready() == nil {
 		return
 	}
 	e.working.Lock()
 	defer e.working.Unlock()
+	// Who was changing something until now had the last word.
+	t := e.ready()
+	if t == nil {
+		return
+	}
 	next := *t
 	if e.c.Now().Sub(*t.Restart) > missed {
 		e.mu.Lock()

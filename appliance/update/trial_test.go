@@ -2,6 +2,7 @@ package update
 
 import (
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -311,6 +312,76 @@ func TestBOX4_NoWindowNoStartByItself(t *testing.T) {
 	}
 	if err := start(e, false); err != nil || h.restarts != 1 {
 		t.Errorf("a person's word: %v, %d restarts", err, h.restarts)
+	}
+}
+
+// At the second of the restart somebody is changing what it is about: the restart
+// comes after that, and goes by it.
+func TestBOX4_TheLastWordBeforeARestartCounts(t *testing.T) {
+	for name, c := range map[string]struct {
+		change   func(h *house, e *Engine) error
+		restarts int
+		stage    string
+	}{
+		"the window is taken away": {func(h *house, e *Engine) error {
+			return e.Set(t.Context(), control.UpdateSettings{})
+		}, 0, control.UpdateReceived},
+		"another window": {func(h *house, e *Engine) error {
+			return e.Set(t.Context(), control.UpdateSettings{Window: "Mon 02:00-04:00"})
+		}, 0, control.UpdateWaiting},
+		"cancelled": {func(h *house, e *Engine) error { return e.Cancel(t.Context()) }, 0, control.UpdateIdle},
+		"another release": {func(h *house, e *Engine) error {
+			h.release.Version = version(1, 6, 0)
+			_, err := h.begin(e, false)
+			return err
+		}, 0, control.UpdateReceiving},
+		"the same settings": {func(h *house, e *Engine) error {
+			return e.Set(t.Context(), control.UpdateSettings{Window: "Sun 14:00-16:00", Mirror: "https://mirror.example.org/"})
+		}, 0, control.UpdateWaiting},
+		"nothing": {nil, 1, control.UpdateReceived},
+	} {
+		h := newHouse(t)
+		var e *Engine
+		var now func() time.Time
+		config := h.config
+		config.Now = func() time.Time {
+			if now != nil {
+				return now()
+			}
+			return h.config.Now()
+		}
+		e = h.up(config)
+		if err := e.Set(t.Context(), control.UpdateSettings{Window: "Sun 14:00-16:00"}); err != nil {
+			t.Fatal(err)
+		}
+		h.receive(e)
+		if err := start(e, true); err != nil {
+			t.Fatal(err)
+		}
+		h.now = noon.Add(2*time.Hour + time.Second)
+		changed := make(chan error, 1)
+		now = func() time.Time { // as due looks whether it is time
+			at := h.now
+			now = nil
+			if c.change == nil {
+				changed <- nil
+				return at
+			}
+			go func() { changed <- c.change(h, e) }()
+			for e.working.TryLock() { // until that is under way
+				e.working.Unlock()
+				runtime.Gosched()
+			}
+			return at
+		}
+		e.due(t.Context())
+		if err := <-changed; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		e.due(t.Context())
+		if h.restarts != c.restarts || h.oneShot != "" != (c.restarts > 0) || h.stage(e) != c.stage || h.stage(h.up(h.config)) != c.stage {
+			t.Errorf("%s: %d restarts, armed %q, %s, after a start %s", name, h.restarts, h.oneShot, h.stage(e), h.stage(h.up(h.config)))
+		}
 	}
 }
 
