@@ -62,9 +62,8 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 	if err := e.mayTry(s.SHA256, t.Again); err != nil {
 		return err
 	}
-	other := e.c.Running.Other()
 	// What was right when it was written may be another by now.
-	if err := e.c.Disk.Check(other, installed(m, s)); err != nil {
+	if err := e.c.Disk.Check(e.c.Running.Other(), installed(m, s)); err != nil {
 		return fmt.Errorf("what was received is not there any more; cancel it and offer the release again: %w", err)
 	}
 	if err := e.files.store(beforeFile, e.c.Look(ctx)); err != nil {
@@ -73,23 +72,17 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 	if err := e.c.Keys.ExpectRelease(ctx, m.Approver, m.Epoch); err != nil {
 		return err
 	}
-	t.Restart, t.Later = nil, false
-	if err := e.keep(t); err != nil {
+	// Who insisted, insisted on this start and on none after it.
+	next := *t
+	next.Restart, next.Later, next.Again = nil, false, false
+	if err := e.keep(&next); err != nil {
 		return err
 	}
-	// What is not in the audit log does not happen.
-	if err := e.c.Audit(ctx, control.Event{Actor: t.Actor, From: t.From, Action: "restart for an update", Object: t.Version}); err != nil {
-		return err
-	}
-	err = e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.Begin(other, t.Again, e.c.Now()) })
-	if err != nil {
-		return err
-	}
-	if err := e.c.Firmware.ArmOneShot(other.Entry()); err != nil {
-		undo := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.Cancel(), nil })
-		_, gone := e.c.Firmware.DisarmOneShot()
-		if undo := errors.Join(undo, gone); undo != nil {
-			e.c.Log.Error("a trial that was not to come was not taken back", "err", undo)
+	if err := e.arm(ctx, &next, t.Again); err != nil {
+		if t.Again {
+			left := next
+			left.Again = true // it was not started
+			err = errors.Join(err, e.keep(&left))
 		}
 		return err
 	}
@@ -98,6 +91,28 @@ func (e *Engine) launch(ctx context.Context, t *transfer) error {
 	e.mu.Unlock()
 	e.c.Restart()
 	return nil
+}
+
+// arm has the next start be that of the other slot, once.
+func (e *Engine) arm(ctx context.Context, t *transfer, again bool) error {
+	// What is not in the audit log does not happen.
+	if err := e.c.Audit(ctx, control.Event{Actor: t.Actor, From: t.From, Action: "restart for an update", Object: t.Version}); err != nil {
+		return err
+	}
+	other := e.c.Running.Other()
+	if err := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.Begin(other, again, e.c.Now()) }); err != nil {
+		return err
+	}
+	err := e.c.Firmware.ArmOneShot(other.Entry())
+	if err == nil {
+		return nil
+	}
+	undo := e.c.Book.Change(func(r slot.Record) (slot.Record, error) { return r.Cancel(), nil })
+	_, gone := e.c.Firmware.DisarmOneShot()
+	if undo := errors.Join(undo, gone); undo != nil {
+		e.c.Log.Error("a trial that was not to come was not taken back", "err", undo)
+	}
+	return err
 }
 
 // String names the task.

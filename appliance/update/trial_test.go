@@ -196,6 +196,70 @@ func TestBOX4_UnexplainedIsOfferedAgain(t *testing.T) {
 	}
 }
 
+// Who insists, insists on one start: what comes of that is judged as any end is.
+func TestBOX4_InsistedIsOneStart(t *testing.T) {
+	insisted := func() *house {
+		h := newHouse(t)
+		h.ended("the kernel panicked", true, 1)
+		e := h.up(h.config)
+		if _, err := h.begin(e, true); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.send(e, h.system, 0, int64(len(h.system))); err != nil {
+			t.Fatal(err)
+		}
+		// A start that does not come about is none.
+		h.fail["arm"] = errors.New("the firmware takes no variable")
+		if err := start(e, false); err == nil {
+			t.Fatal("armed")
+		}
+		delete(h.fail, "arm")
+		h.oneShot = ""
+		if err := start(h.up(h.config), false); err != nil || h.oneShot == "" || h.record().Trial == nil {
+			t.Fatalf("insisted upon: %v, armed %q", err, h.oneShot)
+		}
+		h.oneShot = ""
+		return h
+	}
+	refused := func(h *house, words string) {
+		t.Helper()
+		for range 2 {
+			if err := start(h.up(h.config), false); err == nil || !strings.Contains(err.Error(), words) || h.oneShot != "" {
+				t.Errorf("another start: %v, want %q", err, words)
+			}
+		}
+	}
+	h := insisted()
+	h.ended("the kernel panicked", true, 2)
+	refused(h, "no release was received")
+	if _, err := h.begin(h.up(h.config), false); err == nil {
+		t.Error("taken again without a word")
+	}
+	h = insisted()
+	h.ended("it ended without a word", false, 3)
+	refused(h, "3 times")
+	h = insisted()
+	h.ended("it ended without a word", false, 2)
+	h.behind = "The audit log ends early."
+	refused(h, "ends early")
+	// It is kept, and the next start cannot write that down at once.
+	h = insisted()
+	if h.trial().transfer == nil {
+		t.Error("the trial does not know of what release it is")
+	}
+	c := h.config
+	c.Running, c.Version = slot.B, h.release.Version
+	h.up(c)
+	h.write(h.record().Keep(h.now))
+	e := h.up(c)
+	if err := e.adopt(t.Context()); err != nil || e.transfer != nil || e.trust.Newest != h.release.Version {
+		t.Errorf("not adopted: %v, %+v", err, e.trust)
+	}
+	if last := h.events[len(h.events)-1]; last.Action != "update kept" {
+		t.Errorf("recorded: %+v", last)
+	}
+}
+
 func TestBOX4_WaitsForItsWindow(t *testing.T) {
 	h := newHouse(t)
 	e := h.up(h.config)

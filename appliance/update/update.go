@@ -176,7 +176,9 @@ func (e *Engine) loadTransfer() error {
 	if err != nil {
 		return err
 	}
-	if v, ok := e.c.Book.Record().Verdict(s.SHA256); !e.c.Trial && ok && v.Explained && !t.Again {
+	// A trial that is not concluded yet was of a system that somebody insisted upon.
+	r := e.c.Book.Record()
+	if v, ok := r.Verdict(s.SHA256); !e.c.Trial && r.Trial == nil && ok && v.Explained && !t.Again {
 		return e.files.remove(transferFile)
 	}
 	if !t.Done {
