@@ -81,9 +81,9 @@ ready:GET:/api/v1/keys:3:manage-keys ready:POST:/api/v1/keys/recovery:3:manage-k
 ready:POST:/api/v1/keys/passphrase:3:manage-keys:fresh ready:POST:/api/v1/keys/tpm:3:manage-keys:fresh ready:POST:/api/v1/keys/secure-boot:3:manage-keys:fresh
 ready:GET:/system/updates:3:update ready:GET:/system/updates/live:3:update ready:GET:/system/updates/bring:3:update:fresh ready:POST:/system/updates/bring:3:update:fresh
 ready:GET:/system/updates/start:3:update:fresh ready:POST:/system/updates/start:3:update:fresh ready:GET:/system/updates/settings:3:update:fresh ready:POST:/system/updates/settings:3:update:fresh
-ready:POST:/system/updates/cancel:3:update ready:POST:/system/updates/look:3:update
+ready:POST:/system/updates/cancel:3:update ready:POST:/system/updates/look:3:update ready:GET:/system/updates/receive:3:update:fresh ready:POST:/system/updates/receive:3:update:fresh
 ready:GET:/api/v1/update:3:update ready:POST:/api/v1/update:3:update:fresh ready:POST:/api/v1/update/offer:3:update:fresh ready:POST:/api/v1/update/part:3:update
-ready:POST:/api/v1/update/start:3:update:fresh ready:POST:/api/v1/update/cancel:3:update ready:POST:/api/v1/update/settings:3:update:fresh ready:POST:/api/v1/update/look:3:update
+ready:POST:/api/v1/update/start:3:update:fresh ready:POST:/api/v1/update/cancel:3:update ready:POST:/api/v1/update/settings:3:update:fresh ready:POST:/api/v1/update/look:3:update ready:POST:/api/v1/update/receive:3:update:fresh
 ready:GET:/system/configuration:3:move:fresh ready:POST:/system/configuration/export:3:move:fresh ready:POST:/system/configuration/import:3:move:fresh
 ready:GET:/system/configuration/import:3:move:fresh ready:POST:/system/configuration/take:3:move:fresh
 ready:POST:/api/v1/export:3:move:fresh ready:POST:/api/v1/import:3:move:fresh ready:POST:/api/v1/import/take:3:move:fresh

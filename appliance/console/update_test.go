@@ -9,6 +9,7 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -287,6 +288,80 @@ func TestUSE3_PartsGoOnWhereTheyWereCut(t *testing.T) {
 	for _, bad := range []string{`{"mirror":"ftp://x/"}`, `{"mirror":"https://a:b@x/"}`, `{"window":"sundays"}`, `{"automatic":true}`, `{"mirror":"https://x/?q"}`, `{"zone":"UTC"}`} {
 		if p := br.SendJSON("/api/v1/update/settings", bad); p.Status != 403 {
 			t.Errorf("%s: %d", bad, p.Status)
+		}
+	}
+}
+
+// To look what the mirror has costs nothing. To have it brought in, or one that failed
+// tried again, is for who gave password and code a short while ago.
+func TestBOX4_ReceivingFromTheMirrorAsksAnew(t *testing.T) {
+	b, br, r := withSystems(t)
+	manifest, system := r.Make("0.2.0", 100_000)
+	mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/release" {
+			w.Write(manifest)
+			return
+		}
+		w.Write(system)
+	}))
+	defer mirror.Close()
+	b.SetSystems(func(u *control.Update) {
+		u.Last = &control.Outcome{Version: "0.2.0", Explained: true, Reason: "nothing answered on 443"}
+	})
+	if p := br.Open("/system/updates/receive"); p.Path != "/system/updates" {
+		t.Errorf("without a mirror: %s", p.Path)
+	}
+	if p := br.SendJSON("/api/v1/update/settings", fmt.Sprintf(`{"mirror":%q}`, mirror.URL)); p.Status != 200 {
+		t.Fatalf("%d %s", p.Status, p.Body)
+	}
+	looked := func() control.MirrorState {
+		t.Helper()
+		for {
+			var d control.UpdateView
+			if err := json.Unmarshal([]byte(br.Open("/api/v1/update").Body), &d); err != nil {
+				t.Fatal(err)
+			}
+			if !d.Mirror.Busy {
+				return d.Mirror
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	br.Send("/system/updates/look", "receive", "yes", "again", "yes")
+	m := looked()
+	for _, body := range []string{`{"receive":true}`, `{"again":true}`, `{"receive":true,"again":true}`} {
+		if p := br.SendJSON("/api/v1/update/look", body); p.Status != 403 || !strings.Contains(p.Body, "not the JSON") {
+			t.Errorf("%s: %d %s", body, p.Status, p.Body)
+		}
+	}
+	if m.Offers != "" || m.Looked.IsZero() || len(b.Offered()) > 0 {
+		t.Errorf("looked: %+v, offered %d", m, len(b.Offered()))
+	}
+	if p := br.Open("/system/updates/receive"); !strings.Contains(p.Body, "Also version 0.2.0, which failed") || !strings.Contains(p.Body, "Nothing restarts before you say so") {
+		t.Errorf("the question:\n%s", p.Body)
+	}
+	if p := br.Send("/system/updates/receive"); p.Path != "/system/updates" {
+		t.Errorf("%d %s", p.Status, p.Path)
+	}
+	if looked(); len(b.Offered()) > 0 {
+		t.Error("one that failed was brought in without a word")
+	}
+	if p := br.Send("/system/updates/receive", "again", "yes"); p.Path != "/system/updates" {
+		t.Errorf("%d %s", p.Status, p.Path)
+	}
+	if m, got := looked(), b.Offered(); len(got) != 1 || !got[0].Again || got[0].Actor != "ada@example.org" || b.Systems().Stage != control.UpdateReceived {
+		t.Errorf("insisted upon: %+v, %+v, %s", m, got, b.Systems().Stage)
+	}
+	br.SendJSON("/api/v1/update/cancel", `{}`)
+	if p := br.SendJSON("/api/v1/update/receive", `{"again":true}`); p.Status != 200 {
+		t.Errorf("%d %s", p.Status, p.Body)
+	}
+	if looked(); b.Systems().Stage != control.UpdateReceived {
+		t.Errorf("by the API: %s", b.Systems().Stage)
+	}
+	for name, route := range wholeTable(t) {
+		if strings.HasSuffix(route.Path, "/receive") && !route.Fresh {
+			t.Errorf("%s asks for no fresh sign-in", name)
 		}
 	}
 }

@@ -216,14 +216,23 @@ without a question. What is not named stays as it is; an empty text takes it awa
 func updateLookCommand(f *changeFlags) *cobra.Command {
 	var receive, again bool
 	c := &cobra.Command{
-		Use:     "look",
-		Short:   "Have the box ask its mirror now",
+		Use:   "look",
+		Short: "Have the box ask its mirror now",
+		Long: `Have the box ask its mirror now; and with --receive have what it has brought in, too, which
+wants a fresh sign-in.`,
 		Example: "  gatehouse update look\n  gatehouse update look --receive",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if again && !receive {
+				return fail(exitUsage, "--again says what may be received: give --receive, too")
+			}
+			path, question := "/look", map[string]bool{}
+			if receive {
+				path, question["again"] = "/receive", again
+			}
 			return f.signedIn(cmd, updateAPI, func(ctx context.Context, r *change) error {
 				var d control.UpdateView
-				_, err := r.call(ctx, "POST", r.api+"/look", map[string]bool{"receive": receive, "again": again}, &d)
+				_, err := r.call(ctx, "POST", r.api+path, question, &d)
 				for err == nil && d.Mirror.Busy && d.Stage != control.UpdateReceiving {
 					if err = pause(ctx, time.Second); err == nil {
 						_, err = r.call(ctx, "GET", r.api, nil, &d)
@@ -237,7 +246,7 @@ func updateLookCommand(f *changeFlags) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&receive, "receive", false, "receive what it has, too")
-	c.Flags().BoolVar(&again, "again", false, "also a version that failed on this box before")
+	c.Flags().BoolVar(&again, "again", false, "with --receive: also a version that failed on this box before")
 	return c
 }
 

@@ -103,12 +103,19 @@ func (p *Pages) apiSettings(v *shell.Visit) error {
 }
 
 func (p *Pages) apiLook(v *shell.Visit) error {
+	var q struct{}
+	if err := v.Decode(&q); err != nil {
+		return err
+	}
+	return p.after(v, p.look(v, false, false))
+}
+
+func (p *Pages) apiReceive(v *shell.Visit) error {
 	var q struct {
-		Receive bool `json:"receive"`
-		Again   bool `json:"again"`
+		Again bool `json:"again"`
 	}
 	if err := v.Decode(&q); err != nil {
 		return err
 	}
-	return p.after(v, p.look(v, q.Receive, q.Again))
+	return p.after(v, p.look(v, true, q.Again))
 }

@@ -39,13 +39,13 @@ type Ports struct {
 // Pages are the routes of updates.
 type Pages struct {
 	Ports
-	page, bring, start, going, settings, card shell.Page
+	page, bring, receive, start, going, settings, card shell.Page
 }
 
 // New makes the pages.
 func New(p Ports) *Pages {
 	parse := func(name string) shell.Page { return shell.Parse(files, name, "parts.html") }
-	return &Pages{Ports: p, page: parse("update.html"), bring: parse("bring.html"), start: parse("start.html"), going: parse("going.html"), settings: parse("settings.html"), card: parse("card.html")}
+	return &Pages{Ports: p, page: parse("update.html"), bring: parse("bring.html"), receive: parse("receive.html"), start: parse("start.html"), going: parse("going.html"), settings: parse("settings.html"), card: parse("card.html")}
 }
 
 // The longest requests: a bundle with the form around it, and a manifest in JSON.
@@ -56,8 +56,9 @@ const (
 
 // Routes are this package's rows of the table. All are the owner's. What brings
 // in another system, starts it, or says whence and when one comes by itself asks
-// for password and code; to stop does not, and neither does what goes on with
-// what was offered: its every byte is named by the manifest that was judged.
+// for password and code; to stop does not, nor to look what the mirror has, and
+// neither does what goes on with what was offered: its every byte is named by the
+// manifest that was judged.
 func (p *Pages) Routes() []shell.Route {
 	row := func(method, path string, fresh bool, h func(*shell.Visit) error) shell.Route {
 		r := shell.Route{Method: method, Path: path, States: []control.State{control.StateReady}, Need: shell.Full, Right: right.Update,
@@ -72,13 +73,15 @@ func (p *Pages) Routes() []shell.Route {
 	return []shell.Route{
 		row("GET", "/system/updates", false, p.show), row("GET", "/system/updates/live", false, p.live),
 		row("GET", "/system/updates/bring", true, p.askBring), long(maxBundle, row("POST", "/system/updates/bring", true, p.doBring)),
+		row("GET", "/system/updates/receive", true, p.askReceive), row("POST", "/system/updates/receive", true, p.doReceive),
 		row("GET", "/system/updates/start", true, p.askStart), row("POST", "/system/updates/start", true, p.doStart),
 		row("GET", "/system/updates/settings", true, p.askSettings), row("POST", "/system/updates/settings", true, p.doSettings),
 		row("POST", "/system/updates/cancel", false, p.doCancel), row("POST", "/system/updates/look", false, p.doLook),
 		row("GET", "/api/v1/update", false, p.api), long(maxBundle, row("POST", "/api/v1/update", true, p.apiBundle)),
 		long(maxOffer, row("POST", "/api/v1/update/offer", true, p.apiOffer)), long(maxBundle, row("POST", "/api/v1/update/part", false, p.apiPart)),
 		row("POST", "/api/v1/update/start", true, p.apiStart), row("POST", "/api/v1/update/cancel", false, p.apiCancel),
-		row("POST", "/api/v1/update/settings", true, p.apiSettings), row("POST", "/api/v1/update/look", false, p.apiLook),
+		row("POST", "/api/v1/update/settings", true, p.apiSettings),
+		row("POST", "/api/v1/update/look", false, p.apiLook), row("POST", "/api/v1/update/receive", true, p.apiReceive),
 	}
 }
 
@@ -256,13 +259,34 @@ func (p *Pages) doCancel(v *shell.Visit) error {
 }
 
 func (p *Pages) doLook(v *shell.Visit) error {
-	if err := p.look(v, v.R.PostFormValue("receive") == "yes", v.R.PostFormValue("again") == "yes"); err != nil {
+	if err := p.look(v, false, false); err != nil {
 		return p.again(v, p.page, err)
 	}
 	v.Redirect("/system/updates?done=looking")
 	return nil
 }
 
+func (p *Pages) askReceive(v *shell.Visit) error {
+	w, err := p.view(v)
+	if err != nil {
+		return err
+	}
+	if w.Policy.Mirror == "" {
+		v.Redirect("/system/updates")
+		return nil
+	}
+	return v.Show(p.receive, w)
+}
+
+func (p *Pages) doReceive(v *shell.Visit) error {
+	if err := p.look(v, true, v.R.PostFormValue("again") == "yes"); err != nil {
+		return p.again(v, p.receive, err)
+	}
+	v.Redirect("/system/updates?done=looking")
+	return nil
+}
+
+// look has the mirror asked, and with receive what it has brought in.
 func (p *Pages) look(v *shell.Visit, receive, again bool) error {
 	u, err := p.Update(v.Ctx())
 	switch {
