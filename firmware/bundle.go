@@ -28,6 +28,11 @@ func WriteBundle(w io.Writer, note []byte, system io.Reader) error {
 	return err
 }
 
+// BundleHead is how many bytes of a bundle come before its system.
+func BundleHead(note []byte) int64 {
+	return int64(len(bundleLine) + len(strconv.Itoa(len(note))) + 1 + len(note))
+}
+
 // ReadBundle returns the signed note, which nobody has verified yet, and what
 // follows it. Neither is trusted for its size.
 func ReadBundle(r io.Reader) (note []byte, system io.Reader, err error) {

@@ -15,6 +15,9 @@ func TestBOX4_BundleThereAndBack(t *testing.T) {
 	if err := firmware.WriteBundle(&b, []byte("a note\n"), strings.NewReader("a system\n")); err != nil {
 		t.Fatal(err)
 	}
+	if head, want := firmware.BundleHead([]byte("a note\n")), int64(b.Len()-len("a system\n")); head != want {
+		t.Errorf("%d bytes before the system, want %d", head, want)
+	}
 	note, system, err := firmware.ReadBundle(&b)
 	if err != nil {
 		t.Fatal(err)

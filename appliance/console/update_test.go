@@ -106,6 +106,34 @@ func TestUSE3_BundlesThatAreRefusedSayWhy(t *testing.T) {
 	}
 }
 
+// A file that was not copied as a whole is known by its length, before anything makes
+// room for it.
+func TestBOX4_AShortFileLeavesWhatIsThere(t *testing.T) {
+	b, br, r := withSystems(t)
+	if p := bring(t, br, "/system/updates/bring", r.Bundle("0.2.0", 300_000)); p.Path != "/system/updates" {
+		t.Fatalf("%d %s", p.Status, p.Path)
+	}
+	newer := r.Bundle("0.3.0", 300_000)
+	for _, lacks := range []int{1000, 299_999, 300_000} {
+		short := newer[:len(newer)-lacks]
+		if p := bring(t, br, "/system/updates/bring", short, "again", "yes"); p.Status != 422 || !strings.Contains(p.Body, "was not copied as a whole") || !strings.Contains(p.Body, "what the box has stays") {
+			t.Errorf("%d bytes less: %d\n%s", lacks, p.Status, p.Body)
+		}
+		if p := send(t, br, "/api/v1/update", octets, bytes.NewReader(short)); p.Status != 403 || !strings.Contains(p.Body, "was not copied as a whole") {
+			t.Errorf("%d bytes less, by the API: %d %s", lacks, p.Status, p.Body)
+		}
+		if u := b.Systems(); u.Stage != control.UpdateReceived || u.Transfer.Version != "0.2.0" {
+			t.Fatalf("%d bytes less: %s %+v", lacks, u.Stage, u.Transfer)
+		}
+	}
+	if p := send(t, br, "/api/v1/update", octets, bytes.NewReader(newer[:len(newer)-1])); p.Status != 403 || b.Systems().Transfer.Version != "0.2.0" {
+		t.Errorf("a byte less: %d, %+v", p.Status, b.Systems().Transfer)
+	}
+	if p := bring(t, br, "/system/updates/bring", newer); p.Path != "/system/updates" || b.Systems().Transfer.Version != "0.3.0" {
+		t.Errorf("the whole: %d %s", p.Status, p.Path)
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"time"
 
@@ -57,6 +58,8 @@ func invalid(format string, a ...any) error {
 type Source struct {
 	io.Reader
 	Interrupt func()
+	// Most is how many bytes can come, by what was said of them; 0 or less: nobody said.
+	Most int64
 }
 
 // errEarly is an end before the end.
@@ -77,6 +80,9 @@ func (i *Intake) Bundle(ctx context.Context, by control.By, again bool, s Source
 	if err != nil {
 		return control.UpdateOffset{}, err
 	}
+	if err := long(note, s.Most); err != nil {
+		return control.UpdateOffset{}, err
+	}
 	at, err := i.Offer(ctx, control.UpdateBegin{By: by, Manifest: note, Again: again})
 	if err != nil {
 		return at, err
@@ -92,6 +98,21 @@ func (i *Intake) Bundle(ctx context.Context, by control.By, again bool, s Source
 		err = invalid("the file has %d bytes of a system of %d: it was not copied as a whole. Send the whole one, the box goes on from there", at.Offset, at.Size)
 	}
 	return at, err
+}
+
+// long refuses a bundle that cannot hold the system that its manifest names: once it
+// is offered, what the other slot had is gone. What is wrong with a manifest the
+// privileged process says.
+func long(note []byte, most int64) error {
+	said, err := firmware.Unverified(note)
+	if err != nil || most <= 0 {
+		return nil
+	}
+	system, err := said.System(runtime.GOARCH)
+	if err == nil && most-firmware.BundleHead(note) < system.Size {
+		return invalid("the file is shorter than the system of %d bytes that its manifest names: it was not copied as a whole. Fetch it again; what the box has stays", system.Size)
+	}
+	return nil
 }
 
 // Offer has a manifest judged, and says from where on its bytes are wanted.

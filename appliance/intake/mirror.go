@@ -1,7 +1,6 @@
 package intake
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -148,8 +147,7 @@ func (m *Mirror) lookIn(ctx context.Context, f *folder, u control.Update, w wish
 	if err != nil {
 		return "", err
 	}
-	text, _, _ := bytes.Cut(note, []byte("\n\n"))
-	said, err := firmware.Parse(string(text) + "\n")
+	said, err := firmware.Unverified(note)
 	if err != nil {
 		return "", fmt.Errorf("reading %s: %w", f.name("release"), err)
 	}

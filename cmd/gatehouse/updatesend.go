@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -75,12 +75,17 @@ func openBundle(path string) (b *bundle, err error) {
 	if b.manifest, _, err = firmware.ReadBundle(file); err != nil {
 		return nil, fail(exitVerification, "%s: %w", path, err)
 	}
-	var head bytes.Buffer
-	if err := firmware.WriteBundle(&head, b.manifest, bytes.NewReader(nil)); err != nil {
-		return nil, err
+	b.at = firmware.BundleHead(b.manifest)
+	size := info.Size() - b.at
+	said, err := firmware.Unverified(b.manifest)
+	if err != nil {
+		return nil, fail(exitVerification, "%s: %w", path, err)
 	}
-	b.at = int64(head.Len())
-	b.size = info.Size() - b.at
+	// The box makes room for what it is offered. Of which processor it is, it says then.
+	if !slices.ContainsFunc(said.Systems, func(s firmware.System) bool { return s.Size == size }) {
+		return nil, fail(exitVerification, "%s: the file has a system of %d bytes, and its manifest names none of that size: it was not copied as a whole; fetch it again", path, size)
+	}
+	b.size = size
 	return b, nil
 }
 
@@ -91,7 +96,7 @@ func (r *change) send(ctx context.Context, b *bundle, again bool) error {
 		return err
 	}
 	if at.Size != b.size {
-		return fail(exitVerification, "the file has a system of %d bytes, and its manifest names one of %d: it was not copied as a whole", b.size, at.Size)
+		return fail(exitVerification, "the file has a system of %d bytes, and this box needs the one of %d: take the file for its processor", b.size, at.Size)
 	}
 	bar := &sendLine{from: at.Offset, begun: time.Now()}
 	if f, ok := r.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {

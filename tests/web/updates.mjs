@@ -1,7 +1,7 @@
 // System → Updates, as the owner who is signed in already: a release that is
 // refused, one that is seen coming, started, on trial, gone back, kept; and the
 // same without scripts.
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { at, end, expect, look, open, url } from "./browser.mjs";
 
 const session = process.env.GATEHOUSE_WEB_SESSION;
@@ -27,11 +27,21 @@ await page.click("button:has-text('Send it')");
 expect((await page.textContent("#problem")).includes("SHA-256"), "a damaged one is refused beside the form");
 await look(page, "801-bring-refused");
 
-// Half of it came once: another page sees how far, and that nothing comes.
 await page.setInputFiles("#bundle", beside("half.update"));
 await page.click("button:has-text('Send it')");
 expect((await page.textContent("#problem")).includes("not copied as a whole"), "half of one is told");
-await says(page, "% ·", "how far it is");
+
+// Half of it came once, in a part: another page sees how far, and that nothing comes.
+const half = readFileSync(beside("half.update"));
+const note = half.indexOf("\n") + 1;
+const system = note + Number(half.subarray(0, note).toString().trim().split(" ").pop());
+const part = async (path, type, data) => {
+	const answer = await page.request.post(url + "/api/v1/update" + path, { headers: { "Content-Type": type }, data });
+	expect(answer.status() === 200, path + ": " + answer.status());
+};
+await part("/offer", "application/json", Buffer.from(JSON.stringify({ manifest: half.subarray(note, system).toString("base64") })));
+await part("/part?version=0.2.0&offset=0", "application/octet-stream", half.subarray(system));
+await until(page, "% ·"); // how far it is, by itself
 const other = await context.newPage();
 await other.goto(url + "/system/updates");
 await says(other, "is on its way into slot B", "another page shows the transfer");

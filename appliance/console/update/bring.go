@@ -23,11 +23,14 @@ const (
 
 // upload is the body of a request that may take its time as long as it goes on.
 type upload struct {
-	r  io.Reader
-	rc *http.ResponseController
+	r    io.Reader
+	rc   *http.ResponseController
+	most int64 // bytes, with the form around them; -1: nobody said
 }
 
-func uploadOf(v *shell.Visit) *upload { return &upload{v.R.Body, http.NewResponseController(v.W)} }
+func uploadOf(v *shell.Visit) *upload {
+	return &upload{v.R.Body, http.NewResponseController(v.W), v.R.ContentLength}
+}
 
 func (u *upload) Read(b []byte) (int, error) {
 	now := time.Now()
@@ -39,7 +42,7 @@ func (u *upload) Read(b []byte) (int, error) {
 
 // source is what is read of it, for the intake.
 func (u *upload) source(r io.Reader) intake.Source {
-	return intake.Source{Reader: r, Interrupt: func() { _ = u.rc.SetReadDeadline(time.Unix(1, 0)) }} // it is over already where that fails
+	return intake.Source{Reader: r, Most: u.most, Interrupt: func() { _ = u.rc.SetReadDeadline(time.Unix(1, 0)) }} // it is over already where that fails
 }
 
 // stopped puts a transfer that was cut into words. Without an answer of its own
