@@ -267,6 +267,9 @@ func (b *Broker) event(ctx context.Context, n *line, e attend.Event) error {
 		l.state, l.path = api.Lost, ""
 	case attend.Way:
 		l.path = wire.Printable(e.Text, 16)
+		if l.state == api.Lost {
+			l.state = api.Live // that somebody joined is told once
+		}
 	case attend.Opened:
 		if len(l.open) < 64 {
 			l.open = append(l.open, wire.Printable(e.Text, 32))

@@ -43,7 +43,9 @@ type live struct {
 const meetingsPerMinute = 60
 
 // load reads the sessions that were not over when the console ended. Which of
-// them the agent still has it says when it comes.
+// them the agent still has, and by which way, it says when it comes. Until then
+// they are cut off, and not waiting: who was in one long ago is still in it, and
+// what nobody comes back to the agent ends.
 func (b *Broker) load(ctx context.Context) error {
 	return b.cfg.DB.View(ctx, func(tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, "SELECT person, source, sign_in, target_id, grant_, recorded FROM remote_session WHERE ended = 0")
@@ -52,7 +54,7 @@ func (b *Broker) load(ctx context.Context) error {
 		}
 		defer rows.Close()
 		for rows.Next() {
-			l := &live{state: api.Waiting, answers: make(map[uint64]chan attend.Signalled)}
+			l := &live{state: api.Lost, answers: make(map[uint64]chan attend.Signalled)}
 			if err := rows.Scan(&l.person, &l.from, &l.signIn, &l.targetID, &l.signed, &l.recorded); err != nil {
 				return err
 			}

@@ -80,6 +80,7 @@ type held struct {
 	grant    session.Grant
 	material attend.Material
 	work     Work
+	way      string           // that carries, as the hub was told last; "": none
 	carrier  *carrier.Session // nil for a browser's
 	alone    *time.Timer      // of a browser's: runs while there is no way to it
 	ctx      context.Context
@@ -115,14 +116,21 @@ var errNoLine = errors.New("there is no line to the hub")
 func (d *Desk) Tell(m attend.FromSite) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.line != nil {
+	return d.tell(m)
+}
+
+// tell is Tell with mu held. No event overtakes one that waits.
+func (d *Desk) tell(m attend.FromSite) error {
+	waits := m.Event != nil || m.HostKey != nil
+	d.flush()
+	if d.line != nil && (!waits || len(d.untold) == 0) {
 		select {
 		case d.line <- m:
 			return nil
 		default:
 		}
 	}
-	if m.Event == nil && m.HostKey == nil {
+	if !waits {
 		return errNoLine
 	}
 	if len(d.untold) >= maxUntold {
@@ -132,8 +140,9 @@ func (d *Desk) Tell(m attend.FromSite) error {
 	return nil
 }
 
-// connected gives Tell a line, with what waited for it first. Of recordings,
-// what was on the line before is sent again.
+// connected gives Tell a line, with what waited for it first. The ways of all
+// sessions are told again, since a console that was started anew knows none. Of
+// recordings, what was on the line before is sent again.
 func (d *Desk) connected(line chan<- attend.FromSite) {
 	d.mu.Lock()
 	d.line = line
@@ -141,6 +150,9 @@ func (d *Desk) connected(line chan<- attend.FromSite) {
 	var sessions []Work
 	for _, h := range d.held {
 		sessions = append(sessions, h.work)
+		if h.way != "" {
+			d.tellWay(h)
+		}
 	}
 	d.mu.Unlock()
 	for _, w := range sessions {
@@ -250,7 +262,7 @@ func (d *Desk) take(ctx context.Context, g session.Grant, m attend.Material) (*h
 	h.ctx, h.stop = context.WithCancel(context.WithoutCancel(ctx)) // it outlives the line
 	s := Session{Grant: g, Material: m, Tell: d.Tell}
 	if g.Transport == session.TLS {
-		h.carrier = carrier.New(carrier.Agent, carrier.Config{Patience: d.cfg.Patience, OnPath: func(best carrier.Kind, any bool) { d.onPath(g.ID, best, any) }})
+		h.carrier = carrier.New(carrier.Agent, carrier.Config{Patience: d.cfg.Patience, OnPath: func(best carrier.Kind, any bool) { d.onPath(h, best, any) }})
 		s.Attach = h.carrier.Attach
 	}
 	d.mu.Lock()
@@ -342,28 +354,40 @@ func (d *Desk) ended(id session.ID, reason string) {
 	}
 }
 
-func (d *Desk) onPath(id session.ID, best carrier.Kind, any bool) {
-	e := attend.Event{Session: id, What: attend.Lost}
+func (d *Desk) onPath(h *held, best carrier.Kind, any bool) {
+	way := ""
 	if any {
-		e.What, e.Text = attend.Way, best.String()
+		way = best.String()
 	}
-	if err := d.Tell(attend.FromSite{Event: &e}); err != nil {
-		d.cfg.Log.Warn("the hub was not told of a session's way", "session", id, "err", err)
+	d.goes(h, way)
+}
+
+// goes notes by which way a session goes, and tells it.
+func (d *Desk) goes(h *held, way string) {
+	d.mu.Lock()
+	defer d.mu.Unlock() // held, so that a new line is told nothing older after it
+	h.way = way
+	d.tellWay(h)
+}
+
+func (d *Desk) tellWay(h *held) {
+	e := attend.Event{Session: h.grant.ID, What: attend.Lost}
+	if h.way != "" {
+		e.What, e.Text = attend.Way, h.way
+	}
+	if err := d.tell(attend.FromSite{Event: &e}); err != nil {
+		d.cfg.Log.Warn("the hub was not told of a session's way", "session", h.grant.ID, "err", err)
 	}
 }
 
 // browserPath is told which way a browser uses.
 func (d *Desk) browserPath(h *held, path string) {
-	e := attend.Event{Session: h.grant.ID, What: attend.Lost}
 	if path == "" {
 		h.alone.Reset(d.cfg.Patience)
 	} else {
 		h.alone.Stop()
-		e.What, e.Text = attend.Way, path
 	}
-	if err := d.Tell(attend.FromSite{Event: &e}); err != nil {
-		d.cfg.Log.Warn("the hub was not told of a session's way", "session", h.grant.ID, "err", err)
-	}
+	d.goes(h, path)
 }
 
 // meet makes a way through the gateway.

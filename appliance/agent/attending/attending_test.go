@@ -483,3 +483,78 @@ func TestSES4_BrowsersAreHandedOn(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 }
+
+// TestSES1_WaysAreToldOnANewLine: the console may have been started anew, and
+// knows of a session no more than that it was granted.
+func TestSES1_WaysAreToldOnANewLine(t *testing.T) {
+	w := newWorld(t)
+	var path func(string)
+	w.desk.cfg.Browser = func(_ context.Context, _ session.Grant, _ attend.Material, _ attend.Signal, _ func(context.Context, wire.Stream) error, onPath func(string)) (string, error) {
+		path = onPath
+		return "an answer", nil
+	}
+	h, hello := w.line()
+	tool, browser, lost := w.grant(), w.grant(), w.grant()
+	for _, g := range []*session.Grant{&browser, &lost} {
+		g.Transport, g.Agent = session.WebRTC, hello.Certificate
+		h.tell(attend.ToSite{Offer: &attend.Offer{Grant: w.sign(*g, w.organisation)}})
+		h.tell(attend.ToSite{Signal: &attend.Signal{Session: g.ID, Number: 1, SDP: "an offer"}})
+		for h.hear().Signalled == nil {
+		}
+		path("udp")
+		h.event(attend.Way)
+	}
+	path("")
+	h.event(attend.Lost)
+	mine, other := w.tickets(tool)
+	h.tell(attend.ToSite{Offer: &attend.Offer{Grant: w.sign(tool, w.organisation), Ticket: mine}})
+	s := carrier.New(carrier.Technician, carrier.Config{Patience: 20 * time.Second})
+	defer s.Close("the test is over")
+	w.meet(s, tool, other)
+	h.event(attend.Way)
+
+	h.cut()
+	h, _ = w.line()
+	want := map[session.ID]string{tool.ID: "relay", browser.ID: "udp"}
+	for len(want) > 0 {
+		e := h.event(attend.Way)
+		if e.Text != want[e.Session] {
+			t.Errorf("the hub hears %+v", e)
+		}
+		delete(want, e.Session)
+	}
+	// After what waited for the line, or the older word would count.
+	h.cut()
+	path("tcp")
+	path("")
+	path("relay")
+	h, _ = w.line()
+	var told []string
+	for len(told) < 4 {
+		if e := h.hear().Event; e != nil && e.Session == lost.ID {
+			told = append(told, e.Text)
+		}
+	}
+	if want := []string{"tcp", "", "relay", "relay"}; !slices.Equal(told, want) {
+		t.Errorf("the hub hears of %q, not %q", told, want)
+	}
+}
+
+// TestSES1_NoEventOvertakesAnother: a line that is full has room again, and what
+// waits for it is older than what comes.
+func TestSES1_NoEventOvertakesAnother(t *testing.T) {
+	w := newWorld(t)
+	line := make(chan attend.FromSite, 1)
+	w.desk.connected(line)
+	for i := range 3 {
+		if i == 2 {
+			<-line
+		}
+		if err := w.desk.Tell(attend.FromSite{Event: &attend.Event{Session: session.ID{byte(i)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := (<-line).Event; e.Session != (session.ID{1}) {
+		t.Errorf("event %d comes before event 1", e.Session[0])
+	}
+}
