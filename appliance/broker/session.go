@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -97,10 +98,6 @@ func (b *Broker) Ask(ctx context.Context, who asker.Who, q api.Ask) (api.Granted
 	if err != nil {
 		return api.Granted{}, asker.Refuse("The session is not granted: %v.", asker.Words(err))
 	}
-	material, err := b.Material(ctx, t, who)
-	if err != nil {
-		return api.Granted{}, err
-	}
 	detail := map[string]string{"session": g.ID.String(), "kind": string(t.Kind), "host": t.Host, "functions": g.Functions.String(), "recording": string(g.Recording), "with": string(g.Transport)}
 	if err := b.audit(ctx, who, "open session", t.Name, detail); err != nil {
 		return api.Granted{}, err
@@ -109,18 +106,44 @@ func (b *Broker) Ask(ctx context.Context, who asker.Who, q api.Ask) (api.Granted
 	if err := b.keep(ctx, l); err != nil {
 		return api.Granted{}, err
 	}
-	offer := attend.Offer{Grant: signed, Material: material}
-	granted := api.Granted{Session: g.ID, Grant: signed, Until: g.Until, Notice: b.cuts(g), Meeting: api.Meeting{Gateway: g.Gateways[0]}}
-	if g.Transport == session.TLS {
-		if offer.Ticket, granted.Ticket, err = b.tickets(l, n); err != nil {
-			return api.Granted{}, err
-		}
-	}
-	if err := n.send(attend.ToSite{Offer: &offer}); err != nil {
-		b.finish(ctx, g.ID, "the agent could not be told")
-		return api.Granted{}, asker.Refuse("The agent does not answer. Try again in a moment.")
+	granted, why, err := b.offer(ctx, l, n, who)
+	if err != nil {
+		b.finish(ctx, g.ID, why)
+		return api.Granted{}, err
 	}
 	return granted, nil
+}
+
+// offer tells the agent of a session that is kept, or says why it ends. The
+// target is read again: whoever changed or removed it before the session was kept
+// found nothing to end, and whoever does it later finds this session.
+func (b *Broker) offer(ctx context.Context, l *live, n *line, who asker.Who) (granted api.Granted, why string, err error) {
+	g := l.grant
+	t, material, err := b.Material(ctx, l.targetID, who)
+	switch {
+	case errors.Is(err, asker.ErrNone):
+		return granted, "the target was removed", err
+	case err != nil:
+		return granted, "the target could not be read", err
+	case t.Host != g.Target.Host || t.Port != g.Target.Port || t.Kind != g.Target.Kind:
+		return granted, "the target was changed", asker.Refuse("%s was changed while you asked for it. Ask again.", g.Target.Name)
+	}
+	offer := attend.Offer{Grant: l.signed, Material: material}
+	granted = api.Granted{Session: g.ID, Grant: l.signed, Until: g.Until, Notice: b.cuts(g), Meeting: api.Meeting{Gateway: g.Gateways[0]}}
+	if g.Transport == session.TLS {
+		if offer.Ticket, granted.Ticket, err = b.tickets(l, n); err != nil {
+			return granted, "it could not be signed", err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock() // held, so that the agent is not told of its end first
+	if b.live[g.ID] == nil {
+		return granted, "", asker.Refuse("The session was ended before it began. Ask again.")
+	}
+	if n.send(attend.ToSite{Offer: &offer}) != nil {
+		return granted, "the agent could not be told", asker.Refuse("The agent does not answer. Try again in a moment.")
+	}
+	return granted, "", nil
 }
 
 // grant is what the person gets of what was asked.

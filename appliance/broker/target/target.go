@@ -404,16 +404,32 @@ func (s *Store) Pin(ctx context.Context, id int64, key []byte) error {
 	})
 }
 
-// Material is what the agent is told besides the grant.
-func (s *Store) Material(ctx context.Context, t api.Target, who asker.Who) (attend.Material, error) {
-	m := attend.Material{Direct: true, Source: who.Source.String(), Idle: t.Idle}
-	if t.ID == 0 {
-		return m, nil
+// Material is what the agent is told besides the grant, and the target as it was
+// when that was read: a credential is for this machine and for no other.
+func (s *Store) Material(ctx context.Context, id int64, who asker.Who) (api.Target, attend.Material, error) {
+	t := s.box()
+	m := attend.Material{Direct: true, Source: who.Source.String()}
+	if id != 0 {
+		err := s.cfg.DB.View(ctx, func(tx *sql.Tx) error {
+			list, err := s.targets(ctx, tx, nil, "WHERE id = ?", id)
+			if err != nil {
+				return err
+			}
+			if len(list) == 0 {
+				return errNoTarget
+			}
+			t = list[0]
+			c, keys, err := s.held(ctx, tx, id)
+			m.User, m.Password, m.PrivateKey, m.HostKeys = c.User, c.Password, c.PrivateKey, keys
+			return err
+		})
+		switch {
+		case errors.Is(err, errNoTarget):
+			return api.Target{}, attend.Material{}, errNoTarget
+		case err != nil:
+			return api.Target{}, attend.Material{}, fmt.Errorf("reading a target: %w", err)
+		}
 	}
-	err := s.cfg.DB.View(ctx, func(tx *sql.Tx) error {
-		c, keys, err := s.held(ctx, tx, t.ID)
-		m.User, m.Password, m.PrivateKey, m.HostKeys = c.User, c.Password, c.PrivateKey, keys
-		return err
-	})
-	return m, err
+	m.Idle = t.Idle
+	return t, m, nil
 }
