@@ -32,9 +32,11 @@ type Archive struct {
 	folder string
 	free   func() (uint64, error) // bytes on the disk
 	key    []byte                 // private
+	sync   func(*os.File) error   // (*os.File).Sync
 
-	mu    sync.Mutex
-	known map[session.ID]Info // of those that did not grow since
+	mu     sync.Mutex
+	known  map[session.ID]Info  // of those that did not grow since
+	synced map[session.ID]int64 // how much of each is on the disk for certain
 }
 
 // Info is what a list shows of a recording.
@@ -50,13 +52,14 @@ func Open(folder string, key []byte, free func() (uint64, error)) (*Archive, err
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of recordings: %w", err)
 	}
-	return &Archive{folder: folder, free: free, key: key, known: make(map[session.ID]Info)}, nil
+	return &Archive{folder: folder, free: free, key: key, sync: (*os.File).Sync, known: make(map[session.ID]Info), synced: make(map[session.ID]int64)}, nil
 }
 
 func (a *Archive) file(id session.ID) string { return filepath.Join(a.folder, id.String()+suffix) }
 
 // Append keeps a part of a recording at its place, and says how much there is
-// now: a part that was here before, or that comes too early, changes nothing.
+// now: a part that was here before, or that comes too early, changes nothing. The
+// site removes its copy of what is here, so all of that is on the disk.
 func (a *Archive) Append(id session.ID, at int64, part []byte) (size int64, err error) {
 	f, err := os.OpenFile(a.file(id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -68,6 +71,9 @@ func (a *Archive) Append(id session.ID, at int64, part []byte) (size int64, err 
 		return 0, err
 	}
 	size = st.Size()
+	if err := a.settle(f, id, size); err != nil {
+		return 0, err
+	}
 	end := at + int64(len(part))
 	switch {
 	case at < 0 || at > size || end <= size:
@@ -82,14 +88,38 @@ func (a *Archive) Append(id session.ID, at int64, part []byte) (size int64, err 
 	if free < LeaveFree+uint64(len(part)) {
 		return size, errors.New("the hub's disk is full: remove recordings")
 	}
-	if _, err := f.WriteAt(part, at); err != nil {
-		// What was half written is cut off, or by the next try.
+	if _, err = f.WriteAt(part, at); err == nil {
+		err = a.sync(f)
+	}
+	if err != nil {
+		// It would be taken for kept when it is told again.
 		return size, errors.Join(fmt.Errorf("writing the recording: %w", err), f.Truncate(size))
 	}
-	if err := f.Sync(); err != nil {
-		return size, fmt.Errorf("writing the recording: %w", err)
-	}
+	a.settled(id, end)
 	return end, nil
+}
+
+// settle has the disk keep what is in a file: a console may have been killed
+// between writing it and that.
+func (a *Archive) settle(f *os.File, id session.ID, size int64) error {
+	a.mu.Lock()
+	synced := a.synced[id]
+	a.mu.Unlock()
+	if synced >= size {
+		return nil
+	}
+	if err := a.sync(f); err != nil {
+		// The kernel says so once: the next time it would take it for written.
+		return errors.Join(fmt.Errorf("writing the recording: %w", err), f.Truncate(synced))
+	}
+	a.settled(id, size)
+	return nil
+}
+
+func (a *Archive) settled(id session.ID, size int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.synced[id] = size
 }
 
 // IDs are the sessions of which there is one.
@@ -201,5 +231,6 @@ func (a *Archive) Remove(id session.ID) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.known, id)
+	delete(a.synced, id)
 	return nil
 }
