@@ -17,7 +17,7 @@ import (
 
 const (
 	lookTime  = time.Minute
-	giveUp    = time.Minute // on one recording without a word of the hub: the next has its turn
+	giveUp    = time.Minute // on one recording of which the hub takes no more: the next has its turn
 	maxFolder = 10_000      // files that are looked at
 )
 
@@ -127,7 +127,7 @@ func (l *Leftovers) one(ctx context.Context, root *os.Root, name string, id sess
 }
 
 func (l *Leftovers) hand(ctx context.Context, f feed, size int64, kept <-chan attend.Kept) error {
-	heard := time.Now()
+	heard := time.Now() // of progress: a hub that lost what it had answers for ever
 	for {
 		for {
 			c, all, err := f.next(size, true, time.Now())
@@ -141,6 +141,9 @@ func (l *Leftovers) hand(ctx context.Context, f feed, size int64, kept <-chan at
 				return err
 			}
 		}
+		if time.Since(heard) > giveUp {
+			return errors.New("the hub does not say that it has more of it")
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -148,12 +151,11 @@ func (l *Leftovers) hand(ctx context.Context, f feed, size int64, kept <-chan at
 			if k.Problem != "" {
 				return fmt.Errorf("the hub does not keep it: %.200s", k.Problem)
 			}
-			f.keep(k.Size, size, time.Now())
-			heard = time.Now()
-		case <-time.After(again):
-			if time.Since(heard) > giveUp {
-				return errors.New("the hub does not say that it has it")
+			was := f.kept
+			if f.keep(k.Size, size, time.Now()); f.kept > was {
+				heard = time.Now()
 			}
+		case <-time.After(again):
 		}
 	}
 }
