@@ -99,3 +99,31 @@ func TestSES9_KeptIsOnTheDisk(t *testing.T) {
 		t.Error("no room: kept, and not synced")
 	}
 }
+
+// TestSES9_OnlyABeginningMakesARecording: a part that fits nowhere, of one that was
+// removed, leaves no empty one behind.
+func TestSES9_OnlyABeginningMakesARecording(t *testing.T) {
+	d := newDisk(t)
+	free := d.free
+	for what, c := range map[string]struct {
+		at   int64
+		part string
+		full bool
+	}{
+		"from the middle":  {4, "two ", false},
+		"the end":          {4, "", false},
+		"nothing":          {0, "", false},
+		"without any room": {0, "one ", true},
+	} {
+		d.free = free
+		if c.full {
+			d.free = func() (uint64, error) { return LeaveFree, nil }
+		}
+		if n, err := d.Append(session.ID{1}, c.at, []byte(c.part)); n != 0 || (err != nil) != c.full {
+			t.Errorf("%s: %d, %v", what, n, err)
+		}
+		if d.Has(session.ID{1}) {
+			t.Errorf("%s: there is one", what)
+		}
+	}
+}

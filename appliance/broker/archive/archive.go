@@ -61,18 +61,20 @@ func (a *Archive) file(id session.ID) string { return filepath.Join(a.folder, id
 // now: a part that was here before, or that comes too early, changes nothing. The
 // site removes its copy of what is here, so all of that is on the disk.
 func (a *Archive) Append(id session.ID, at int64, part []byte) (size int64, err error) {
-	f, err := os.OpenFile(a.file(id), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	f, err := os.OpenFile(a.file(id), os.O_RDWR, 0o600)
+	switch {
+	case err == nil:
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		size = st.Size()
+		if err := a.settle(f, id, size); err != nil {
+			return 0, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
 		return 0, fmt.Errorf("opening the recording: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	size = st.Size()
-	if err := a.settle(f, id, size); err != nil {
-		return 0, err
 	}
 	end := at + int64(len(part))
 	switch {
@@ -87,6 +89,12 @@ func (a *Archive) Append(id session.ID, at int64, part []byte) (size int64, err 
 	}
 	if free < LeaveFree+uint64(len(part)) {
 		return size, errors.New("the hub's disk is full: remove recordings")
+	}
+	if f == nil {
+		if f, err = os.OpenFile(a.file(id), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			return 0, fmt.Errorf("beginning the recording: %w", err)
+		}
+		defer f.Close()
 	}
 	if _, err = f.WriteAt(part, at); err == nil {
 		err = a.sync(f)
