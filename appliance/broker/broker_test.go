@@ -35,12 +35,13 @@ type desk struct {
 	*Broker
 	dir string
 
-	mu     sync.Mutex
-	now    time.Time
-	events []control.Event
-	deaf   bool // the audit log cannot be written
-	gone   bool // the owner has signed out
-	free   uint64
+	mu        sync.Mutex
+	now       time.Time
+	events    []control.Event
+	deaf      bool // the audit log cannot be written
+	gone      bool // the owner has signed out
+	free      uint64
+	meanwhile func() // runs when the archive asks for room; nil: nothing does
 }
 
 func newDesk(t *testing.T) *desk {
@@ -72,7 +73,12 @@ func (d *desk) open() {
 		Meeting: func(context.Context) (control.Meeting, error) {
 			return control.Meeting{Gateway: bytes.Repeat([]byte{9}, 32)}, nil
 		},
-		Free: func() (uint64, error) { return d.free, nil },
+		Free: func() (uint64, error) {
+			if d.meanwhile != nil {
+				d.meanwhile()
+			}
+			return d.free, nil
+		},
 		SignedIn: func(context.Context) (map[int64]bool, error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()

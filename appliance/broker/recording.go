@@ -21,7 +21,11 @@ func (b *Broker) chunk(ctx context.Context, site string, c attend.Chunk) attend.
 	kept := attend.Kept{Session: c.Session}
 	size, err := b.store(ctx, site, c)
 	kept.Size = size
-	if err != nil {
+	switch {
+	case errors.Is(err, errRemoved):
+		kept.Removed = true
+		b.cfg.Log.Info("a recording that was removed comes from its site", "session", c.Session)
+	case err != nil:
 		kept.Problem = err.Error()
 		b.cfg.Log.Warn("a part of a recording is not kept", "session", c.Session, "err", err)
 	}
@@ -35,6 +39,9 @@ func (b *Broker) store(ctx context.Context, site string, c attend.Chunk) (int64,
 	if err := b.recorded(ctx, site, c.Session); err != nil {
 		return 0, err
 	}
+	if gone, err := b.removed(ctx, c.Session); gone || err != nil {
+		return 0, errors.Join(err, errRemoved)
+	}
 	size, err := b.archive.Append(c.Session, c.At, c.Bytes)
 	if err != nil {
 		return size, err
@@ -44,11 +51,40 @@ func (b *Broker) store(ctx context.Context, site string, c attend.Chunk) (int64,
 		l.recorded = size
 	}
 	b.mu.Unlock()
+	var noted int64
 	err = b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE remote_session SET recorded = ? WHERE id = ?", size, c.Session[:])
+		r, err := tx.ExecContext(ctx, "UPDATE remote_session SET recorded = ? WHERE id = ? AND recorded <> ?", size, c.Session[:], removedSize)
+		if err != nil {
+			return err
+		}
+		noted, err = r.RowsAffected()
 		return err
 	})
-	return size, err
+	if err != nil || noted > 0 {
+		return size, err
+	}
+	// While this part was written: it may have made the file anew.
+	if err := b.archive.Remove(c.Session); err != nil && !errors.Is(err, asker.ErrNone) {
+		return 0, err
+	}
+	return 0, errRemoved
+}
+
+// removedSize is what the database has in the place of a recording's size once it
+// was removed, so that none of it is taken again from a site that still has it.
+const removedSize = -1
+
+var errRemoved = errors.New("the recording was removed")
+
+// removed says whether the recording of a session was.
+func (b *Broker) removed(ctx context.Context, id session.ID) (gone bool, err error) {
+	err = b.cfg.DB.View(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRowContext(ctx, "SELECT recorded = ? FROM remote_session WHERE id = ?", removedSize, id[:]).Scan(&gone)
+	})
+	if err != nil {
+		return false, fmt.Errorf("reading whether a recording was removed: %w", err)
+	}
+	return gone, nil
 }
 
 // recorded says whether a session is one of the site's, and is recorded at all.
@@ -115,7 +151,7 @@ func (b *Broker) Cast(ctx context.Context, who asker.Who, id session.ID, w io.Wr
 	})
 }
 
-// RemoveRecording removes one.
+// RemoveRecording removes one, for good: what its site still has of it goes too.
 func (b *Broker) RemoveRecording(ctx context.Context, who asker.Who, id session.ID) error {
 	g, err := b.granted(ctx, id)
 	if err != nil {
@@ -133,11 +169,13 @@ func (b *Broker) RemoveRecording(ctx context.Context, who asker.Who, id session.
 	if err := b.audit(ctx, who, "remove recording", g.Target.Name, map[string]string{"session": id.String(), "technician": g.Technician, "started": g.From.Format(time.RFC3339)}); err != nil {
 		return err
 	}
-	if err := b.archive.Remove(id); err != nil {
-		return err
-	}
-	return b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE remote_session SET recorded = 0 WHERE id = ?", id[:])
+	// Remembered first: nothing of it is taken from here on.
+	err = b.cfg.DB.Update(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "UPDATE remote_session SET recorded = ? WHERE id = ?", removedSize, id[:])
 		return err
 	})
+	if err != nil {
+		return fmt.Errorf("remembering that a recording is removed: %w", err)
+	}
+	return b.archive.Remove(id)
 }

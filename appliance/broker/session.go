@@ -265,7 +265,7 @@ func (b *Broker) keep(ctx context.Context, l *live) error {
 			return err
 		}
 		// Sessions with a recording are remembered as long as that is kept.
-		_, err = tx.ExecContext(ctx, "DELETE FROM remote_session WHERE ended > 0 AND recorded = 0 AND id NOT IN (SELECT id FROM remote_session ORDER BY started DESC LIMIT ?)", maxKept)
+		_, err = tx.ExecContext(ctx, "DELETE FROM remote_session WHERE ended > 0 AND recorded <= 0 AND id NOT IN (SELECT id FROM remote_session ORDER BY started DESC LIMIT ?)", maxKept)
 		return err
 	})
 	if err != nil {
@@ -513,7 +513,7 @@ func (b *Broker) Sessions(ctx context.Context, who asker.Who) ([]api.Session, er
 				continue
 			}
 			s := describe(g, source)
-			s.State, s.Ended, s.Reason, s.Recorded, s.Mine = api.Over, time.Unix(ended, 0).UTC(), reason, recorded, person == who.Person.ID
+			s.State, s.Ended, s.Reason, s.Recorded, s.Mine = api.Over, time.Unix(ended, 0).UTC(), reason, max(0, recorded), person == who.Person.ID
 			list = append(list, s)
 		}
 		return rows.Err()

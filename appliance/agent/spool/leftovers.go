@@ -94,7 +94,8 @@ func (l *Leftovers) look(ctx context.Context) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// one hands one recording over, and removes it when the hub has it.
+// one hands one recording over, and removes it when the hub has it, or has
+// removed it.
 func (l *Leftovers) one(ctx context.Context, root *os.Root, name string, id session.ID) error {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -148,6 +149,10 @@ func (l *Leftovers) hand(ctx context.Context, f feed, size int64, kept <-chan at
 		case <-ctx.Done():
 			return ctx.Err()
 		case k := <-kept:
+			if k.Removed {
+				l.Log.Info("a recording that was removed at the hub is removed here", "session", k.Session)
+				return nil
+			}
 			if k.Problem != "" {
 				return fmt.Errorf("the hub does not keep it: %.200s", k.Problem)
 			}

@@ -76,3 +76,53 @@ func TestSES9_NoProgressLetsTheOthersPass(t *testing.T) {
 		}
 	})
 }
+
+// TestSES9_RemovedAtTheHubIsRemovedHere: what was removed there is not kept for
+// another time, and is no problem.
+func TestSES9_RemovedAtTheHubIsRemovedHere(t *testing.T) {
+	folder := left(t, session.ID{1}, session.ID{2})
+	l := &Leftovers{Folder: folder, Log: slog.New(slog.DiscardHandler)}
+	l.Tell = func(m attend.FromSite) error {
+		l.Kept(attend.Kept{Session: m.Chunk.Session, Removed: true})
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := l.look(ctx); err != nil {
+		t.Error(err)
+	}
+	if f := files(t, folder); len(f) != 0 {
+		t.Errorf("still here: %v", f)
+	}
+
+	// And of a session that has ended a moment ago, before the hub had all of it.
+	h := newHub()
+	h.deaf = true
+	r, _ := start(t, folder, session.ID{3}, h)
+	r.End()
+	r.Kept(attend.Kept{Session: session.ID{3}, Removed: true})
+	select {
+	case <-r.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is told on")
+	}
+	if f := files(t, folder); len(f) != 0 {
+		t.Errorf("still here: %v", f)
+	}
+
+	// One that goes on cannot: nobody would have it. It says so, and goes with its end.
+	r, _ = start(t, folder, session.ID{4}, h)
+	r.Kept(attend.Kept{Session: session.ID{4}, Removed: true})
+	if err := r.Output([]byte("more")); err == nil || !strings.Contains(err.Error(), "removed there") {
+		t.Errorf("it goes on: %v", err)
+	}
+	r.End()
+	select {
+	case <-r.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is told on")
+	}
+	if f := files(t, folder); len(f) != 0 {
+		t.Errorf("still here: %v", f)
+	}
+}

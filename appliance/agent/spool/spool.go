@@ -58,6 +58,7 @@ type Recorder struct {
 	size   int64 // written and synced
 	dirty  int64 // written
 	ended  bool
+	gone   bool // removed at the hub
 	failed error
 	feed   feed
 }
@@ -165,6 +166,9 @@ func (r *Recorder) fail(err error) {
 func (r *Recorder) Kept(k attend.Kept) {
 	r.mu.Lock()
 	r.feed.keep(k.Size, r.size, time.Now())
+	if k.Removed {
+		r.gone, k.Problem = true, "it was removed there"
+	}
 	if k.Problem != "" && !r.ended {
 		r.fail(fmt.Errorf("the hub does not keep it: %.200s", k.Problem))
 	}
@@ -271,10 +275,15 @@ func (r *Recorder) run() {
 	}
 }
 
-// hand tells the hub what it has not been told. It says whether the hub has all.
+// hand tells the hub what it has not been told. It says whether the hub has all
+// that it will ever have.
 func (r *Recorder) hand(final bool) bool {
 	for {
 		r.mu.Lock()
+		if r.gone {
+			r.mu.Unlock()
+			return final
+		}
 		c, all, err := r.feed.next(r.size, final, time.Now())
 		if err != nil {
 			r.fail(err)

@@ -230,15 +230,15 @@ func (a *Archive) Export(id session.ID, w io.Writer, begun func() error) error {
 // Remove removes one.
 func (a *Archive) Remove(id session.ID) error {
 	err := os.Remove(a.file(id))
+	a.mu.Lock()
+	delete(a.known, id)
+	delete(a.synced, id)
+	a.mu.Unlock()
 	if errors.Is(err, fs.ErrNotExist) {
 		return errNone
 	}
 	if err != nil {
 		return fmt.Errorf("removing a recording: %w", err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.known, id)
-	delete(a.synced, id)
 	return nil
 }

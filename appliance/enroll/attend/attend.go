@@ -94,6 +94,7 @@ type Kept struct {
 	Session session.ID `json:"session"`
 	Size    int64      `json:"size"`
 	Problem string     `json:"problem,omitempty"` // why no more of it is kept
+	Removed bool       `json:"removed,omitempty"` // it was had, and removed: the site's copy goes too
 }
 
 // FromSite is what the site says. Exactly one field is set, or none: it is alive.
