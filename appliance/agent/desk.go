@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"gatehouse/appliance/admission"
@@ -22,6 +23,7 @@ import (
 	"gatehouse/appliance/agent/work"
 	"gatehouse/appliance/control"
 	"gatehouse/appliance/direct"
+	"gatehouse/appliance/files/remote"
 	"gatehouse/appliance/files/serve"
 	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
@@ -86,6 +88,7 @@ type server struct {
 	own     tls.Certificate
 	lists   *admission.Watch
 	spool   string
+	claims  remote.Claims // on the parts of files that sessions write to
 	log     *slog.Logger
 }
 
@@ -101,6 +104,7 @@ func (s *server) serve(one attending.Session) (attending.Work, error) {
 		Dial: (&net.Dialer{}).DialContext, Own: direct.LinkAddresses, Idle: time.Duration(one.Material.Idle) * time.Minute,
 		Audit: s.audit, Files: serve.Over(serve.Config{
 			Session: g.ID, Technician: g.Technician, Address: one.Material.Source, Target: g.Target.Name, Functions: g.Functions, Audit: s.audit, Tell: one.Tell,
+			At: net.JoinHostPort(g.Target.Host, strconv.Itoa(int(g.Target.Port))), Claims: &s.claims,
 		}),
 		Box: work.Box{
 			Status: func(ctx context.Context) (control.Status, error) {

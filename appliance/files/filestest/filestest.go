@@ -87,6 +87,7 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 	s := &Site{t: t}
 	t.Cleanup(s.Wait)
 	s.Config = serve.Config{Session: session.ID{1}, Technician: "ada@example.com", Address: "192.0.2.7", Target: "Accounts server", Functions: functions, Files: a,
+		At: "192.0.2.5:22", Account: "ann", Claims: &remote.Claims{},
 		Audit: func(_ context.Context, e control.Event) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -106,6 +107,14 @@ func NewSite(t testing.TB, functions right.Functions, dial func(context.Context)
 		},
 	}
 	return s
+}
+
+// Beside is another session of the same agent, with the same target or with
+// another name of it.
+func (s *Site) Beside(id session.ID, at string, dial func(context.Context) (io.ReadWriteCloser, error)) *Site {
+	other := NewSite(s.t, s.Functions, dial)
+	other.Session, other.At, other.Claims = id, at, s.Claims
+	return other
 }
 
 // Open opens a stream to the site and reads the answer.

@@ -118,20 +118,11 @@ type Access struct {
 	mu     sync.Mutex
 	now    *remote
 	closed bool
-
-	claiming sync.Mutex
-	claims   map[string]claim
-}
-
-// claim is a put that writes to a part.
-type claim struct {
-	yield context.CancelFunc
-	ended chan struct{}
 }
 
 // NewAccess takes who connects. Its errors are shown to the technician.
 func NewAccess(dial func(context.Context) (io.ReadWriteCloser, error)) *Access {
-	return &Access{dial: dial, slots: make(chan struct{}, slots), claims: map[string]claim{}}
+	return &Access{dial: dial, slots: make(chan struct{}, slots)}
 }
 
 // Use gives the target to one operation, until done is called.
@@ -175,34 +166,6 @@ func (a *Access) connection(ctx context.Context) (*remote, error) {
 	}
 	a.now = r
 	return r, nil
-}
-
-// Claim has one put at a time write to a part. The later one is meant: the
-// earlier belongs to a stream whose loss the agent has not noticed yet, and yields.
-func (a *Access) Claim(ctx context.Context, part string, yield context.CancelFunc) (release func(), err error) {
-	mine := claim{yield, make(chan struct{})}
-	for {
-		a.claiming.Lock()
-		other, taken := a.claims[part]
-		if !taken {
-			a.claims[part] = mine
-		}
-		a.claiming.Unlock()
-		if !taken {
-			return func() {
-				a.claiming.Lock()
-				defer a.claiming.Unlock()
-				delete(a.claims, part)
-				close(mine.ended)
-			}, nil
-		}
-		other.yield()
-		select {
-		case <-other.ended:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }
 
 // Close ends the connection and what goes on over it.

@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"time"
 
 	"gatehouse/appliance/files"
 	"gatehouse/appliance/files/remote"
+	"gatehouse/appliance/session"
 	"gatehouse/appliance/session/wire"
 )
 
@@ -21,6 +23,7 @@ type place struct {
 	dir        string      // of both, with its slash; empty: where the account begins
 	old        fs.FileInfo // of what is there now; nil: nothing
 	left       int64       // bytes of the part that an earlier put left
+	another    error       // says that another put writes to the place: what is there is not this one's
 }
 
 func (w *work) place(t remote.Files) (p place, err error) {
@@ -52,7 +55,34 @@ func (w *work) place(t remote.Files) (p place, err error) {
 		return p, wire.Refuse(wire.NotFound, "Writing %s: the target has no such folder.", files.Shown(p.path))
 	}
 	p.dir, p.part = dir, dir+files.PartName(name)
+	p.another = wire.Refuse(wire.Failed, "Writing %s: another copy to the same place was begun, and goes on.", files.Shown(p.path))
 	return p, nil
+}
+
+// claim has the part for this put, until another one comes: that ends ctx. The
+// stream stays for a while, so that its end can be told why.
+func (w *work) claim(ctx context.Context, t remote.Files, p place) (mine context.Context, release func(), err error) {
+	dir, err := t.RealPath(cmp.Or(p.dir, "."))
+	if err != nil {
+		return nil, nil, err
+	}
+	mine, end := context.WithCancelCause(ctx)
+	part := remote.Part{Address: w.At, Account: w.Account, Path: strings.TrimRight(dir, "/") + "/" + strings.TrimPrefix(p.part, p.dir)}
+	free, err := w.Claims.Claim(mine, part, w.Session, func(to session.ID) {
+		if to == w.Session {
+			// Most likely our own end came again after a loss, and its streams are
+			// served in another order: it is to come once more if this is the later.
+			end(wire.Refuse(wire.Unreachable, "Writing %s: the same copy was begun again.", files.Shown(p.path)))
+		} else {
+			end(p.another) // final: coming again would end the other in its turn
+		}
+		time.AfterFunc(lingering, w.cancel) // it may not be reading what is said to it
+	})
+	if err != nil {
+		end(nil)
+		return nil, nil, err
+	}
+	return mine, func() { free(); end(nil) }, nil
 }
 
 // left looks what an earlier put left, removes it where it is not gone on with,
@@ -100,7 +130,7 @@ func (w *work) put(ctx context.Context, t remote.Files) error {
 }
 
 func (w *work) take(ctx context.Context, t remote.Files, p place) (got int64, end files.End, err error) {
-	release, err := w.Files.Claim(ctx, p.part, w.cancel)
+	ctx, release, err := w.claim(ctx, t, p)
 	if err != nil {
 		return 0, end, err
 	}
@@ -112,6 +142,11 @@ func (w *work) take(ctx context.Context, t remote.Files, p place) (got int64, en
 		return 0, end, lostOn(err)
 	}
 	if got, end, err = w.receive(ctx, t, p); err != nil {
+		// What failed may have done so because it was told to end.
+		var told *wire.Refusal
+		if errors.As(context.Cause(ctx), &told) {
+			err = told
+		}
 		err = w.spoiled(t, p, trouble("Writing", p.path, err))
 	}
 	return got, end, err
@@ -134,8 +169,8 @@ func (e *lostError) Unwrap() error { return e.err }
 // disk is full gets its room back. SFTP has no error of its own for that.
 func (w *work) spoiled(t remote.Files, p place, err error) error {
 	var lost *lostError
-	if errors.As(err, &lost) || files.Refusal(err).Code == wire.Unreachable {
-		return err // it will go on
+	if errors.As(err, &lost) || files.Refusal(err).Code == wire.Unreachable || errors.Is(err, p.another) {
+		return err // it will go on, or is another's
 	}
 	free, known := t.Free(cmp.Or(p.dir, "."))
 	_ = t.Remove(p.part) // what can be done was done
@@ -146,7 +181,8 @@ func (w *work) spoiled(t remote.Files, p place, err error) error {
 }
 
 func (w *work) receive(ctx context.Context, t remote.Files, p place) (got int64, end files.End, err error) {
-	begin, err := w.agree(ctx, t, p)
+	next := w.reader(ctx)
+	begin, err := w.agree(ctx, t, p, next)
 	if err != nil {
 		return 0, end, err
 	}
@@ -166,7 +202,7 @@ func (w *work) receive(ctx context.Context, t remote.Files, p place) (got int64,
 	if err := w.f.Say(files.FrameBegin, begin); err != nil {
 		return 0, end, lostOn(err)
 	}
-	sent, got, err := w.write(f, begin.From)
+	sent, got, err := w.write(f, begin.From, next)
 	if err != nil {
 		return got, end, err
 	}
@@ -196,10 +232,14 @@ func (w *work) receive(ctx context.Context, t remote.Files, p place) (got int64,
 	if err := f.Close(); err != nil {
 		return got, end, err
 	}
-	// Another session may write to the same place. It would have begun its part
-	// anew; SFTP has no better way to tell that the name is still this file.
-	if i, err := t.Lstat(p.part); err != nil || i.Size() != is.Size() || !i.ModTime().Equal(is.ModTime()) {
-		return got, end, wire.Refuse(wire.Failed, "Writing %s: another copy to the same place goes on.", files.Shown(p.path))
+	// Somebody whom no claim of this agent holds back may write to the same place.
+	// They would have begun the part anew; SFTP has no better way to tell that the
+	// name is still this file.
+	switch i, err := t.Lstat(p.part); {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return got, end, err
+	case err != nil, i.Size() != is.Size(), !i.ModTime().Equal(is.ModTime()):
+		return got, end, p.another
 	}
 	// Written down before it takes effect. A power cut between the two leaves a
 	// whole part, an entry of the audit that says more than happened, and never
@@ -214,14 +254,60 @@ func wrong(path, what string) error {
 	return wire.Refuse(wire.Failed, "Writing %s: the %s of what is at the target now is not that of what was sent; it was removed, and nothing was replaced.", files.Shown(path), what)
 }
 
+// frame is what Frames.Read gives.
+type frame struct {
+	kind    files.FrameKind
+	content []byte
+	err     error
+}
+
+// reader gives what reads the stream's frames and returns when ctx ends, too:
+// what waits for a stream that is lost and not known to be is to end at once,
+// and closing the stream would leave nothing to say so on. Content is good until
+// the next frame is asked for.
+func (w *work) reader(ctx context.Context) (next func() frame) {
+	ask, come := make(chan struct{}), make(chan frame, 1)
+	go func() { // ends with ctx, or with the stream if it reads
+		for {
+			select {
+			case <-ask:
+			case <-ctx.Done():
+				return
+			}
+			kind, content, err := w.f.Read()
+			come <- frame{kind, content, lostOn(err)} // has room: one is asked for at a time
+		}
+	}()
+	return func() frame {
+		select {
+		case ask <- struct{}{}:
+		case <-ctx.Done():
+			return frame{err: context.Cause(ctx)}
+		}
+		select {
+		case x := <-come:
+			return x
+		case <-ctx.Done():
+			return frame{err: context.Cause(ctx)}
+		}
+	}
+}
+
 // agree finds out from where to go on.
-func (w *work) agree(ctx context.Context, t remote.Files, p place) (begin files.Begin, err error) {
+func (w *work) agree(ctx context.Context, t remote.Files, p place, next func() frame) (begin files.Begin, err error) {
 	if p.left == 0 {
 		return begin, nil
 	}
 	var have files.Have
-	if err := w.f.Expect(files.FrameHave, &have, nil); err != nil {
-		return begin, lostOn(err)
+	switch x := next(); {
+	case x.err != nil:
+		return begin, x.err
+	case x.kind != files.FrameHave:
+		return begin, lostOn(fmt.Errorf("a frame of kind %q came where %q was due", x.kind, files.FrameHave))
+	default:
+		if err := files.Message(x.content, &have); err != nil {
+			return begin, lostOn(err)
+		}
 	}
 	if have.From != p.left || !isHash(have.SHA256) {
 		return begin, wire.Refuse(wire.Invalid, "of the part of %d bytes the hash of %d came", p.left, have.From)
@@ -243,7 +329,7 @@ func (w *work) agree(ctx context.Context, t remote.Files, p place) (begin files.
 
 // write takes content from the stream to the end frame: one chunk is read
 // while the one before is written.
-func (w *work) write(f remote.File, at int64) (end files.End, got int64, err error) {
+func (w *work) write(f remote.File, at int64, next func() frame) (end files.End, got int64, err error) {
 	free, written := make(chan []byte, 2), make(chan error, 1)
 	free <- make([]byte, 0, files.Chunk)
 	free <- make([]byte, 0, files.Chunk)
@@ -264,12 +350,11 @@ func (w *work) write(f remote.File, at int64) (end files.End, got int64, err err
 	}
 	b := <-free
 	for err == nil {
-		var kind files.FrameKind
-		var data []byte
-		if kind, data, err = w.f.Read(); err != nil {
-			err = lostOn(err)
+		x := next()
+		if err = x.err; err != nil {
 			break
 		}
+		kind, data := x.kind, x.content
 		switch {
 		case kind == files.FrameEnd:
 			err = files.Message(data, &end)
@@ -299,15 +384,10 @@ func (w *work) write(f remote.File, at int64) (end files.End, got int64, err err
 			}
 		}
 	}
-	// What came before the cut is kept: the next one goes on after it.
-	if broken := <-written; broken != nil {
-		return end, got, broken
-	}
-	var lost *lostError
-	if errors.As(err, &lost) && len(b) > 0 {
-		_, _ = f.WriteAt(b, at) // less to send again if it works
-	}
-	return end, got, err
+	// The chunks before the cut are kept: the next one goes on after them. The rest
+	// is not written now, though it would save a chunk: a loss is noticed late, and
+	// the file may be somebody's by then who went on with the part and is done.
+	return end, got, cmp.Or(<-written, err)
 }
 
 // dress gives the part the permissions and the owner of what it replaces, as a

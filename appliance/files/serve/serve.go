@@ -33,6 +33,9 @@ type Config struct {
 	Target     string          // its name
 	Functions  right.Functions // of the grant
 	Files      *remote.Access  // of the target
+	At         string          // the target's host:port
+	Account    string          // that the agent signs in with there; Over asks the connection
+	Claims     *remote.Claims  // of the agent, on the parts that its sessions write to
 	// Audit returns once the event is on disk; without it nothing happens.
 	Audit func(context.Context, control.Event) error
 	// Tell tells the hub of a transfer. That it could not be told stops
@@ -53,6 +56,8 @@ func Over(cfg Config) func(context.Context, *ssh.Client, wire.Stream, wire.Open)
 		return remote.Subsystem(ctx.Value(key{}).(*ssh.Client))
 	})
 	return func(ctx context.Context, c *ssh.Client, s wire.Stream, o wire.Open) error {
+		cfg := cfg
+		cfg.Account = c.User()
 		return Stream(context.WithValue(ctx, key{}, c), cfg, s, o)
 	}
 }
@@ -99,11 +104,14 @@ func Stream(ctx context.Context, cfg Config, s wire.Stream, o wire.Open) error {
 	return w.change(ctx, t)
 }
 
+// lingering is how long the other end is given to read the last that is said to it.
+const lingering = 10 * time.Second
+
 // linger closes a stream once the other end has, which it does when it has read
 // the answer: Close ends both ways at once, whatever is still on its way.
 func linger(s wire.Stream) {
 	defer s.Close()
-	defer time.AfterFunc(10*time.Second, func() { s.Close() }).Stop()
+	defer time.AfterFunc(lingering, func() { s.Close() }).Stop()
 	_, _ = io.Copy(io.Discard, s) // of a put that was refused more may come
 }
 
@@ -154,7 +162,7 @@ type work struct {
 	s wire.Stream
 	f *files.Frames
 
-	cancel  context.CancelFunc // of the context that all of it runs in
+	cancel  context.CancelFunc // of the context that all of it runs in, and its stream
 	replied bool
 }
 
