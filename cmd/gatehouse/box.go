@@ -22,8 +22,9 @@ import (
 	"gatehouse/appliance/setup/proof"
 )
 
-// maxAnswer bounds what is read of a box; the longest is a day of its exposure.
-const maxAnswer = 256 << 10
+// maxAnswer bounds what is read of a box, in bytes. The longest are its lists,
+// of which a target takes up to some hundred bytes and a recording as many.
+const maxAnswer = 8 << 20
 
 // errOtherKey means that a connection came from another key than the first or the pinned one.
 var errOtherKey = errors.New("the certificate is not the box's")
@@ -150,9 +151,9 @@ func (b *box) call(ctx context.Context, method, path string, question, answer an
 		return nil, fail(exitUnreachable, "reaching the box at %s: %w", b.address, err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	text, err := b.text(resp)
 	if err != nil {
-		return nil, fail(exitUnreachable, "reading the answer of %s: %w", b.address, err)
+		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
 		return nil, &refusal{resp.StatusCode, reason(text)}
@@ -164,6 +165,19 @@ func (b *box) call(ctx context.Context, method, path string, question, answer an
 		return nil, fmt.Errorf("%s does not answer as a Gatehouse does: %w", b.address, err)
 	}
 	return proof.Binding(resp.TLS)
+}
+
+// text reads an answer to its end. One that is too long is none: its beginning
+// would look like what the box said.
+func (b *box) text(resp *http.Response) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fail(exitUnreachable, "reading the answer of %s: %w", b.address, err)
+	}
+	if len(text) > maxAnswer {
+		return nil, fmt.Errorf("the answer of %s to %s is longer than %d MiB, the most that is read of a box: use its page instead", b.address, resp.Request.URL.Path, maxAnswer>>20)
+	}
+	return text, nil
 }
 
 // reason finds the words in an answer (RFC 9457), safe for a terminal.

@@ -119,9 +119,9 @@ func (r *change) ask(ctx context.Context, path, kind string, body io.Reader) (*h
 	}
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
-		text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		text, err := r.text(resp)
 		if err != nil {
-			return nil, fail(exitUnreachable, "reading the answer of %s: %w", r.address, err)
+			return nil, err
 		}
 		return nil, &refusal{resp.StatusCode, reason(text)}
 	}
@@ -291,7 +291,11 @@ func (r *change) look(ctx context.Context, file *os.File, secret [2]string) (f f
 		return f, err
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&f); err != nil {
+	text, err := r.text(resp)
+	if err != nil {
+		return f, err
+	}
+	if err := json.Unmarshal(text, &f); err != nil {
 		return f, fmt.Errorf("%s does not answer as a Gatehouse does: %w", r.address, err)
 	}
 	return f, nil

@@ -123,7 +123,7 @@ func (b *box) cast(ctx context.Context, id targets.ID, to io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		text, err := b.text(resp)
 		if err != nil {
 			return err
 		}

@@ -168,9 +168,9 @@ func (r *change) part(ctx context.Context, b *bundle, at control.UpdateOffset) (
 		return at, fail(exitUnreachable, "sending to the box at %s: %w", r.address, err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	text, err := r.text(resp)
 	if err != nil {
-		return at, fail(exitUnreachable, "reading the answer of %s: %w", r.address, err)
+		return at, err
 	}
 	if resp.StatusCode == http.StatusServiceUnavailable {
 		return at, fail(exitUnreachable, "%s", reason(text))
