@@ -251,7 +251,8 @@ func (s *Session) Err() error {
 	return s.carrier.Err()
 }
 
-// Activity grows whenever something is sent or opened from here.
+// Activity grows whenever somebody is at work: something is opened or sent from
+// here, or comes where nobody types. A terminal that only prints is no work.
 func (s *Session) Activity() uint64 { return s.activity.Load() }
 
 // Close ends the session at both ends.
@@ -286,7 +287,7 @@ func (s *Session) Open(ctx context.Context, o wire.Open) (wire.Stream, wire.Repl
 		}
 		return nil, r, s.because(err)
 	}
-	return &counted{st, &s.activity}, r, nil
+	return &counted{st, &s.activity, o.Do != wire.Terminal && o.Do != wire.Console}, r, nil
 }
 
 // because prefers the reason of the session's end to how a stream noticed it.
@@ -305,13 +306,22 @@ func (s *Session) because(err error) error {
 	return err
 }
 
-// counted notes what is sent.
+// counted notes what is sent, and what comes if that is work, too.
 type counted struct {
 	wire.Stream
-	sent *atomic.Uint64
+	activity *atomic.Uint64
+	comes    bool
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Stream.Read(b)
+	if c.comes && n > 0 {
+		c.activity.Add(1)
+	}
+	return n, err
 }
 
 func (c *counted) Write(b []byte) (int, error) {
-	c.sent.Add(1)
+	c.activity.Add(1)
 	return c.Stream.Write(b)
 }

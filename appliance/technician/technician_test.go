@@ -317,3 +317,42 @@ func TestForwardReportsWhatIsRefused(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A download, a command that only prints and a forwarded port are work while
+// something comes. A terminal that only prints is not: it may be left alone.
+func TestSES10_WhatComesIsWorkWhereNobodyTypes(t *testing.T) {
+	site := techniciantest.New(t, nas)
+	opened := make(chan struct{}, 1)
+	site.Serve = func(_ wire.Open, st wire.Stream) {
+		defer st.Close()
+		if wire.WriteReply(st, wire.Reply{}) != nil {
+			return
+		}
+		select {
+		case <-opened:
+		case <-t.Context().Done():
+		}
+		io.WriteString(st, "more")
+		st.CloseWrite()
+	}
+	s := begin(t, site, nil)
+	for do, want := range map[wire.Do]bool{wire.Terminal: false, wire.Console: false, wire.Exec: true, wire.Files: true, wire.Forward: true, wire.Web: true} {
+		st, _, err := s.Open(t.Context(), wire.Open{Do: do})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := s.Activity()
+		opened <- struct{}{}
+		if _, err := io.ReadFull(st, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Activity() != before; got != want {
+			t.Errorf("%s: what comes is work: %v, want %v", do, got, want)
+		}
+		before = s.Activity()
+		if n, err := st.Read(make([]byte, 4)); n != 0 || err == nil || s.Activity() != before {
+			t.Errorf("%s: the end is work: %d, %v", do, n, err)
+		}
+		st.Close()
+	}
+}

@@ -132,7 +132,8 @@ func (h hub) Meet(ctx context.Context, q api.MeetAsk) (m api.Meeting, err error)
 	return m, err
 }
 
-// alive tells the box that its person is at work, whenever something was done:
+// alive tells the box that its person is at work, whenever something was done
+// or came (technician.Session.Activity):
 // bytes of a session do not pass by the console, and it would sign the person
 // out, after which a lost way could not be replaced.
 func alive(ctx context.Context, b *box, s *technician.Session, each time.Duration) (stop func()) {
