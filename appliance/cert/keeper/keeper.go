@@ -213,9 +213,6 @@ func (k *Keeper) change(f func(*kept)) error {
 func (k *Keeper) keep(q kept, f func(*kept)) error {
 	q.History = slices.Clone(q.History)
 	f(&q)
-	if len(q.History) > maxHistory {
-		q.History = q.History[:maxHistory]
-	}
 	b, err := json.Marshal(q)
 	if err == nil {
 		_, _, err = q.parse()
@@ -245,6 +242,7 @@ func (k *Keeper) want(now, busy bool) {
 
 func (q *kept) note(at time.Time, what string, source Source, text string) {
 	q.History = slices.Insert(q.History, 0, Entry{at.UTC().Truncate(time.Second), what, source, text})
+	q.History = q.History[:min(len(q.History), maxHistory)]
 }
 
 // wake has the task look at once.

@@ -46,6 +46,7 @@ type rig struct {
 	challenges map[string]string
 	events     []control.Event
 	noAudit    error
+	heard      func(control.Event) // after an event is in the audit log
 	shown      string
 	names      []string
 }
@@ -108,6 +109,9 @@ func (r *rig) open() {
 				return r.noAudit
 			}
 			r.events = append(r.events, e)
+			if r.heard != nil {
+				r.heard(e)
+			}
 			return nil
 		},
 		Shown: func(_ context.Context, c tls.Certificate, names []string) error {

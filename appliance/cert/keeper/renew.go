@@ -193,22 +193,48 @@ func (k *Keeper) renewLeaf(ctx context.Context) error {
 	if k.kept.Source != CA || !m.trusted || !k.now && (k.resting(now) || k.leafGood(now, m)) {
 		return nil
 	}
-	c, err := k.root.Issue(m.names, m.addresses, now)
-	if err == nil {
-		err = k.c.Ports.Audit(ctx, used(CA, c))
-	}
-	var b []byte
-	if err == nil {
-		b, err = pair.Encode(c)
-	}
 	k.want(false, false)
+	err := k.writable()
+	var c tls.Certificate
+	if err == nil {
+		c, err = k.root.Issue(m.names, m.addresses, now)
+	}
+	if err == nil {
+		err = k.use(ctx, CA, c, func(q *kept, b []byte) { q.Leaf = b })
+	}
 	if err != nil {
 		return k.failed(CA, err, m)
 	}
-	return k.change(func(q *kept) {
-		q.Leaf, q.Trouble = b, Trouble{}
-		q.note(now, "issued", CA, "for "+strings.Join(pair.Names(c.Leaf), ", ")+", until "+stamp(c.Leaf.NotAfter))
+	return nil
+}
+
+// writable says whether what is got now can be kept. Without it each try would
+// cost an order, and entries about a certificate that never answers. The caller
+// holds acting.
+func (k *Keeper) writable() error { return k.change(func(*kept) {}) }
+
+// use has a certificate that was got answer: the entry first, then the file. One
+// that cannot be kept does not answer, and the audit log says that too. The
+// caller holds acting.
+func (k *Keeper) use(ctx context.Context, s Source, c tls.Certificate, put func(*kept, []byte)) error {
+	b, err := pair.Encode(c)
+	if err != nil {
+		return err
+	}
+	e := used(s, c)
+	if err := k.c.Ports.Audit(ctx, e); err != nil {
+		return err
+	}
+	err = k.change(func(q *kept) {
+		put(q, b)
+		q.Trouble = Trouble{}
+		q.note(k.c.Ports.Now(), "issued", s, "for "+strings.Join(pair.Names(c.Leaf), ", ")+", until "+stamp(c.Leaf.NotAfter))
 	})
+	if err != nil {
+		e.Outcome = "failed"
+		err = errors.Join(err, k.c.Ports.Audit(ctx, e))
+	}
+	return err
 }
 
 // resting says whether the pause after a failure lasts. A pause that is longer
@@ -239,7 +265,9 @@ func (k *Keeper) leafGood(now time.Time, m machine) bool {
 	return true
 }
 
-// failed keeps what went wrong. The caller holds acting.
+// failed keeps what went wrong. The pause holds whether it can be written or not:
+// whatever keeps the file from being written is there at the next look too. The
+// caller holds acting.
 func (k *Keeper) failed(s Source, err error, m machine) error {
 	now := k.c.Ports.Now()
 	text, pause := err.Error(), pauses[min(k.kept.Trouble.Failures, len(pauses)-1)]
@@ -249,10 +277,12 @@ func (k *Keeper) failed(s Source, err error, m machine) error {
 		pause = min(max(pause, f.Wait), maxPause)
 	}
 	k.c.Log.Warn("a certificate was not got", "source", s, "err", err)
-	return k.change(func(q *kept) {
-		q.Trouble = Trouble{Text: text, At: now.UTC().Truncate(time.Second), Failures: q.Trouble.Failures + 1, Next: now.Add(pause).UTC().Truncate(time.Second)}
-		q.note(now, "failed", s, text)
-	})
+	k.want(false, false)
+	k.mu.Lock()
+	k.kept.Trouble = Trouble{Text: text, At: now.UTC().Truncate(time.Second), Failures: k.kept.Trouble.Failures + 1, Next: now.Add(pause).UTC().Truncate(time.Second)}
+	k.kept.note(now, "failed", s, text)
+	k.mu.Unlock()
+	return k.writable()
 }
 
 // hint says what may be in the way of the server.
@@ -287,13 +317,6 @@ func (k *Keeper) renewOrder(ctx context.Context) error {
 	if err == nil {
 		got, err = order.Obtain(ctx, c)
 	}
-	var b []byte
-	if err == nil {
-		b, err = pair.Encode(got)
-	}
-	if err == nil {
-		err = k.c.Ports.Audit(ctx, used(ACME, got))
-	}
 	k.acting.Lock()
 	defer k.acting.Unlock()
 	m, _ := k.seen()
@@ -303,13 +326,13 @@ func (k *Keeper) renewOrder(ctx context.Context) error {
 		return ctx.Err() // the program ends: nobody's failure
 	case k.kept.Source != ACME || !slices.Equal(k.kept.ACME.Names, settings.Names) || k.kept.ACME.Directory != settings.Directory:
 		return nil // the owner chose otherwise meanwhile
-	case err != nil:
+	case err == nil:
+		err = k.use(ctx, ACME, got, func(q *kept, b []byte) { q.Ordered = b })
+	}
+	if err != nil {
 		return k.failed(ACME, err, m)
 	}
-	return k.change(func(q *kept) {
-		q.Ordered, q.Trouble = b, Trouble{}
-		q.note(k.c.Ports.Now(), "issued", ACME, "for "+strings.Join(settings.Names, ", ")+", until "+stamp(got.Leaf.NotAfter))
-	})
+	return nil
 }
 
 // beginOrder says what is to be ordered now; nil: nothing.
@@ -322,6 +345,9 @@ func (k *Keeper) beginOrder() (*ACMESettings, order.Config, error) {
 	}
 	settings := k.kept.ACME
 	c, err := k.config(settings)
+	if err == nil {
+		err = k.writable()
+	}
 	if err != nil {
 		return nil, c, k.failed(ACME, err, m)
 	}

@@ -23,6 +23,7 @@ const (
 	MaxChainBytes = 24 << 10
 	MaxKeyBytes   = 8 << 10
 	maxChain      = 6
+	maxChainDER   = MaxChainBytes / 4 * 3 // as much as fits into MaxChainBytes of PEM: two such chains fit into the sealed file
 )
 
 // Parse reads a chain, leaf first, and the key of the leaf. Everything that a
@@ -111,6 +112,13 @@ func Join(chain []*x509.Certificate, key crypto.Signer, now time.Time) (tls.Cert
 	var none tls.Certificate
 	if len(chain) == 0 || len(chain) > maxChain {
 		return none, fmt.Errorf("the chain has %d certificates: one to %d are taken", len(chain), maxChain)
+	}
+	size := 0
+	for _, c := range chain {
+		size += len(c.Raw)
+	}
+	if size > maxChainDER {
+		return none, fmt.Errorf("the certificates of the chain have %d bytes together: at most %d are taken", size, maxChainDER)
 	}
 	leaf := chain[0]
 	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })

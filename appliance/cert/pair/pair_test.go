@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"math/big"
 	"strings"
@@ -179,4 +180,21 @@ func FuzzParse(f *testing.F) {
 			t.Fatal("half a certificate")
 		}
 	})
+}
+
+// Six certificates can hold any number of bytes, and a server chooses them.
+func TestNET10_AChainIsBoundedInBytes(t *testing.T) {
+	key := ecKey(t)
+	big := func(n int) *x509.Certificate {
+		return sign(t, "gate.example.net", key, nil, func(c *x509.Certificate) {
+			c.DNSNames = []string{"gate.example.net"}
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 99999, 1}, Value: make([]byte, n)}}
+		}).c
+	}
+	if _, err := Join([]*x509.Certificate{big(17 << 10)}, key, now); err != nil {
+		t.Errorf("one that fits is refused: %v", err)
+	}
+	if _, err := Join([]*x509.Certificate{big(18 << 10)}, key, now); err == nil || !strings.Contains(err.Error(), "bytes together") {
+		t.Errorf("%v", err)
+	}
 }
