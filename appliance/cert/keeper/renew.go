@@ -52,14 +52,16 @@ func (k *Keeper) run(ctx context.Context) error {
 	}
 }
 
-// follow takes the operator's files whenever they change.
+// follow takes the operator's files whenever they change. Refused ones are not
+// taken: they are judged again, because a clock is set and a disk gets room.
 func (k *Keeper) follow(ctx context.Context) error {
 	var seen uint64
 	for {
 		f, err := k.c.Ports.Files(ctx, control.CertificateFilesSeen{Version: seen})
 		if err == nil && f.Version != seen {
-			seen = f.Version
-			k.takeFiles(ctx, f)
+			if seen = f.Version; !k.takeFiles(ctx, f) {
+				seen, err = 0, errNotTaken
+			}
 		}
 		if err == nil {
 			if err = ctx.Err(); err != nil {
@@ -70,13 +72,16 @@ func (k *Keeper) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(10 * time.Second):
+		case <-time.After(lookEvery):
 		}
 	}
 }
 
-// takeFiles judges files; bad ones leave the last good ones in use.
-func (k *Keeper) takeFiles(ctx context.Context, f control.CertificateFiles) {
+var errNotTaken = errors.New("the certificate files were refused")
+
+// takeFiles judges files; bad ones leave the last good ones in use. It says
+// whether that is settled until they are others.
+func (k *Keeper) takeFiles(ctx context.Context, f control.CertificateFiles) bool {
 	var c tls.Certificate
 	var err error
 	if f.Named {
@@ -86,13 +91,16 @@ func (k *Keeper) takeFiles(ctx context.Context, f control.CertificateFiles) {
 			err = k.c.Ports.Audit(ctx, used(Files, c))
 		}
 	}
+	settled := err == nil || f.Problem != "" // who reads them tells when they can be read
 	f.Chain, f.Key = nil, nil
 	k.mu.Lock()
+	again := k.files.Problem != "" && k.files.Version == f.Version
 	k.files, k.files.Problem = f, ""
 	switch {
 	case err != nil:
-		k.files.Problem = err.Error()
-		k.c.Log.Error("the certificate files are refused, the last good ones stay", "err", err)
+		if k.files.Problem = err.Error(); !again {
+			k.c.Log.Error("the certificate files are refused, the last good ones stay", "err", err)
+		}
 	case f.Named:
 		k.fromFile = &c
 		k.c.Log.Info("the certificate files were read", "until", c.Leaf.NotAfter)
@@ -101,6 +109,7 @@ func (k *Keeper) takeFiles(ctx context.Context, f control.CertificateFiles) {
 	}
 	k.mu.Unlock()
 	k.wake()
+	return settled
 }
 
 // used is the event before a certificate answers.
