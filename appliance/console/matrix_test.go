@@ -156,7 +156,8 @@ func TestACC8_RouteMatrix(t *testing.T) {
 	ended := b.Browser()
 	ended.Jar = owner.Jar // shares the owner's cookies until the owner signs out, below
 
-	for key, r := range wholeTable(t) {
+	table := wholeTable(t)
+	for key, r := range table {
 		state, _, _ := strings.Cut(key, " ")
 		if state != string(control.StateReady) {
 			continue
@@ -172,6 +173,9 @@ func TestACC8_RouteMatrix(t *testing.T) {
 			status, location := visitor{br}.ask(t, r.Method, r.Path)
 			if ok, want := refusedRight(name, r, status, location); !ok {
 				t.Errorf("%s as %s: %d %s, want %s", key, name, status, location, want)
+			}
+			if next := mustURL(t, location).Query().Get("next"); next != "" && table["ready GET "+next].Handle == nil {
+				t.Errorf("%s as %s: %s goes on to what is no page", key, name, location)
 			}
 		}
 	}

@@ -101,7 +101,7 @@ func NewRouter(box *Box, state control.State, table []Route) (*Router, error) {
 }
 
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	v := &Visit{W: w, R: r, Box: rt.box}
+	v := &Visit{W: w, R: r, Box: rt.box, router: rt}
 	if r.URL.RawPath != "" || r.URL.EscapedPath() != r.URL.Path {
 		v.notFound()
 		return
@@ -127,6 +127,22 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v.serve(route)
+}
+
+// page is where a person goes on after a sign-in: where they were going. What
+// was sent to a path cannot be sent again by a redirect, so for that it is the
+// page at the path, or the nearest above it.
+func (rt *Router) page(method, path string) string {
+	if method != http.MethodPost {
+		return path
+	}
+	for path != "" {
+		if r, ok := rt.routes[path][http.MethodGet]; ok && !r.API && !r.Quiet {
+			return path
+		}
+		path = path[:strings.LastIndexByte(path, '/')]
+	}
+	return "/"
 }
 
 func safeMethod(m string) string {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,36 @@ func TestNextTakesOurPathsOnly(t *testing.T) {
 		r.Form = map[string][]string{"next": {next}}
 		if got := (&Visit{R: r}).Next("/"); got != want {
 			t.Errorf("%q: %q, want %q", next, got, want)
+		}
+	}
+}
+
+// What was sent cannot be sent again by a redirect: after the sign-in comes the
+// form itself, or the nearest page above it, and never an error page.
+func TestACC8_AfterTheSignInComesAPage(t *testing.T) {
+	route := func(method, path string) Route {
+		return Route{Method: method, Path: path, States: ready, Need: Full, Right: right.Configure, Handle: hello}
+	}
+	data, live, early := route("GET", "/network/here"), route("GET", "/network/here/live"), route("GET", "/list/turn")
+	data.API, live.Quiet, early.States = true, true, []control.State{control.StateUnclaimed}
+	router, err := NewRouter(box(), control.StateReady, []Route{
+		route("GET", "/"), route("GET", "/network"), route("GET", "/network/link"), route("POST", "/network/link"), route("POST", "/network/keep"),
+		data, live, route("POST", "/network/here/live"), route("GET", "/list"), early, route("POST", "/list/turn"), route("POST", "/welcome/dismiss"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for asked, next := range map[string]string{
+		"GET /network": "/network", "GET /network/link": "/network/link", "HEAD /network": "/network", "POST /network/link": "/network/link",
+		"POST /network/keep": "/network", "POST /network/here/live": "/network", "POST /list/turn": "/list", "POST /welcome/dismiss": "", "GET /": "",
+	} {
+		method, path, _ := strings.Cut(asked, " ")
+		want := "/sign-in"
+		if next != "" {
+			want += "?next=" + url.QueryEscape(next)
+		}
+		if w := serve(t, router, method, path); w.Code != http.StatusSeeOther || w.Header().Get("Location") != want {
+			t.Errorf("%s: %d to %q, want %q", asked, w.Code, w.Header().Get("Location"), want)
 		}
 	}
 }

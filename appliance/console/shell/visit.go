@@ -44,6 +44,7 @@ type Visit struct {
 	Route   Route
 	Origin  account.Origin
 	Session account.Session // zero for Anyone
+	router  *Router
 	token   string
 }
 
@@ -209,7 +210,7 @@ func (v *Visit) elsewhere(status int, path, why string) error {
 		v.fail(status, why, "")
 		return nil
 	}
-	if next := v.R.URL.Path; path != "/" && next != "/" {
+	if next := v.router.page(v.R.Method, v.R.URL.Path); path != "/" && next != "/" {
 		path += "?next=" + url.QueryEscape(next)
 	}
 	v.Redirect(path)
