@@ -470,6 +470,18 @@ func TestACC8_SessionsEnd(t *testing.T) {
 	}
 }
 
+// A person who looks through the list knows the address, not its network.
+func TestACC8_ASessionNamesItsAddress(t *testing.T) {
+	b, p := claimed(t)
+	a := netip.MustParseAddr("2001:db8::5054:ff:fe12:3456")
+	if _, _, err := b.Start(t.Context(), p, StageFull, Origin{Source: netip.MustParsePrefix("2001:db8::/64"), Address: a}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := b.Sessions(t.Context(), p); err != nil || len(list) != 1 || list[0].Source != a.String() {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
 func TestACC8_SessionsAreListedAndRevoked(t *testing.T) {
 	b, p := claimed(t)
 	ctx := t.Context()

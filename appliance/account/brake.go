@@ -25,9 +25,18 @@ const (
 
 // Origin is where a try comes from.
 type Origin struct {
-	Source netip.Prefix // the address that counts as one: an IPv4 address or an IPv6 /64
-	Device string       // the cookie of a known browser; "" for a stranger
-	Agent  string       // what the browser calls itself
+	Source  netip.Prefix // the address that counts as one: an IPv4 address or an IPv6 /64
+	Address netip.Addr   // the exact one, for people; not valid for the box's own agent
+	Device  string       // the cookie of a known browser; "" for a stranger
+	Agent   string       // what the browser calls itself
+}
+
+// From is the origin in words for people.
+func (o Origin) From() string {
+	if o.Address.IsValid() {
+		return o.Address.String()
+	}
+	return o.Source.Addr().String()
 }
 
 type bucket struct {

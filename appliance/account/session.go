@@ -55,7 +55,7 @@ var ErrNoSession = errors.New("not signed in")
 func (a *Accounts) Start(ctx context.Context, p Person, stage Stage, o Origin, replace string) (token string, s Session, err error) {
 	token = newToken()
 	now := a.steady()
-	s = Session{Person: p, Stage: stage, Created: now, Seen: now, Confirmed: now, Source: o.Source.Addr().String(), Agent: o.Agent}
+	s = Session{Person: p, Stage: stage, Created: now, Seen: now, Confirmed: now, Source: o.From(), Agent: o.Agent}
 	err = a.db.Update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, "DELETE FROM session WHERE token = ?", digest(replace)); err != nil {
 			return fmt.Errorf("ending the earlier session: %w", err)

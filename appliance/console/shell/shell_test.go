@@ -178,6 +178,33 @@ func TestACC8_AfterTheSignInComesAPage(t *testing.T) {
 	}
 }
 
+// The brakes count an IPv6 network as one; the audit log names who it was.
+func TestAUD1_TheAuditLogNamesTheAddressOfAVisitor(t *testing.T) {
+	for remote, want := range map[string][2]string{
+		"[fe80::5054:ff:fe12:3456%eth0]:4711": {"fe80::5054:ff:fe12:3456", "fe80::/64"}, "[2001:db8:1:2:3:4:5:6]:4711": {"2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"},
+		"192.0.2.7:4711": {"192.0.2.7", "192.0.2.7/32"}, "[::ffff:192.0.2.7]:4711": {"192.0.2.7", "192.0.2.7/32"}, "@": {"::", "::/128"},
+	} {
+		var told control.Event
+		b := box()
+		b.Audit = func(_ context.Context, e control.Event) error { told = e; return nil }
+		router, err := NewRouter(b, control.StateReady, []Route{{Method: "GET", Path: "/x", States: ready, Handle: func(v *Visit) error {
+			if v.Origin.Source.String() != want[1] {
+				t.Errorf("%s: the brakes count %s, want %s", remote, v.Origin.Source, want[1])
+			}
+			return v.Record("read", "x", nil)
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest("GET", "/x", nil)
+		r.RemoteAddr = remote
+		router.ServeHTTP(httptest.NewRecorder(), r)
+		if told.From != want[0] {
+			t.Errorf("%s is written down as %q, want %q", remote, told.From, want[0])
+		}
+	}
+}
+
 func TestWordsForPeople(t *testing.T) {
 	for got, want := range map[string]string{
 		Size(512): "512 B", Size(2 << 10): "2 kB", Size(180 << 20): "180 MB", Size(28 << 30): "28.0 GB",

@@ -116,7 +116,7 @@ func (v *Visit) bind() {
 }
 
 // From is the asker's address, for the audit log.
-func (v *Visit) From() string { return v.Origin.Source.Addr().String() }
+func (v *Visit) From() string { return v.Origin.From() }
 
 // The cookies. __Host- makes browsers insist on Secure, this host and path /.
 const (
@@ -349,7 +349,7 @@ func connOf(r *http.Request) *handover.Conn {
 func originOf(r *http.Request) account.Origin {
 	o := account.Origin{Source: netip.PrefixFrom(netip.IPv6Unspecified(), 128), Agent: r.UserAgent()}
 	if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		o.Source = handover.Source(a.Addr())
+		o.Source, o.Address = handover.Source(a.Addr()), a.Addr().Unmap().WithZone("")
 	}
 	if c, err := r.Cookie(deviceCookie); err == nil {
 		o.Device = c.Value
