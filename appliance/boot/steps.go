@@ -218,7 +218,8 @@ func (b *box) openData(ctx context.Context) error {
 			b.log.Warn("slots of starts that were foreseen are still there", "err", err)
 		}
 	}
-	if ok, err := volume.Reserve(dataPath); err != nil || !ok {
+	// As long as the volume is there: who unlocks it does not wait for that.
+	if ok, err := volume.KeepBalanced(context.WithoutCancel(ctx), dataPath, b.log); err != nil || !ok {
 		b.problem = "the data volume is full: signing in, reading and erasing work, changes are refused"
 		b.log.Warn(b.problem, "err", err)
 	}

@@ -3,10 +3,13 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -183,6 +186,87 @@ func TestReserve(t *testing.T) {
 	}
 	if _, err := Reserve(dir); err == nil {
 		t.Error("a symbolic link in the place of the reserve was followed")
+	}
+}
+
+// Nobody could sign in on a full volume, because a session is written; the
+// reserve is there for that, and comes back once there is room for both.
+func TestAUD1_TheReserveIsGivenBackOnAFullVolume(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=80m"); err != nil {
+		t.Fatalf("mounting a small file system (this test needs root): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	balance := func(when string, want bool) (free uint64) {
+		t.Helper()
+		if held, err := Balance(dir); held != want || err != nil {
+			t.Errorf("%s: held %v, %v", when, held, err)
+		}
+		_, free, err := Usage(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return free
+	}
+	fill := func(leave uint64) {
+		t.Helper()
+		_, free, err := Usage(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("hog", leave)), make([]byte, free-leave), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	balance("empty", true)
+	fill(20 << 20)
+	balance("room is left", true)
+	fill(1 << 20)
+	if free := balance("full", false); free < ReserveSize {
+		t.Errorf("%d bytes are free after the reserve was given back", free)
+	}
+	balance("what was given back is not taken again", false)
+	if err := os.Remove(filepath.Join(dir, fmt.Sprint("hog", 1<<20))); err != nil {
+		t.Fatal(err)
+	}
+	if free := balance("room again", true); free < ReserveSize {
+		t.Errorf("the reserve took what others need: %d bytes are free", free)
+	}
+	// A power cut while it was made.
+	if err := os.Truncate(filepath.Join(dir, reserveName), 0); err != nil {
+		t.Fatal(err)
+	}
+	if free := balance("half made", true); free > 30<<20 {
+		t.Errorf("a half reserve is taken for one: %d bytes are free", free)
+	}
+}
+
+// What lies at the folder once the volume is gone is not the volume.
+func TestAUD1_NoReserveWhereTheVolumeWas(t *testing.T) {
+	dir := t.TempDir()
+	k := keeper{folder: dir, log: slog.New(slog.DiscardHandler)}
+	if held, err := k.begin(); !held || err != nil {
+		t.Fatalf("%v, %v", held, err)
+	}
+	if err := Release(dir); err != nil {
+		t.Fatal(err)
+	}
+	if !k.look() || !k.held {
+		t.Error("the reserve is not taken again")
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=80m"); err != nil {
+		t.Fatalf("mounting a small file system (this test needs root): %v", err)
+	}
+	defer syscall.Unmount(dir, 0)
+	if k.look() {
+		t.Error("it goes on in another file system")
+	}
+	if _, err := os.Lstat(filepath.Join(dir, reserveName)); err == nil {
+		t.Error("space was reserved in another file system")
 	}
 }
 
