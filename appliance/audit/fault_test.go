@@ -142,6 +142,25 @@ func TestAUD1_FullDisk(t *testing.T) {
 }
 
 // A file system of 1 MiB that is really full: what was reserved is there.
+// Recordings are what fills a disk, and who erases a box takes its configuration
+// along: both are entries under names of their own.
+func TestAUD1_RoomCanBeMadeOnAFullDisk(t *testing.T) {
+	c, s := sickConfig(testConfig(newKey(t)))
+	c.Reserve = 4000
+	w := open(t, t.TempDir(), c)
+	s.allocate = syscall.ENOSPC
+	for range 12 { // past the point where more must be reserved
+		if _, err := w.Append(t.Context(), control.Event{Actor: "a@example.org", Action: "sign-in"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for action, ok := range map[string]bool{"remove recording": true, "export configuration": true, "import configuration": false} {
+		if _, err := w.Append(t.Context(), control.Event{Actor: "a@example.org", Action: action}); (err == nil) != ok {
+			t.Errorf("%s on a full disk: %v", action, err)
+		}
+	}
+}
+
 func TestAUD1_FullDiskForReal(t *testing.T) {
 	mount := t.TempDir()
 	if err := syscall.Mount("tmpfs", mount, "tmpfs", 0, "size=1m"); err != nil {

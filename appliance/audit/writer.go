@@ -49,7 +49,7 @@ var ErrFull = errors.New("the data volume is full: signing in, reading, exportin
 // and out, looking, making room, and stopping the box in order.
 var essential = []string{
 	"sign-in", "sign-out", "reauthenticate", "end session", "end other sessions",
-	"read", "export", "download", "verify", "erase", "restart", "switch off", "start", "stop",
+	"read", "export", "export configuration", "download", "verify", "erase", "remove recording", "restart", "switch off", "start", "stop",
 }
 
 // Essential says whether an action is accepted on a full disk.
