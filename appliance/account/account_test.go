@@ -482,6 +482,31 @@ func TestACC8_ASessionNamesItsAddress(t *testing.T) {
 	}
 }
 
+// On a full volume it cannot be noted that a session is in use. Who is signed in
+// stays so for as long as without use, and can make room.
+func TestACC8_AFullVolumeSignsNobodyOut(t *testing.T) {
+	b, p := claimed(t)
+	token, s, err := b.Start(t.Context(), p, StageFull, home, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.db.Update(t.Context(), func(tx *sql.Tx) error { // no room for this
+		_, err := tx.ExecContext(t.Context(), "CREATE TRIGGER full BEFORE UPDATE ON session BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.pass(2 * time.Minute)
+	if got, err := b.Session(t.Context(), token, true); err != nil || got.ID != s.ID {
+		t.Errorf("in use on a full volume: %+v, %v", got, err)
+	}
+	b.pass(IdleTime - 2*time.Minute)
+	if _, err := b.Session(t.Context(), token, true); !errors.Is(err, ErrNoSession) {
+		t.Errorf("a use that is not written down prolongs it: %v", err)
+	}
+}
+
 func TestACC8_SessionsAreListedAndRevoked(t *testing.T) {
 	b, p := claimed(t)
 	ctx := t.Context()
