@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"strings"
 	"time"
 	"unicode"
@@ -223,8 +222,8 @@ func (b *BusyError) Error() string { return "too many wrong tokens from this add
 // Use judges a token. A wrong one counts against its source; a right one
 // passes only while the source need not wait, or the brake would tell guessers
 // which is right.
-func (t *Tokens) Use(ctx context.Context, text string, scope Scope, source netip.Prefix) (Token, error) {
-	if wait := t.brake.take(source); wait > 0 {
+func (t *Tokens) Use(ctx context.Context, text string, scope Scope, o account.Origin) (Token, error) {
+	if wait := t.brake.take(o.Source); wait > 0 {
 		return Token{}, &BusyError{wait}
 	}
 	if !strings.HasPrefix(text, Prefix) || len(text) != len(Prefix)+base64.RawURLEncoding.EncodedLen(random) {
@@ -250,8 +249,8 @@ func (t *Tokens) Use(ctx context.Context, text string, scope Scope, source netip
 	if !right.May(maker.Role, right.ManageTokens) || !right.May(maker.Role, needs[scope]) {
 		return Token{}, ErrNot
 	}
-	t.brake.succeeded(source)
-	if now, from := t.wall(), source.Addr().String(); now.Sub(f.Used).Abs() >= usedEvery || f.Source != from {
+	t.brake.succeeded(o.Source)
+	if now, from := t.wall(), o.From(); now.Sub(f.Used).Abs() >= usedEvery || f.Source != from {
 		// On a full disk the last use is not noted; who watches the box has to
 		// see exactly that disk.
 		_ = t.db.Update(ctx, func(tx *sql.Tx) error {

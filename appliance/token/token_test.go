@@ -23,7 +23,9 @@ type fixture struct {
 	now   time.Time
 }
 
-var here = netip.MustParsePrefix("192.0.2.7/32")
+var here = from(netip.MustParsePrefix("192.0.2.7/32"))
+
+func from(source netip.Prefix) account.Origin { return account.Origin{Source: source} }
 
 func open(t *testing.T) *fixture {
 	t.Helper()
@@ -169,7 +171,7 @@ func TestACC10_GuessersWait(t *testing.T) {
 	if err := f.use(text); !errors.As(err, &busy) {
 		t.Errorf("the right one, while the source waits: %v", err)
 	}
-	if _, err := f.Use(t.Context(), text, Metrics, netip.MustParsePrefix("192.0.2.8/32")); err != nil {
+	if _, err := f.Use(t.Context(), text, Metrics, from(netip.MustParsePrefix("192.0.2.8/32"))); err != nil {
 		t.Errorf("another source: %v", err)
 	}
 	f.now = f.now.Add(refill)
@@ -180,7 +182,7 @@ func TestACC10_GuessersWait(t *testing.T) {
 		t.Errorf("%d refused", n)
 	}
 	for i := range 3 * sources {
-		_, _ = f.Use(t.Context(), "gh_wrong", Metrics, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32))
+		_, _ = f.Use(t.Context(), "gh_wrong", Metrics, from(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)))
 	}
 	if len(f.brake.by) > sources {
 		t.Errorf("%d sources are remembered", len(f.brake.by))
@@ -192,5 +194,21 @@ func TestACC10_GuessersWait(t *testing.T) {
 	}
 	if _, _, err := f.Make(t.Context(), f.owner, "one too many", Metrics, 0); err == nil {
 		t.Error("there is no end of tokens")
+	}
+}
+
+// The list of tokens says where one is used from: an address, not its network.
+func TestACC10_ATokenNamesTheAddressOfItsLastUse(t *testing.T) {
+	f := open(t)
+	_, text, err := f.Make(t.Context(), f.owner, "prometheus", Metrics, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := netip.MustParseAddr("2001:db8::5054:ff:fe12:3456")
+	if _, err := f.Use(t.Context(), text, Metrics, account.Origin{Source: netip.MustParsePrefix("2001:db8::/64"), Address: a}); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := f.List(t.Context()); err != nil || len(list) != 1 || list[0].Source != a.String() {
+		t.Errorf("%+v, %v", list, err)
 	}
 }

@@ -27,7 +27,7 @@ func (v *Visit) program() (bool, error) {
 	if len(given) > 1 || !strings.EqualFold(kind, "Bearer") {
 		text = "" // judged, refused and counted like any wrong one
 	}
-	_, err := v.Box.Tokens.Use(v.Ctx(), text, v.Route.Token, v.Origin.Source)
+	_, err := v.Box.Tokens.Use(v.Ctx(), text, v.Route.Token, v.Origin)
 	var busy *token.BusyError
 	switch {
 	case err == nil:
