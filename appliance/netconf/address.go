@@ -44,10 +44,13 @@ func (c *checker) addresses(l control.LinkSettings) {
 			// Answers leave by one link alone, and the kernel does not hear a
 			// sender whose answer would leave by another.
 			network := p.Masked()
-			if other := c.networks[network]; other != "" && other != l.Name {
-				c.problem(l.Name, "addresses", "%s is the network of %s, too: join the two links to a bond, or give them networks of their own", network, other)
+			for _, other := range c.networks {
+				if other.link != l.Name && other.network.Overlaps(network) {
+					c.problem(l.Name, "addresses", "%s overlaps %s, which is the network of %s: join the two links to a bond, or give them networks of their own", network, other.network, other.link)
+					break
+				}
 			}
-			c.networks[network] = l.Name
+			c.networks = append(c.networks, taken{network, l.Name})
 		}
 	}
 }

@@ -125,14 +125,20 @@ type checker struct {
 	s        control.NetworkSettings
 	there    []control.Link // nil: not known
 	problems []control.Problem
-	networks map[netip.Prefix]string // who has which network
+	networks []taken
+}
+
+// taken says who has which network.
+type taken struct {
+	network netip.Prefix
+	link    string
 }
 
 // Check judges settings against the links that the machine has by itself; nil
 // if that is not known, as when a kept file is read. No problem: they can be
 // applied, as far as anybody can know before.
 func Check(s control.NetworkSettings, there []control.Link) []control.Problem {
-	c := &checker{s: s, there: there, networks: make(map[netip.Prefix]string)}
+	c := &checker{s: s, there: there}
 	for _, n := range []struct {
 		what      string
 		got, most int

@@ -207,6 +207,29 @@ func TestBOX7_SettingsFollowTheCard(t *testing.T) {
 	}
 }
 
+// Two links are never in the same network, nor one in a part of the other's.
+func TestBOX7_NetworksOfTwoLinksDoNotOverlap(t *testing.T) {
+	two := func(one, other string) []control.Problem {
+		return Check(settings(t, `{"links":[{"name":"eth0","mode":"static","addresses":["`+one+`"]},{"name":"eth1","mode":"static","addresses":["`+other+`"]}]}`), there)
+	}
+	for _, other := range []string{"192.0.2.8/24", "192.0.2.130/25", "192.0.2.7/32", "192.0.3.1/16"} {
+		if p := two("192.0.2.7/24", other); len(p) != 1 || p[0].Text != "eth1 addresses" || !strings.Contains(p[0].Reason, "eth0") {
+			t.Errorf("%s beside 192.0.2.7/24: %v", other, p)
+		}
+	}
+	if p := two("2001:db8::7/64", "2001:db8::8/96"); len(p) != 1 {
+		t.Errorf("IPv6: %v", p)
+	}
+	for _, other := range []string{"192.0.3.1/24", "2001:db8::7/64"} {
+		if p := two("192.0.2.7/24", other); len(p) != 0 {
+			t.Errorf("%s beside 192.0.2.7/24: %v", other, p)
+		}
+	}
+	if p := Check(settings(t, `{"links":[{"name":"eth0","mode":"static","addresses":["192.0.2.7/24","192.0.2.130/25"]}]}`), there); len(p) != 0 {
+		t.Errorf("two addresses of one link: %v", p)
+	}
+}
+
 func TestBOX7_ChangesInWords(t *testing.T) {
 	for _, c := range []struct{ from, to, want string }{
 		{`{}`, `{}`, "nothing changes"},
