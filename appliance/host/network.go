@@ -33,6 +33,7 @@ type Link struct {
 type applied struct {
 	addresses []netip.Prefix
 	gateways  []netip.Addr
+	refused   int // the MTU that the link refused, and that was said
 }
 
 // mostLeft bounds what calls that failed can leave to be taken away.
@@ -173,16 +174,22 @@ func (h *Host) Apply(want control.NetworkApply) error {
 		}
 		old.gateways = nil
 	}
-	// Remembered before the first change: a call that fails half-way is mended
+	refused := 0
+	if want.MTU != 0 && want.MTU != link.Attrs().MTU {
+		if err := netlink.LinkSetMTU(link, want.MTU); err != nil {
+			// Of the server's choosing: one that the link cannot have must not
+			// cost the address. Each renewal asks for it again, and is not news.
+			if refused = want.MTU; refused != old.refused || !slices.Equal(want.Addresses, old.addresses[:min(len(want.Addresses), len(old.addresses))]) {
+				h.log.Warn("the link cannot have the MTU that the network names; it keeps its own", "link", want.Interface, "mtu", want.MTU, "keeps", link.Attrs().MTU, "err", err)
+			}
+		}
+	}
+	// Remembered before the first address: a call that fails half-way is mended
 	// by the next one, which takes away all that this one may have set.
 	h.ours[want.Interface] = applied{
 		addresses: append(slices.Clone(want.Addresses), old.addresses...),
 		gateways:  append(slices.Clone(want.Gateways), old.gateways...),
-	}
-	if want.MTU != 0 && want.MTU != link.Attrs().MTU {
-		if err := netlink.LinkSetMTU(link, want.MTU); err != nil {
-			return fmt.Errorf("setting the MTU of %s to %d: %w", want.Interface, want.MTU, err)
-		}
+		refused:   refused,
 	}
 	if err := applyAddresses(link, old.addresses, want); err != nil {
 		return err
@@ -190,7 +197,7 @@ func (h *Host) Apply(want control.NetworkApply) error {
 	if err := applyGateways(link, old.gateways, want.Gateways); err != nil {
 		return err
 	}
-	h.ours[want.Interface] = applied{slices.Clone(want.Addresses), slices.Clone(want.Gateways)}
+	h.ours[want.Interface] = applied{slices.Clone(want.Addresses), slices.Clone(want.Gateways), refused}
 	return nil
 }
 

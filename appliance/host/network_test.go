@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -216,6 +217,38 @@ func TestApply(t *testing.T) {
 	}
 	if l := link(t, h, "eth0"); len(v4(l)) != 0 || len(gateways(t)) != 0 {
 		t.Errorf("after nothing: %+v, %v", l, gateways(t))
+	}
+}
+
+// An MTU that the link cannot have costs a lease nothing else, and is said once.
+func TestBOX7_LeaseWithARefusedMTUIsSet(t *testing.T) {
+	h := isolate(t)
+	var said bytes.Buffer
+	h.log = slog.New(slog.NewTextHandler(&said, nil))
+	for _, name := range []string{"eth0", "peer0"} {
+		if err := h.SetUp(name, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ip(t, "link", "add", "link", "eth0", "name", "small", "type", "macvlan") // whose MTU is at most that of eth0
+	if err := h.SetUp("small", true); err != nil {
+		t.Fatal(err)
+	}
+	lease := control.NetworkApply{Interface: "small", Addresses: prefixList("10.0.0.2/24"), Gateways: addrList("10.0.0.1"), MTU: 9000, Seconds: 3600}
+	for range 2 { // renewing is the same again
+		if err := h.Apply(lease); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := link(t, h, "small"); !slices.Equal(v4(l), lease.Addresses) || !slices.Equal(l.Gateways, lease.Gateways) || l.MTU != 1500 {
+		t.Errorf("%+v", l)
+	}
+	if n := strings.Count(said.String(), "mtu=9000"); n != 1 {
+		t.Errorf("said %d times: %s", n, &said)
+	}
+	lease.Addresses = prefixList("10.0.0.3/24")
+	if err := h.Apply(lease); err != nil || strings.Count(said.String(), "mtu=9000") != 2 {
+		t.Errorf("another lease: %v, said: %s", err, &said)
 	}
 }
 

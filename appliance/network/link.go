@@ -27,16 +27,53 @@ type worker struct {
 	told  func(string, learnt) // shares resolvers and time servers with the clock
 	log   *slog.Logger
 
-	mu    sync.Mutex
-	known learnt
-	last  control.NetworkApply
+	mu      sync.Mutex
+	known   learnt
+	last    control.NetworkApply
+	failing bool          // what is known could not be set
+	failed  chan struct{} // gets one, at most, when that begins
+}
+
+func newWorker(link *net.Interface, name string, apply applier, told func(string, learnt), log *slog.Logger) *worker {
+	return &worker{link: link, name: name, apply: apply, told: told, log: log, failed: make(chan struct{}, 1)}
 }
 
 // run works on IPv4 and IPv6 at the same time; a failure of one leaves the other.
 func (w *worker) run(ctx context.Context) error {
 	return task.Run(ctx,
 		task.Func("dhcp4", w.run4),
-		task.Func("dhcp6", w.run6))
+		task.Func("dhcp6", w.run6),
+		task.Func("again", w.again))
+}
+
+// What could not be set is tried again soon, and then less often: the next
+// renewal may be half a day away, and until then the box has no address.
+const (
+	againAfter  = time.Second
+	againAtMost = time.Minute
+)
+
+// again sets what is known once more, until it is set.
+func (w *worker) again(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.failed:
+		}
+		for pause := againAfter; w.isFailing(); pause = min(2*pause, againAtMost) {
+			if err := sleepUntil(ctx, time.Now().Add(pause)); err != nil {
+				return err
+			}
+			w.learn(ctx, false, func(*learnt) {})
+		}
+	}
+}
+
+func (w *worker) isFailing() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failing
 }
 
 // learn changes what is known and has it set when that makes a difference.
@@ -51,13 +88,20 @@ func (w *worker) learn(ctx context.Context, renewed bool, change func(*learnt)) 
 		return
 	}
 	if err := w.apply(ctx, r); err != nil {
-		if ctx.Err() == nil {
-			w.log.Error("network settings were not applied; they are tried again with the next renewal", "link", w.link.Name, "err", err)
+		if ctx.Err() == nil && !w.failing { // once: the tries that follow are no news
+			w.log.Error("network settings were not applied; they are tried again in a moment, and then less often", "link", w.link.Name, "err", err)
 		}
-		w.last = control.NetworkApply{} // so that the next change tells all again
+		w.last, w.failing = control.NetworkApply{}, true // so that the next time tells all again
+		select {
+		case w.failed <- struct{}{}:
+		default:
+		}
 		return
 	}
-	w.last = r
+	if w.failing {
+		w.log.Info("network settings were applied after all", "link", w.link.Name)
+	}
+	w.last, w.failing = r, false
 }
 
 // jitter is up to d, so that boxes that got power at the same moment do not ask

@@ -98,10 +98,8 @@ func (m *manager) run(ctx context.Context) error {
 func (m *manager) start(ctx context.Context, p port) {
 	m.log.Info("working on a link", "link", p.Name)
 	ctx, cancel := context.WithCancel(ctx)
-	w := &worker{
-		link: &net.Interface{Index: p.Index, Name: p.Name, HardwareAddr: net.HardwareAddr(p.MAC), MTU: 1500},
-		name: m.name, apply: m.apply, told: m.told, log: m.log,
-	}
+	link := &net.Interface{Index: p.Index, Name: p.Name, HardwareAddr: net.HardwareAddr(p.MAC), MTU: 1500}
+	w := newWorker(link, m.name, m.apply, m.told, m.log)
 	var done sync.WaitGroup
 	m.running[p.Name] = p
 	m.mu.Lock()
