@@ -2,11 +2,13 @@ package console
 
 import (
 	"html"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
 
 	"gatehouse/appliance/console/consoletest"
+	"gatehouse/appliance/control"
 )
 
 var (
@@ -292,5 +294,29 @@ func TestBOX8_ClockPageSaysWhy(t *testing.T) {
 	}
 	if p := br.Open("/api/v1/clock"); !strings.Contains(p.Body, `"why":"A person set it`) {
 		t.Errorf("%s", p.Body)
+	}
+}
+
+// What is set for a card that was replaced is shown as that, and can be dropped.
+func TestBOX7_NetworkPageDropsWhatIsNotThere(t *testing.T) {
+	b, br := consoletest.Owned(t, Run)
+	b.SetNetwork(control.NetworkSettings{
+		Links: []control.LinkSettings{{Name: "eth0", MAC: "02:00:00:00:00:77", Mode: "static", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}}},
+		VLANs: []control.VLAN{{Name: "cams", On: "eth0", ID: 5}},
+	})
+	p := br.Open("/network")
+	name := regexp.MustCompile(`name="name" value="([^"]+)"><button class="danger slim">Drop`).FindStringSubmatch(p.Body)
+	if p.Status != 200 || name == nil || !strings.Contains(p.Body, "a card that is not there (02:00:00:00:00:77)") || !strings.Contains(p.Body, "VLAN 5 on a card") {
+		t.Fatalf("%d\n%s", p.Status, p.Body)
+	}
+	if p := br.Send("/network/names", "resolvers", "192.0.2.53", "do", "check"); len(proposal(t, p)) == 0 || strings.Contains(p.Body, "not there") {
+		t.Errorf("a change of the names: %s", p.Body)
+	}
+	p = br.Send("/network/remove", "name", name[1])
+	if !strings.Contains(p.Body, "what was set for a card that is not there (02:00:00:00:00:77) is dropped") {
+		t.Errorf("%d\n%s", p.Status, p.Body)
+	}
+	if p = br.Send("/network/try", proposal(t, p)...); strings.Contains(p.Body, "Drop it") {
+		t.Errorf("still there: %d\n%s", p.Status, p.Body)
 	}
 }

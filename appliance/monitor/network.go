@@ -118,14 +118,15 @@ func (m *Monitor) tryNetwork(ctx context.Context, _ control.Role, q control.Netw
 	if s := m.State(); s != control.StateReady {
 		return control.NetworkReport{}, &control.Error{Code: control.CodeState, Text: fmt.Sprintf("the box is %s: until it is ready, the network is set at its console", s)}
 	}
-	own, before := m.cfg.Network.Own(), m.networkNow().effect
-	report := control.NetworkReport{Problems: netconf.Check(q.Settings, own)}
+	own, now := m.cfg.Network.Own(), m.networkNow()
+	report := control.NetworkReport{Problems: netconf.CheckChange(now.kept, q.Settings, own)}
 	if len(report.Problems) > 0 {
 		return report, nil
 	}
-	report.Summary = netconf.Changes(before, q.Settings)
+	before, after := netconf.Named(now.effect, own), netconf.Named(q.Settings, own)
+	report.Summary = netconf.Changes(before, after)
 	if m.cfg.Machine.Links != nil {
-		report.SelfCut = netconf.Cut(netconf.Named(before, own), netconf.Named(q.Settings, own), m.cfg.Machine.Links(), q.Local)
+		report.SelfCut = netconf.Cut(before, after, m.cfg.Machine.Links(), q.Local)
 	}
 	if q.DryRun {
 		return report, nil
@@ -133,7 +134,7 @@ func (m *Monitor) tryNetwork(ctx context.Context, _ control.Role, q control.Netw
 	if err := m.mayTry(control.AboutNetwork); err != nil {
 		return report, err
 	}
-	if netconf.Equal(before, q.Settings) {
+	if netconf.Equal(before, after) {
 		return report, nil // there is nothing to keep
 	}
 	if err := m.audit(ctx, control.Event{Actor: q.Actor, From: q.From, Action: "try network", Detail: map[string]string{"change": shorten(strings.Join(report.Summary, "; "))}}); err != nil {
@@ -221,15 +222,15 @@ func (m *Monitor) SetNetwork(ctx context.Context, s control.NetworkSettings) err
 	}
 	m.changing.Lock()
 	defer m.changing.Unlock()
-	if p := netconf.Check(s, m.cfg.Network.Own()); len(p) > 0 {
+	own, before := m.cfg.Network.Own(), m.networkNow()
+	if p := netconf.CheckChange(before.kept, s, own); len(p) > 0 {
 		var all []string
 		for _, one := range p {
 			all = append(all, netconf.Sentence(one))
 		}
 		return &control.Error{Code: control.CodeInvalid, Text: strings.Join(all, "; ")}
 	}
-	before := m.networkNow()
-	change := shorten(strings.Join(netconf.Changes(before.effect, s), "; "))
+	change := shorten(strings.Join(netconf.Changes(netconf.Named(before.effect, own), netconf.Named(s, own)), "; "))
 	if err := m.audit(ctx, control.Event{Actor: "console", Action: "set network", Detail: map[string]string{"change": change}}); err != nil {
 		return err
 	}

@@ -175,6 +175,25 @@ func TestBOX7_LinkThatComesLaterIsSet(t *testing.T) {
 	}
 }
 
+// A card that was replaced holds up a change neither at the page nor at the console.
+func TestBOX7_ReplacedCardHoldsUpNobody(t *testing.T) {
+	kept := static(t, "192.0.2.7/24")
+	kept.Links[0].MAC = "52:54:00:00:00:99" // eth0 is another now
+	n := newNetBox(t, kept, time.Hour)
+	s := netconf.Named(kept, n.cfg.Network.Own())
+	s.Links = append(s.Links, static(t, "198.51.100.7/24").Links...)
+	r := n.tryIt(t, s)
+	if r.Candidate == nil || len(r.Summary) != 1 || !strings.HasPrefix(r.Summary[0], "eth0: 198.51.100.7/24") {
+		t.Errorf("%+v", r)
+	}
+	if err := n.RevertAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.SetNetwork(t.Context(), s); err != nil || n.net.address() != "198.51.100.7/24" {
+		t.Errorf("at the console: %v, %s", err, n.net.address())
+	}
+}
+
 func TestNET3_StaticAddressIsTriedAndKept(t *testing.T) {
 	n := newNetBox(t, control.NetworkSettings{}, time.Hour)
 	dry, err := n.tryNetwork(t.Context(), control.Console, control.NetworkTry{Settings: static(t, "198.51.100.7/24"), DryRun: true, Local: askersLocal})

@@ -43,14 +43,20 @@ func (c *checker) addresses(l control.LinkSettings) {
 		default:
 			// Answers leave by one link alone, and the kernel does not hear a
 			// sender whose answer would leave by another.
-			network := p.Masked()
+			network, card := p.Masked(), l.MAC != ""
+			if card && c.there != nil && !c.physical(l.Name) {
+				continue // nobody has it: a card that was replaced has given it to another
+			}
 			for _, other := range c.networks {
+				if c.there == nil && (card || other.card) {
+					continue // nobody knows whether both cards are there
+				}
 				if other.link != l.Name && other.network.Overlaps(network) {
 					c.problem(l.Name, "addresses", "%s overlaps %s, which is the network of %s: join the two links to a bond, or give them networks of their own", network, other.network, other.link)
 					break
 				}
 			}
-			c.networks = append(c.networks, taken{network, l.Name})
+			c.networks = append(c.networks, taken{network, l.Name, card})
 		}
 	}
 }

@@ -78,14 +78,17 @@ func Equal(a, b control.NetworkSettings) bool {
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
-// Changes says in words what new settings do to old ones, a line each.
+// Changes says in words what new settings do to old ones, a line each. Both are
+// Named, so that a link that has another name now is the same.
 func Changes(from, to control.NetworkSettings) []string {
 	var out []string
 	say := func(format string, a ...any) { out = append(out, fmt.Sprintf(format, a...)) }
 	for _, name := range names(from, to) {
-		before, after := describe(from, name), describe(to, name)
+		before, after := Describe(from, name), Describe(to, name)
 		switch {
 		case before == after:
+		case absent(from, name):
+			say("what was set for %s is dropped: %s", Shown(from, name), before)
 		case made(from, name) && !made(to, name):
 			say("%s goes away (it was %s)", name, before)
 		case made(to, name) && !made(from, name):
@@ -155,16 +158,34 @@ func names(all ...control.NetworkSettings) []string {
 	return out
 }
 
+// absent says whether a name stands for a card that is not there.
+func absent(s control.NetworkSettings, name string) bool {
+	l := Of(s, name)
+	return l != nil && l.MAC != "" && name == absentName(l.MAC)
+}
+
+// Shown is a name of Named settings as people are told it.
+func Shown(s control.NetworkSettings, name string) string {
+	if absent(s, name) {
+		return "a card that is not there (" + Of(s, name).MAC + ")"
+	}
+	return name
+}
+
 // kind says what a link is made of; "" for one that the machine has by itself.
 func kind(s control.NetworkSettings, name string) string {
 	for _, v := range s.VLANs {
 		if v.Name == name {
-			return fmt.Sprintf("VLAN %d on %s", v.ID, v.On)
+			return fmt.Sprintf("VLAN %d on %s", v.ID, Shown(s, v.On))
 		}
 	}
 	for _, b := range s.Bonds {
 		if b.Name == name {
-			return fmt.Sprintf("bond (%s) of %s", b.Mode, strings.Join(b.Links, ", "))
+			var parts []string
+			for _, l := range b.Links {
+				parts = append(parts, Shown(s, l))
+			}
+			return fmt.Sprintf("bond (%s) of %s", b.Mode, strings.Join(parts, ", "))
 		}
 	}
 	if bond := BondOf(s, name); bond != "" {
@@ -173,8 +194,8 @@ func kind(s control.NetworkSettings, name string) string {
 	return ""
 }
 
-// describe is a link in words.
-func describe(s control.NetworkSettings, name string) string {
+// Describe is a link in words.
+func Describe(s control.NetworkSettings, name string) string {
 	var parts []string
 	if k := kind(s, name); k != "" {
 		parts = append(parts, k)
@@ -198,7 +219,7 @@ func describe(s control.NetworkSettings, name string) string {
 	if l != nil && l.MTU != 0 {
 		parts = append(parts, fmt.Sprintf("MTU %d", l.MTU))
 	}
-	if l != nil && l.MAC != "" {
+	if l != nil && l.MAC != "" && !absent(s, name) {
 		parts = append(parts, "the card "+l.MAC)
 	}
 	return strings.Join(parts, ", ")

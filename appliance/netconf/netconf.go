@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gatehouse/appliance/control"
@@ -94,7 +95,7 @@ func Named(s control.NetworkSettings, there []control.Link) control.NetworkSetti
 		j := slices.IndexFunc(there, func(t control.Link) bool { return strings.EqualFold(t.MAC, l.MAC) })
 		if j < 0 {
 			// Its card is not there; another one may have its name now.
-			now[l.Name] = "absent-" + l.Name
+			now[l.Name] = absentName(l.MAC)
 		} else {
 			now[l.Name] = there[j].Name
 		}
@@ -120,10 +121,31 @@ func Named(s control.NetworkSettings, there []control.Link) control.NetworkSetti
 	return s
 }
 
+// absentName is what settings are called whose card is not there: of their own
+// for each card, the same each time, and no longer than a name may be. People
+// do not see it.
+func absentName(mac string) string {
+	var n uint64
+	m, _ := net.ParseMAC(mac) // checked settings have one
+	for _, b := range m[:min(len(m), 6)] {
+		n = n<<8 | uint64(b)
+	}
+	return "gone-" + strconv.FormatUint(n, 36)
+}
+
+// Absent are the settings, Named, of cards that are not there. They are kept,
+// apply to nobody, and count again when the card comes back.
+func Absent(s control.NetworkSettings, there []control.Link) []control.LinkSettings {
+	return slices.DeleteFunc(slices.Clone(s.Links), func(l control.LinkSettings) bool {
+		return made(s, l.Name) || slices.ContainsFunc(there, func(t control.Link) bool { return t.Name == l.Name })
+	})
+}
+
 // checker collects what is wrong.
 type checker struct {
 	s        control.NetworkSettings
 	there    []control.Link // nil: not known
+	waiting  map[[2]string]bool
 	problems []control.Problem
 	networks []taken
 }
@@ -132,12 +154,20 @@ type checker struct {
 type taken struct {
 	network netip.Prefix
 	link    string
+	card    bool // the link is told by its card
 }
 
 // Check judges settings against the links that the machine has by itself; nil
 // if that is not known, as when a kept file is read. No problem: they can be
 // applied, as far as anybody can know before.
 func Check(s control.NetworkSettings, there []control.Link) []control.Problem {
+	return CheckChange(control.NetworkSettings{}, s, there)
+}
+
+// CheckChange judges settings that follow those that are kept. What is said
+// there of a link that is not there now, word by word, may be said again: a
+// card that was taken out must not hold up changes of the others.
+func CheckChange(kept, s control.NetworkSettings, there []control.Link) []control.Problem {
 	c := &checker{s: s, there: there}
 	for _, n := range []struct {
 		what      string
@@ -153,6 +183,7 @@ func Check(s control.NetworkSettings, there []control.Link) []control.Problem {
 	if len(c.problems) > 0 {
 		return c.problems // the rest would take as long as they like
 	}
+	c.wait(kept)
 	c.bonds()
 	c.vlans()
 	seen := make(map[string]bool)
@@ -173,6 +204,39 @@ func Check(s control.NetworkSettings, there []control.Link) []control.Problem {
 		}
 	}
 	return c.problems
+}
+
+// wait finds what is said of links that are not there as it was before. The
+// keys are two names: of a link and none, a VLAN and what it is on, a bond and
+// a part of it.
+func (c *checker) wait(kept control.NetworkSettings) {
+	if c.there == nil {
+		return
+	}
+	c.waiting = make(map[[2]string]bool)
+	// Names follow the cards; both have the same order as what they are of.
+	s, kept := Named(c.s, c.there), Named(kept, c.there)
+	for i, l := range s.Links {
+		if before := Of(kept, l.Name); before != nil && Equal(one(*before), one(l)) {
+			c.waiting[[2]string{c.s.Links[i].Name}] = true
+		}
+	}
+	for i, v := range s.VLANs {
+		if slices.Contains(kept.VLANs, v) {
+			c.waiting[[2]string{v.Name, c.s.VLANs[i].On}] = true
+		}
+	}
+	for i, b := range s.Bonds {
+		for j, m := range b.Links {
+			if BondOf(kept, m) == b.Name {
+				c.waiting[[2]string{b.Name, c.s.Bonds[i].Links[j]}] = true
+			}
+		}
+	}
+}
+
+func one(l control.LinkSettings) control.NetworkSettings {
+	return control.NetworkSettings{Links: []control.LinkSettings{l}}
 }
 
 // problem notes one mistake, with the link and the field that it is in.
@@ -266,7 +330,7 @@ func (c *checker) bonds() {
 				c.problem(b.Name, "links", "%s is a part of %s already", printable(m), members[m])
 			case made(c.s, m):
 				c.problem(b.Name, "links", "%s is made by these settings: a bond is made of the machine's own links", printable(m))
-			case !c.physical(m):
+			case !c.physical(m) && !c.waiting[[2]string{b.Name, m}]:
 				c.problem(b.Name, "links", "there is no link %q of the machine: %s", printable(m), c.which())
 			default:
 				members[m] = b.Name
@@ -292,7 +356,7 @@ func (c *checker) vlans() {
 		switch {
 		case !bond && made(c.s, v.On):
 			c.problem(v.Name, "on", "%s is a VLAN itself: put it on a link of the machine or on a bond", v.On)
-		case !bond && !c.physical(v.On):
+		case !bond && !c.physical(v.On) && !c.waiting[[2]string{v.Name, v.On}]:
 			c.problem(v.Name, "on", "there is no link %q to put it on: %s", printable(v.On), c.which())
 		case BondOf(c.s, v.On) != "":
 			c.problem(v.Name, "on", "%s is a part of %s: put it on that", v.On, BondOf(c.s, v.On))
@@ -327,7 +391,7 @@ func (c *checker) link(l control.LinkSettings) bool {
 	case !validName(l.Name):
 		c.problem(l.Name, "name", "%q cannot be the name of a link", printable(l.Name))
 		return false
-	case !made(c.s, l.Name) && !c.physical(l.Name):
+	case !made(c.s, l.Name) && !c.physical(l.Name) && !c.waiting[[2]string{l.Name}]:
 		who := "name"
 		if l.MAC != "" {
 			who = "MAC address"

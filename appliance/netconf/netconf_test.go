@@ -207,6 +207,75 @@ func TestBOX7_SettingsFollowTheCard(t *testing.T) {
 	}
 }
 
+// A card that was replaced holds up no change: what was set for the old one
+// stays, word by word, and the new one may have its address. It can be kept,
+// changed again, replaced again, and dropped.
+func TestBOX7_ReplacedCardHoldsUpNoChange(t *testing.T) {
+	now := []control.Link{{Name: "eth0", MAC: "52:54:00:00:00:09"}, {Name: "eth1", MAC: "52:54:00:00:00:02"}}
+	kept := settings(t, `{"links":[{"name":"eth0","mac":"52:54:00:00:00:01","mode":"static","addresses":["192.0.2.7/24"]},{"name":"usb0","mode":"off"}],
+		"vlans":[{"name":"cams","on":"eth0","id":5},{"name":"tv","on":"usb1","id":5}],"bonds":[{"name":"bond0","links":["eth1","eth2"],"mode":"active-backup"}]}`)
+	shown := Named(kept, now) // as the page and the console see it
+	good := func(what string, kept, s control.NetworkSettings, there []control.Link) {
+		t.Helper()
+		if p := CheckChange(kept, s, there); len(p) > 0 {
+			t.Errorf("%s: %v", what, p)
+		}
+		b, err := Encode(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(b); err != nil {
+			t.Errorf("%s, and cannot be kept: %v", what, err)
+		}
+	}
+	good("as it was", kept, shown, now)
+	good("as it was kept", kept, kept, now)
+	s := shown
+	s.Resolvers = []netip.Addr{netip.MustParseAddr("192.0.2.53")}
+	good("resolvers", kept, s, now)
+	s = shown
+	s.Links = append(slices.Clone(shown.Links), settings(t, `{"links":[{"name":"eth0","mac":"52:54:00:00:00:09","mode":"static","addresses":["192.0.2.7/24"]}]}`).Links...)
+	good("the same address", kept, s, now)
+	if n := Named(s, now); Mode(n, "eth0") != Static || len(Absent(n, now)) != 2 || !Equal(Named(n, now), n) {
+		t.Errorf("%+v, not there: %+v", n, Absent(n, now))
+	}
+	// And once more: each card has its own.
+	next := []control.Link{{Name: "eth0", MAC: "52:54:00:00:00:0a"}, now[1]}
+	good("the second in its place", s, Named(s, next), next)
+	if got := Absent(Named(s, next), next); len(got) != 3 {
+		t.Errorf("not there: %+v", got)
+	}
+	// The old one comes back.
+	if n := Named(s, []control.Link{{Name: "eth3", MAC: "52:54:00:00:00:01"}}); Of(n, "eth3") == nil || n.VLANs[0].On != "eth3" {
+		t.Errorf("%+v", n)
+	}
+	dropped := shown
+	dropped.Links, dropped.VLANs = shown.Links[1:], shown.VLANs[1:]
+	good("dropped", kept, dropped, now)
+	if got := strings.Join(Changes(shown, dropped), "; "); got != "what was set for a card that is not there (52:54:00:00:00:01) is dropped: 192.0.2.7/24; cams goes away (it was VLAN 5 on a card that is not there (52:54:00:00:00:01), automatic)" {
+		t.Errorf("in words: %s", got)
+	}
+	// What is new about it is judged as ever.
+	for what, change := range map[string]func(*control.NetworkSettings){
+		"another address": func(s *control.NetworkSettings) {
+			s.Links[0].Addresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.8/24")}
+		},
+		"another mode": func(s *control.NetworkSettings) { s.Links[1].Mode = Automatic },
+		"a new card":   func(s *control.NetworkSettings) { s.Links[0].MAC = "52:54:00:00:00:77" },
+		"a new VLAN": func(s *control.NetworkSettings) {
+			s.VLANs = append(s.VLANs, control.VLAN{Name: "x", On: "usb1", ID: 6})
+		},
+		"a new number": func(s *control.NetworkSettings) { s.VLANs[0].ID = 7 },
+		"a new part":   func(s *control.NetworkSettings) { s.Bonds[0].Links = []string{"eth1", "eth4"} },
+	} {
+		s := Named(kept, now) // a copy
+		change(&s)
+		if p := CheckChange(kept, s, now); len(p) == 0 {
+			t.Errorf("%s of what is not there: accepted", what)
+		}
+	}
+}
+
 // Two links are never in the same network, nor one in a part of the other's.
 func TestBOX7_NetworksOfTwoLinksDoNotOverlap(t *testing.T) {
 	two := func(one, other string) []control.Problem {

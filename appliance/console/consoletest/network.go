@@ -68,15 +68,16 @@ func (b *Box) links() []control.Link {
 }
 
 func (b *Box) judgeNetwork(q control.NetworkTry) (r control.NetworkReport) {
-	if r.Problems = netconf.Check(q.Settings, b.network.own()); len(r.Problems) > 0 {
+	if r.Problems = netconf.CheckChange(b.network.settings, q.Settings, b.network.own()); len(r.Problems) > 0 {
 		return r
 	}
-	r.Summary = netconf.Changes(b.network.settings, q.Settings)
+	before, after := netconf.Named(b.network.settings, b.network.own()), netconf.Named(q.Settings, b.network.own())
+	r.Summary = netconf.Changes(before, after)
 	local := q.Local
 	if local.IsLoopback() {
 		local = b.links()[0].Addresses[0].Addr()
 	}
-	r.SelfCut = netconf.Cut(netconf.Named(b.network.settings, b.network.own()), netconf.Named(q.Settings, b.network.own()), b.links(), local)
+	r.SelfCut = netconf.Cut(before, after, b.links(), local)
 	return r
 }
 
@@ -150,4 +151,11 @@ func (b *Box) KeptNetwork() control.NetworkSettings {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.network.kept
+}
+
+// SetNetwork has settings in effect and kept, as of an earlier day.
+func (b *Box) SetNetwork(s control.NetworkSettings) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.network.settings, b.network.kept = s, s
 }

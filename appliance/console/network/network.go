@@ -70,6 +70,7 @@ func (p *Pages) Routes() []shell.Route {
 type view struct {
 	control.NetworkState
 	Rows   []row
+	Absent []absent
 	Local  netip.Addr // the address that the reader uses
 	Hosted bool
 }
@@ -82,6 +83,17 @@ type row struct {
 	Made bool // a VLAN or bond, which can be removed
 }
 
+// absent is what is set for a link that is not there.
+type absent struct{ Name, Shown, What string }
+
+func absents(st control.NetworkState) []absent {
+	var out []absent
+	for _, l := range netconf.Absent(st.Settings, st.Own) {
+		out = append(out, absent{l.Name, netconf.Shown(st.Settings, l.Name), netconf.Describe(st.Settings, l.Name)})
+	}
+	return out
+}
+
 func rows(st control.NetworkState) []row {
 	var out []row
 	add := func(l control.Link) {
@@ -90,10 +102,14 @@ func rows(st control.NetworkState) []row {
 			r.Mode = x.Mode
 		}
 		if v := form.VLANOf(st.Settings, l.Name); v != nil {
-			r.What, r.Made = fmt.Sprintf("VLAN %d on %s", v.ID, v.On), true
+			r.What, r.Made = fmt.Sprintf("VLAN %d on %s", v.ID, netconf.Shown(st.Settings, v.On)), true
 		}
 		if b := form.BondOf(st.Settings, l.Name); b != nil {
-			r.What, r.Made = "bond of "+strings.Join(b.Links, ", ")+", "+b.Mode, true
+			var parts []string
+			for _, l := range b.Links {
+				parts = append(parts, netconf.Shown(st.Settings, l))
+			}
+			r.What, r.Made = "bond of "+strings.Join(parts, ", ")+", "+b.Mode, true
 		}
 		for _, b := range st.Settings.Bonds {
 			if slices.Contains(b.Links, l.Name) {
@@ -140,7 +156,7 @@ func (p *Pages) view(v *shell.Visit) (view, error) {
 			return view{}, err
 		}
 	}
-	return view{st, rows(st), v.Local(), status.Hosted}, nil
+	return view{st, rows(st), absents(st), v.Local(), status.Hosted}, nil
 }
 
 func (p *Pages) show(v *shell.Visit) error {
@@ -289,7 +305,11 @@ func (p *Pages) remove(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
-	s, there := form.Remove(st.Settings, v.R.FormValue("name"))
+	name := v.R.FormValue("name")
+	s, there := form.Remove(st.Settings, name)
+	if !there {
+		s, there = form.Forget(st, name)
+	}
 	if !there {
 		return shell.Refuse("There is no such VLAN or bond. It may have been removed already.")
 	}

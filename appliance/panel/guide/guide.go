@@ -60,6 +60,9 @@ func New(st control.NetworkState) *Guide {
 	if n := len(st.Links) - mostLinks; n > 0 {
 		shown = append(shown, fmt.Sprintf("   and %d more, on the page Network", n))
 	}
+	if n := len(netconf.Absent(set, st.Own)); n > 0 {
+		shown = append(shown, "", fmt.Sprintf("   What is set for cards that are not there (%d) is kept; the page Network drops it.", n))
+	}
 	d.ask(shown, "Which link? Its number, then Enter; only Enter leaves all as it is: ", (*Guide).pick)
 	return d
 }

@@ -3,6 +3,7 @@ package guide
 import (
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"gatehouse/appliance/control"
@@ -48,5 +49,32 @@ func TestBOX9_WhateverIsTyped(t *testing.T) {
 	}
 	if s := st.Settings; len(s.Links)+len(s.VLANs)+len(s.Bonds) > 0 {
 		t.Errorf("the state that was shown was changed: %+v", s)
+	}
+}
+
+// The card was replaced: whatever is set for the new one can be.
+func TestBOX7_ReplacedCardIsSetAtTheConsole(t *testing.T) {
+	own := []control.Link{{Name: "eth0", MAC: "02:00:00:00:00:09", Carrier: true}}
+	kept := control.NetworkSettings{Links: []control.LinkSettings{{Name: "eth0", MAC: "02:00:00:00:00:01", Mode: netconf.Static, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.40/24")}}}}
+	st := control.NetworkState{Own: own, Links: own, Settings: kept, Kept: kept}
+	for _, script := range [][]string{
+		{"1", "static", "192.168.1.40/24", "-", "-", "yes"},
+		{"1", "automatic", "192.168.1.1", "yes"},
+		{"1", "off", "yes"},
+	} {
+		g := New(st)
+		first, _ := g.Question()
+		if text := strings.Join(first, "\n"); !strings.Contains(text, "not there (1)") || strings.Contains(text, "gone-") {
+			t.Errorf("shown: %s", text)
+		}
+		for i, l := range script {
+			outcome, again := g.Answer(l)
+			if want := i == len(script)-1; again != "" || (outcome == Set) != want {
+				t.Fatalf("%v: after %q %v, %s", script, l, outcome, again)
+			}
+		}
+		if p := netconf.CheckChange(kept, g.Settings(), own); len(p) > 0 {
+			t.Errorf("%v: %v", script, p)
+		}
 	}
 }

@@ -270,6 +270,25 @@ func Remove(s control.NetworkSettings, name string) (control.NetworkSettings, bo
 	return out, len(out.VLANs)+len(out.Bonds) < len(s.VLANs)+len(s.Bonds)
 }
 
+// Forget drops what is set for a card that is not there, with the VLANs on it
+// and its part in a bond.
+func Forget(now control.NetworkState, name string) (control.NetworkSettings, bool) {
+	if !slices.ContainsFunc(netconf.Absent(now.Settings, now.Own), func(l control.LinkSettings) bool { return l.Name == name }) {
+		return now.Settings, false
+	}
+	s := clone(now.Settings)
+	for _, v := range now.Settings.VLANs {
+		if v.On == name {
+			s, _ = Remove(s, v.Name)
+		}
+	}
+	for i, b := range s.Bonds {
+		s.Bonds[i].Links = slices.DeleteFunc(slices.Clone(b.Links), func(l string) bool { return l == name })
+	}
+	s.Links = slices.DeleteFunc(s.Links, func(l control.LinkSettings) bool { return l.Name == name })
+	return s, true
+}
+
 // Names is resolvers, search, time servers and mDNS.
 type Names struct {
 	Resolvers, Search, Time string

@@ -74,3 +74,31 @@ func TestBOX7_BondTakesItsLinksOver(t *testing.T) {
 		t.Error("a card was removed")
 	}
 }
+
+// What is set for a card that is not there stays with every form, and can be dropped.
+func TestBOX7_FormsKeepWhatIsNotThere(t *testing.T) {
+	st := state(t, whole)
+	st.Own[0].MAC = "02:00:00:00:00:09" // replaced
+	kept := st.Settings
+	st.Settings = netconf.Named(kept, st.Own)
+	f := ReadLink(url.Values{"old": {"eth0"}, "kind": {"ethernet"}, "name": {"eth0"}, "mode": {"static"}, "addresses": {"192.0.2.7/24"}})
+	s := f.Apply(st)
+	if p := netconf.CheckChange(kept, s, st.Own); len(p)+len(f.Wrong) > 0 || len(s.Links) != 3 {
+		t.Errorf("%v %v %+v", p, f.Wrong, s.Links)
+	}
+	n := NamesOf(st.Settings)
+	if p := netconf.CheckChange(kept, ReadNames(url.Values{"resolvers": {"192.0.2.1"}, "time": {n.Time}}).Apply(st), st.Own); len(p) > 0 {
+		t.Errorf("names: %v", p)
+	}
+	absent := netconf.Absent(st.Settings, st.Own)
+	if len(absent) != 1 {
+		t.Fatalf("%+v", absent)
+	}
+	s, there := Forget(st, absent[0].Name)
+	if !there || len(s.Links) != 0 || len(s.VLANs) != 0 || len(netconf.CheckChange(kept, s, st.Own)) > 0 {
+		t.Errorf("dropped: %v %+v", there, s)
+	}
+	if _, there := Forget(st, "eth1"); there {
+		t.Error("a card that is there was dropped")
+	}
+}
