@@ -217,6 +217,9 @@ func (h *Host) makeVLAN(v control.VLAN) error {
 		return nil
 	}
 	on, err := netlink.LinkByName(v.On)
+	if gone(err) {
+		return nil // it may come, as any link
+	}
 	if err != nil {
 		return fmt.Errorf("finding the link %s, which %s is on: %w", v.On, v.Name, err)
 	}

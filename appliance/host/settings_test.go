@@ -185,6 +185,15 @@ func TestBOX7_ConfigureGoesOnAfterAFailure(t *testing.T) {
 	}
 }
 
+// A VLAN on a card that was pulled waits for it, as any link does.
+func TestBOX7_VLANWaitsForItsCard(t *testing.T) {
+	h := isolate(t)
+	configure(t, h, `{"links":[{"name":"eth0","mode":"static","addresses":["192.0.2.7/24"]}],"vlans":[{"name":"cams","on":"eth7","id":5}]}`)
+	if got := all(t, "eth0"); len(got) != 1 {
+		t.Errorf("eth0 has %v", got)
+	}
+}
+
 func TestOwnLinksAreCards(t *testing.T) {
 	h := isolate(t)
 	ip(t, "link", "add", "br0", "type", "bridge")

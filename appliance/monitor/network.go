@@ -27,7 +27,8 @@ type Network struct {
 // networkSettings are those in effect, and those that a restart would bring.
 type networkSettings struct {
 	effect, kept control.NetworkSettings
-	own          []control.Link // when it was last looked
+	own          []control.Link // that those in effect were last set on
+	failed       string         // why not all of that could be; it is tried again
 }
 
 var errHostNetwork = &control.Error{Code: control.CodeState, Text: "this Gatehouse runs on a host of yours: set the network there, with the host's own means"}
@@ -39,8 +40,9 @@ func (m *Monitor) startNetwork() {
 	if n == nil {
 		return
 	}
-	m.network = networkSettings{n.Kept, n.Kept, n.Own()}
+	m.network = networkSettings{effect: n.Kept, kept: n.Kept, own: n.Own()}
 	if err := n.Apply(context.Background(), n.Kept); err != nil {
+		m.network.failed = err.Error()
 		m.cfg.Logger.Error("not all of the network is as it was kept", "err", err)
 	}
 }
@@ -82,19 +84,33 @@ func (m *Monitor) Network() control.NetworkState {
 // applyNetwork brings settings into effect, or those of before back.
 func (m *Monitor) applyNetwork(ctx context.Context, s control.NetworkSettings) error {
 	ctx = context.WithoutCancel(ctx) // the asker's connection may be what ends by it
-	before := m.networkNow().effect
-	err := m.cfg.Network.Apply(ctx, s)
-	if err != nil {
-		if again := m.cfg.Network.Apply(ctx, before); again != nil {
-			m.cfg.Logger.Error("putting back the network of before", "err", again)
-		}
-	} else {
-		m.mu.Lock()
-		m.network.effect = s
-		m.mu.Unlock()
+	if err := m.cfg.Network.Apply(ctx, s); err != nil {
+		m.bringBack(ctx, m.networkNow().effect)
+		return err
 	}
+	m.inEffect(s, nil)
+	return nil
+}
+
+// bringBack brings in what counted before, as the start does: all of it that
+// can be now. A card that was pulled meanwhile must not leave in effect what
+// nobody kept. What could not be is tried again when links are looked at.
+func (m *Monitor) bringBack(ctx context.Context, s control.NetworkSettings) {
+	err := m.cfg.Network.Apply(context.WithoutCancel(ctx), s)
+	if err != nil {
+		m.cfg.Logger.Error("not all of the network is as it was before", "err", err)
+	}
+	m.inEffect(s, err)
+}
+
+func (m *Monitor) inEffect(s control.NetworkSettings, err error) {
+	m.mu.Lock()
+	m.network.effect, m.network.failed = s, ""
+	if err != nil {
+		m.network.failed = err.Error()
+	}
+	m.mu.Unlock()
 	m.Refilter() // what is on-link changed with the addresses
-	return err
 }
 
 // keepNetwork makes settings those of the next start.
@@ -148,7 +164,7 @@ func (m *Monitor) tryNetwork(ctx context.Context, _ control.Role, q control.Netw
 	back := m.networkNow().kept
 	c := m.try(control.AboutNetwork, q.Actor, report.Summary,
 		func(context.Context) error { return m.keepNetwork(q.Settings) },
-		func(ctx context.Context) error { return m.applyNetwork(ctx, back) })
+		func(ctx context.Context) error { m.bringBack(ctx, back); return nil })
 	if report.SelfCut {
 		m.applyLater(c.ID, q.Settings)
 		c = m.candidate(control.AboutNetwork)
@@ -192,25 +208,30 @@ func (m *Monitor) applyLater(id string, s control.NetworkSettings) {
 }
 
 // lookAtLinks brings the settings to a link that came after the start, as a USB
-// adapter does.
+// adapter does, and tries again what could not be set.
 func (m *Monitor) lookAtLinks() {
 	n := m.cfg.Network
 	if n == nil {
 		return
 	}
-	own := n.Own()
-	m.mu.Lock()
-	same := slices.EqualFunc(own, m.network.own, func(a, b control.Link) bool { return a.Name == b.Name && a.MAC == b.MAC })
-	m.network.own = own
-	m.mu.Unlock()
-	if same {
+	own, before := n.Own(), m.networkNow()
+	same := slices.EqualFunc(own, before.own, func(a, b control.Link) bool { return a.Name == b.Name && a.MAC == b.MAC })
+	if same && before.failed == "" {
 		return
 	}
 	m.changing.Lock()
 	defer m.changing.Unlock()
-	if err := n.Apply(context.Background(), m.networkNow().effect); err != nil {
+	s := m.networkNow().effect
+	err := n.Apply(context.Background(), s)
+	if err != nil && err.Error() != before.failed { // else it was said
 		m.cfg.Logger.Error("not all links are as they are set", "err", err)
 	}
+	m.mu.Lock()
+	m.network.own, m.network.failed = own, ""
+	if err != nil {
+		m.network.failed = err.Error()
+	}
+	m.mu.Unlock()
 }
 
 // SetNetwork changes the network for a person at the console, who sees what
@@ -238,9 +259,7 @@ func (m *Monitor) SetNetwork(ctx context.Context, s control.NetworkSettings) err
 		return fmt.Errorf("the network stays as it was: %w", err)
 	}
 	if err := m.keepNetwork(s); err != nil {
-		if again := m.applyNetwork(ctx, before.effect); again != nil {
-			m.cfg.Logger.Error("putting back the network of before", "err", again)
-		}
+		m.bringBack(ctx, before.effect)
 		return fmt.Errorf("the network stays as it was, since a restart would not bring the new one: %w", err)
 	}
 	if c := m.candidate(control.AboutNetwork); c.ID != "" {

@@ -194,6 +194,38 @@ func TestBOX7_ReplacedCardHoldsUpNobody(t *testing.T) {
 	}
 }
 
+// What was kept counts again, though a card of it was pulled meanwhile: all of
+// it that can be is set, and the change that nobody kept is over.
+func TestNET3_NotKeptGoesBackThoughNotAllOfItCan(t *testing.T) {
+	kept := static(t, "192.0.2.7/24")
+	kept.VLANs = []control.VLAN{{Name: "cams", On: "eth1", ID: 5}}
+	n := newNetBox(t, kept, time.Hour)
+	pulled := true
+	n.net.fail = func(s control.NetworkSettings) error {
+		if len(s.VLANs) > 0 && pulled {
+			return errors.New("making the link cams: no such device")
+		}
+		return nil
+	}
+	if r := n.tryIt(t, static(t, "198.51.100.7/24")); r.Candidate == nil {
+		t.Fatalf("%+v", r)
+	}
+	if err := n.RevertAll(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n.net.address() != "192.0.2.7/24" || addressOf(n.Network().Settings) != "192.0.2.7/24" || len(n.Candidates()) > 0 {
+		t.Errorf("%s in effect, waiting %v", n.net.address(), n.Candidates())
+	}
+	before := len(n.net.applied)
+	n.lookAtLinks()
+	pulled = false
+	n.lookAtLinks()
+	n.lookAtLinks()
+	if got := len(n.net.applied) - before; got != 2 {
+		t.Errorf("what could not be set was tried %d times more, want 2", got)
+	}
+}
+
 func TestNET3_StaticAddressIsTriedAndKept(t *testing.T) {
 	n := newNetBox(t, control.NetworkSettings{}, time.Hour)
 	dry, err := n.tryNetwork(t.Context(), control.Console, control.NetworkTry{Settings: static(t, "198.51.100.7/24"), DryRun: true, Local: askersLocal})
