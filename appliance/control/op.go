@@ -137,6 +137,7 @@ type Counter struct {
 
 // Link is one network interface.
 type Link struct {
+	Index     int            `json:"-"` // the kernel's, of the machine's own links: a card that went and came has another
 	Name      string         `json:"name"`
 	MAC       string         `json:"mac"`
 	Carrier   bool           `json:"carrier"`

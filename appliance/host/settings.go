@@ -42,7 +42,7 @@ func (h *Host) Own() ([]control.Link, error) {
 		if len(a.PermHWAddr) == 6 && !bytes.Equal(a.PermHWAddr, make([]byte, 6)) {
 			mac = a.PermHWAddr
 		}
-		own = append(own, control.Link{Name: a.Name, MAC: mac.String(), Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0})
+		own = append(own, control.Link{Index: a.Index, Name: a.Name, MAC: mac.String(), Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0})
 	}
 	return own, nil
 }

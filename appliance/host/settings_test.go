@@ -194,6 +194,25 @@ func TestBOX7_VLANWaitsForItsCard(t *testing.T) {
 	}
 }
 
+// Own tells a card that went and came under its name from one that stayed.
+func TestBOX7_CardThatCameAgainIsAnother(t *testing.T) {
+	h := isolate(t)
+	index := func() int {
+		own, err := h.Own()
+		i := slices.IndexFunc(own, func(l control.Link) bool { return l.Name == "eth0" })
+		if err != nil || i < 0 {
+			t.Fatalf("%+v, %v", own, err)
+		}
+		return own[i].Index
+	}
+	before, stayed := index(), index()
+	ip(t, "link", "del", "eth0")
+	ip(t, "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+	if before != stayed || index() == before {
+		t.Errorf("index %d, then %d, then %d", before, stayed, index())
+	}
+}
+
 func TestOwnLinksAreCards(t *testing.T) {
 	h := isolate(t)
 	ip(t, "link", "add", "br0", "type", "bridge")

@@ -208,14 +208,15 @@ func (m *Monitor) applyLater(id string, s control.NetworkSettings) {
 }
 
 // lookAtLinks brings the settings to a link that came after the start, as a USB
-// adapter does, and tries again what could not be set.
+// adapter does, and tries again what could not be set. A card that went and
+// came between two looks has a new index, and comes down.
 func (m *Monitor) lookAtLinks() {
 	n := m.cfg.Network
 	if n == nil {
 		return
 	}
 	own, before := n.Own(), m.networkNow()
-	same := slices.EqualFunc(own, before.own, func(a, b control.Link) bool { return a.Name == b.Name && a.MAC == b.MAC })
+	same := slices.EqualFunc(own, before.own, func(a, b control.Link) bool { return a.Index == b.Index && a.Name == b.Name && a.MAC == b.MAC })
 	if same && before.failed == "" {
 		return
 	}

@@ -194,6 +194,38 @@ func TestBOX7_ReplacedCardHoldsUpNobody(t *testing.T) {
 	}
 }
 
+// A card that went and came between two looks has its name and address again,
+// and is down; what could not be set is tried until it can.
+func TestBOX7_LinkThatCameAgainIsSet(t *testing.T) {
+	n := newNetBox(t, static(t, "192.0.2.7/24"), time.Hour)
+	index, fails := 2, false
+	n.cfg.Network.Own = func() []control.Link { return []control.Link{{Index: index, Name: "eth0", MAC: "52:54:00:00:00:01"}} }
+	n.net.fail = func(control.NetworkSettings) error {
+		if fails {
+			return errors.New("no such device")
+		}
+		return nil
+	}
+	looks := func(times, want int, what string) {
+		t.Helper()
+		before := len(n.net.applied)
+		for range times {
+			n.lookAtLinks()
+		}
+		if got := len(n.net.applied) - before; got != want {
+			t.Errorf("%s: set %d times, want %d", what, got, want)
+		}
+	}
+	n.lookAtLinks()
+	looks(3, 0, "nothing happened")
+	index = 3
+	looks(3, 1, "it went and came")
+	index, fails = 4, true
+	looks(3, 3, "it cannot be set")
+	fails = false
+	looks(3, 1, "it can")
+}
+
 // What was kept counts again, though a card of it was pulled meanwhile: all of
 // it that can be is set, and the change that nobody kept is over.
 func TestNET3_NotKeptGoesBackThoughNotAllOfItCan(t *testing.T) {
