@@ -142,7 +142,7 @@ type learnt struct {
 func (b *box) network() *monitor.Network {
 	store := b.netStore()
 	return &monitor.Network{
-		Kept: store.load(), Apply: b.configure, Keep: store.keep, Names: b.names,
+		Kept: store.load(), Apply: b.configure, Keep: store.keep, Names: b.names, Taken: b.machine.Taken,
 		Own: func() []control.Link {
 			own, err := b.machine.Own()
 			if err != nil {
@@ -172,7 +172,9 @@ func (b *box) configure(_ context.Context, s control.NetworkSettings) error {
 	err = b.machine.Configure(s)
 	b.mu.Lock()
 	b.wanted = netconf.Named(s, own)
-	maps.DeleteFunc(b.learnt, func(link string, _ learnt) bool { return netconf.Mode(b.wanted, link) != netconf.Automatic })
+	if err == nil { // else what was before may come back, and what was learnt with it
+		maps.DeleteFunc(b.learnt, func(link string, _ learnt) bool { return netconf.Mode(b.wanted, link) != netconf.Automatic })
+	}
 	b.mu.Unlock()
 	return errors.Join(err, b.writeResolvers())
 }
@@ -205,6 +207,9 @@ func (b *box) names() (resolvers []netip.Addr, search []string) {
 	defer b.mu.Unlock()
 	resolvers, search = slices.Clone(b.wanted.Resolvers), slices.Clone(b.wanted.Search)
 	for _, link := range slices.Sorted(maps.Keys(b.learnt)) {
+		if netconf.Mode(b.wanted, link) != netconf.Automatic {
+			continue
+		}
 		resolvers = merge(resolvers, b.learnt[link].resolvers)
 		search = merge(search, b.learnt[link].search)
 	}

@@ -146,6 +146,31 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
+// A change that failed and was put back leaves the resolvers that were learnt.
+func TestBOX7_FailedChangeKeepsLearntResolvers(t *testing.T) {
+	runtime.LockOSThread() // never unlocked: the namespace ends with the thread
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("making a network namespace (the test runs as root): %v", err)
+	}
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}); err != nil {
+		t.Fatal(err)
+	}
+	m := hosttest.New(t, nil) // without the settings of that link: it cannot be set
+	b := &box{log: slog.New(slog.DiscardHandler), machine: m.Host, learnt: map[string]learnt{"eth0": {resolvers: addrs("198.51.100.1")}}}
+	if err := b.configure(t.Context(), byHand(t, "192.0.2.7/24")); err == nil {
+		t.Fatal("no failure")
+	}
+	if got, _ := b.names(); !slices.Equal(got, addrs("192.0.2.53")) {
+		t.Errorf("of a link by hand: %v", got)
+	}
+	if err := b.configure(t.Context(), control.NetworkSettings{}); err == nil {
+		t.Fatal("no failure")
+	}
+	if got, _ := b.names(); !slices.Equal(got, addrs("198.51.100.1")) {
+		t.Errorf("put back: %v", got)
+	}
+}
+
 func TestBOX7_ResolversSetThenLearnt(t *testing.T) {
 	m := hosttest.New(t, nil)
 	b := &box{log: slog.New(slog.DiscardHandler), machine: m.Host, wanted: byHand(t, "192.0.2.7/24")}

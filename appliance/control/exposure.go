@@ -204,6 +204,9 @@ type NetworkState struct {
 	Own       []Link          `json:"own"`       // the machine's own, without VLANs and bonds; MAC is the card's
 	Resolvers []netip.Addr    `json:"resolvers"` // in effect: set ones, then learnt ones
 	Search    []string        `json:"search"`
+	// Taken counts, by link, how often what the network role had set there was
+	// taken away by a change: it learns anew. For that role alone.
+	Taken map[string]int `json:"taken,omitempty"`
 }
 
 // NetworkTry proposes settings.

@@ -33,6 +33,7 @@ type Host struct {
 	mu         sync.Mutex
 	ours       map[string]applied // what Apply set, by interface
 	configured configured
+	taken      map[string]int // how often that was taken away, by interface
 }
 
 // New returns this machine; it touches nothing yet.

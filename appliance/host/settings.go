@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,6 +24,7 @@ const ourAlias = "gatehouse"
 type configured struct {
 	settings control.NetworkSettings // by the names that links had then
 	mtu      map[string]int          // of links whose MTU was changed, as it was before
+	hand     map[string]bool         // links that addresses were set on, whatever was wished
 }
 
 // Own lists the links that the machine has by itself: no VLANs, bonds or
@@ -65,9 +67,8 @@ func (h *Host) Configure(s control.NetworkSettings) error {
 	s = netconf.Named(s, own)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	before := h.configured.settings
 	if h.configured.mtu == nil {
-		h.configured.mtu = make(map[string]int)
+		h.configured.mtu, h.configured.hand = make(map[string]int), make(map[string]bool)
 	}
 	// Remembered first: from here on Apply does not touch what is set by hand.
 	h.configured.settings = s
@@ -77,16 +78,16 @@ func (h *Host) Configure(s control.NetworkSettings) error {
 	}
 	for _, l := range own {
 		if netconf.BondOf(s, l.Name) == "" {
-			errs = append(errs, h.bring(l.Name, before))
+			errs = append(errs, h.bring(l.Name))
 		}
 	}
 	for _, b := range s.Bonds {
-		errs = append(errs, h.bring(b.Name, before))
+		errs = append(errs, h.bring(b.Name))
 	}
 	for _, v := range s.VLANs { // last: they need what they are on to be up
 		err := h.makeVLAN(v)
 		if err == nil {
-			err = h.bring(v.Name, before)
+			err = h.bring(v.Name)
 		}
 		errs = append(errs, err)
 	}
@@ -113,6 +114,7 @@ func (h *Host) unmake(s control.NetworkSettings) error {
 		}
 		delete(h.ours, a.Name)
 		delete(h.configured.mtu, a.Name)
+		delete(h.configured.hand, a.Name)
 	}
 	return errors.Join(errs...)
 }
@@ -227,7 +229,7 @@ func (h *Host) makeVLAN(v control.VLAN) error {
 }
 
 // bring gives one link its mode, its MTU, and by hand set ones their addresses and ways.
-func (h *Host) bring(name string, before control.NetworkSettings) error {
+func (h *Host) bring(name string) error {
 	l, err := netlink.LinkByName(name)
 	if gone(err) {
 		return nil
@@ -254,14 +256,16 @@ func (h *Host) bring(name string, before control.NetworkSettings) error {
 	if err := h.setMTU(l, want.MTU); err != nil {
 		return err
 	}
-	if want.Mode == netconf.Automatic && netconf.Mode(before, name) == netconf.Static {
-		// By hand set ones go, and the kernel asks for routers when a link comes up.
+	if want.Mode == netconf.Automatic && h.configured.hand[name] {
+		// By hand set ones go, and the kernel asks for routers when a link comes
+		// up. A wish that came to nothing has cost the link nothing, and a lease stays.
 		if err := h.strip(l); err != nil {
 			return err
 		}
 		if err := h.SetUp(name, false); err != nil {
 			return err
 		}
+		delete(h.configured.hand, name)
 	}
 	if err := h.up(l, want.Mode); err != nil {
 		return err
@@ -269,7 +273,10 @@ func (h *Host) bring(name string, before control.NetworkSettings) error {
 	if want.Mode != netconf.Static {
 		return nil
 	}
-	delete(h.ours, name) // what DHCP gave is taken away as anything else is
+	if !h.configured.hand[name] {
+		h.configured.hand[name] = true
+		h.takeLearnt(name) // what DHCP gave is taken away as anything else is
+	}
 	if err := setAddresses(l, want.Addresses); err != nil {
 		return err
 	}
@@ -324,8 +331,26 @@ func (h *Host) setMTU(l netlink.Link, want int) error {
 
 // strip takes all addresses and ways of ours and of routers from a link.
 func (h *Host) strip(l netlink.Link) error {
-	delete(h.ours, l.Attrs().Name)
+	h.takeLearnt(l.Attrs().Name)
 	return errors.Join(setRoutes(l, control.LinkSettings{}), setAddresses(l, nil))
+}
+
+// takeLearnt notes that what Apply set on a link goes, or went.
+func (h *Host) takeLearnt(name string) {
+	delete(h.ours, name)
+	if h.taken == nil {
+		h.taken = make(map[string]int)
+	}
+	h.taken[name]++
+}
+
+// Taken says how often what Apply may have set was taken from each link: who
+// learnt it learns anew when that counts on, since a change that failed, and was
+// put back, leaves no other trace.
+func (h *Host) Taken() map[string]int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.taken)
 }
 
 // setAddresses gives a link exactly these, but for the link-local address of

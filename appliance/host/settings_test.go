@@ -185,6 +185,37 @@ func TestBOX7_ConfigureGoesOnAfterAFailure(t *testing.T) {
 	}
 }
 
+// A change that failed before it touched the addresses, put back, leaves a lease
+// as it is; one that had touched them says that the lease is gone.
+func TestBOX7_FailedChangeKeepsTheLease(t *testing.T) {
+	h := isolate(t)
+	configure(t, h, `{"links":[{"name":"peer0","mode":"automatic"}]}`)
+	lease := control.NetworkApply{Interface: "eth0", Addresses: prefixList("10.0.0.2/24"), Gateways: addrList("10.0.0.1"), Seconds: 3600}
+	if err := h.Apply(lease); err != nil {
+		t.Fatal(err)
+	}
+	taken := h.Taken()["eth0"]
+	// Unchecked: the kernel refuses that MTU, as a card refuses a smaller one.
+	if err := h.Configure(settings(t, `{"links":[{"name":"eth0","mode":"static","addresses":["192.0.2.7/24"],"mtu":70000}]}`)); err == nil {
+		t.Fatal("no failure")
+	}
+	configure(t, h, `{}`)
+	if got, w := all(t, "eth0"), ways(t); !slices.Equal(got, lease.Addresses) || len(w) != 1 || h.Taken()["eth0"] != taken {
+		t.Errorf("%v, %v, taken %d times, before %d", got, w, h.Taken()["eth0"], taken)
+	}
+	// The address by hand was set, and another link's mistake undoes it.
+	if err := h.Configure(settings(t, `{"links":[{"name":"eth0","mode":"static","addresses":["192.0.2.7/24"]},{"name":"peer0","mode":"automatic","mtu":70000}]}`)); err == nil {
+		t.Fatal("no failure")
+	}
+	configure(t, h, `{}`)
+	if got := all(t, "eth0"); len(got) != 0 || h.Taken()["eth0"] == taken || h.Taken()["peer0"] != 0 {
+		t.Errorf("%v, taken: %v", got, h.Taken())
+	}
+	if err := h.Apply(lease); err != nil {
+		t.Errorf("learnt anew: %v", err)
+	}
+}
+
 // A VLAN on a card that was pulled waits for it, as any link does.
 func TestBOX7_VLANWaitsForItsCard(t *testing.T) {
 	h := isolate(t)

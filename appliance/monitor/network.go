@@ -22,6 +22,7 @@ type Network struct {
 	// Keep makes settings those of the next start: at its return they are.
 	Keep  func(control.NetworkSettings) error
 	Names func() (resolvers []netip.Addr, search []string) // in effect
+	Taken func() map[string]int                            // control.NetworkState; nil: nothing is learnt
 }
 
 // networkSettings are those in effect, and those that a restart would bring.
@@ -77,6 +78,9 @@ func (m *Monitor) Network() control.NetworkState {
 	if n := m.cfg.Network; n != nil {
 		s.Own = n.Own()
 		s.Resolvers, s.Search = n.Names()
+		if n.Taken != nil {
+			s.Taken = n.Taken()
+		}
 	}
 	return s
 }

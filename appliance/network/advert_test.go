@@ -170,10 +170,10 @@ func TestBOX7_OnlyAutomaticLinksLearn(t *testing.T) {
 }
 
 func TestBOX7_WishesAreToldOnce(t *testing.T) {
-	answer, failed, told := control.NetworkSettings{}, error(nil), 0
-	w := newWishes(func(control.NetworkSettings) { told++ }, func(context.Context) (control.NetworkSettings, error) { return answer, failed })
+	answer, failed, told := control.NetworkState{}, error(nil), 0
+	w := newWishes(func(control.NetworkSettings) { told++ }, func(context.Context) (control.NetworkState, error) { return answer, failed })
 	before := w.changed()
-	answer.Time = []string{"192.0.2.1"}
+	answer.Settings.Time = []string{"192.0.2.1"}
 	for range 3 {
 		if err := w.look(t.Context()); err != nil {
 			t.Fatal(err)
@@ -184,9 +184,40 @@ func TestBOX7_WishesAreToldOnce(t *testing.T) {
 	default:
 		t.Error("nobody was woken")
 	}
-	failed, answer = errors.New("gone"), control.NetworkSettings{}
+	failed, answer = errors.New("gone"), control.NetworkState{}
 	if err := w.look(t.Context()); err == nil || told != 1 || len(w.get().Time) != 1 {
 		t.Errorf("%v, told %d times, %+v", err, told, w.get())
+	}
+}
+
+// A change that failed and was put back leaves the same wishes, and may have
+// cost a link what was learnt there: it is worked on anew, and no other is.
+func TestBOX7_WhatWasTakenIsLearntAnew(t *testing.T) {
+	answer, told := control.NetworkState{Taken: map[string]int{"eth0": 3}}, 0
+	w := newWishes(func(control.NetworkSettings) { told++ }, func(context.Context) (control.NetworkState, error) { return answer, nil })
+	look := func() {
+		t.Helper()
+		if err := w.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := ports(port{Name: "eth0", Index: 2, Carrier: true}, port{Name: "eth1", Index: 3, Carrier: true})
+	look()
+	running, woken := w.marked(seen), w.changed()
+	look()
+	if p := plan(running, w.marked(seen)); len(p) > 0 {
+		t.Errorf("nothing was taken: %+v", p)
+	}
+	answer.Taken = map[string]int{"eth0": 4}
+	look()
+	select {
+	case <-woken:
+	default:
+		t.Error("nobody was woken")
+	}
+	p := plan(running, w.marked(seen))
+	if len(p) != 2 || p[0].Port.Name != "eth0" || p[0].Start || p[1].Port.Name != "eth0" || !p[1].Start || told > 0 {
+		t.Errorf("%+v; wishes were told %d times", p, told)
 	}
 }
 

@@ -14,6 +14,7 @@ type port struct {
 	Index   int
 	MAC     string // bytes, so that ports compare
 	Carrier bool
+	Taken   int    // how often what was set here was taken away by a change; control.NetworkState
 	Card    string // the MAC address in the card, as text, if the link is one of the machine's own
 }
 
@@ -25,7 +26,7 @@ type change struct {
 
 // plan compares the links that are worked on with those that are there: a link
 // that came or got a carrier starts; one that went, lost it, or has the name
-// but is another one (a USB adapter replugged) stops, and starts anew when it
+// but is another one (a USB adapter replugged), or lost what was set there, stops, and starts anew when it
 // can. Stops come first, by name, so that the order is always the same.
 func plan(running, seen map[string]port) []change {
 	var changes []change

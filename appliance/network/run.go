@@ -31,9 +31,8 @@ func Run(ctx context.Context, env control.Environment, c *control.Client, log *s
 		return fmt.Errorf("learning the name of the box: %w", err)
 	}
 	s := newSources()
-	wishes := newWishes(s.wished, func(ctx context.Context) (control.NetworkSettings, error) {
-		n, err := control.OpNetwork.Call(ctx, c, control.None{})
-		return n.Settings, err
+	wishes := newWishes(s.wished, func(ctx context.Context) (control.NetworkState, error) {
+		return control.OpNetwork.Call(ctx, c, control.None{})
 	})
 	if err := wishes.look(ctx); err != nil {
 		return fmt.Errorf("learning what is set by hand: %w", err)
@@ -85,7 +84,7 @@ func (m *manager) run(ctx context.Context) error {
 		}
 	}()
 	return watchLinks(ctx, m.wishes.changed, func(seen map[string]port) {
-		for _, c := range plan(m.running, automatic(m.wishes.get(), seen)) {
+		for _, c := range plan(m.running, automatic(m.wishes.get(), m.wishes.marked(seen))) {
 			if c.Start {
 				m.start(ctx, c.Port)
 				continue

@@ -18,15 +18,16 @@ const askEvery = 2 * time.Second
 
 // wishes are what a person decided about the network.
 type wishes struct {
-	ask  func(context.Context) (control.NetworkSettings, error)
+	ask  func(context.Context) (control.NetworkState, error)
 	tell func(control.NetworkSettings) // at each change
 
-	mu   sync.Mutex
-	have control.NetworkSettings
-	news chan struct{} // closed at the next change
+	mu    sync.Mutex
+	have  control.NetworkSettings
+	taken map[string]int
+	news  chan struct{} // closed at the next change
 }
 
-func newWishes(tell func(control.NetworkSettings), ask func(context.Context) (control.NetworkSettings, error)) *wishes {
+func newWishes(tell func(control.NetworkSettings), ask func(context.Context) (control.NetworkState, error)) *wishes {
 	return &wishes{ask: ask, tell: tell, news: make(chan struct{})}
 }
 
@@ -44,14 +45,15 @@ func (w *wishes) changed() <-chan struct{} {
 
 // look asks once.
 func (w *wishes) look(ctx context.Context) error {
-	s, err := w.ask(ctx)
+	n, err := w.ask(ctx)
 	if err != nil {
 		return err
 	}
+	s := n.Settings
 	w.mu.Lock()
 	same := netconf.Equal(w.have, s)
-	if !same {
-		w.have = s
+	if !same || !maps.Equal(w.taken, n.Taken) {
+		w.have, w.taken = s, n.Taken
 		close(w.news)
 		w.news = make(chan struct{})
 	}
@@ -72,6 +74,19 @@ func (w *wishes) follow(ctx context.Context, log *slog.Logger) error {
 			log.Warn("asking what is set by hand; the answer of before counts", "err", err)
 		}
 	}
+}
+
+// marked says with each link how often what was set there was taken away: one
+// that counted on is worked on anew.
+func (w *wishes) marked(seen map[string]port) map[string]port {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := maps.Clone(seen)
+	for name, p := range out {
+		p.Taken = w.taken[name]
+		out[name] = p
+	}
+	return out
 }
 
 // automatic are those of the links that something is to be learnt for.

@@ -485,6 +485,7 @@ func (p *Pages) apiNetwork(v *shell.Visit) error {
 	if err != nil {
 		return err
 	}
+	st.Taken = nil // the network role's
 	return v.JSON(http.StatusOK, st)
 }
 
