@@ -80,6 +80,10 @@ func (b *box) judgeSystems(context.Context) error {
 	b.undoChoice()
 	if err := b.openSystems(); err != nil {
 		s.problem = err.Error()
+		// A disk without slots that was started without the loader has no other system.
+		if record, unread := slot.ReadRecord(b.meta); unread == nil && s.running == 0 {
+			s.stands.Store(b.starts(record))
+		}
 		return err
 	}
 	record, err := slot.ReadRecord(b.meta)
@@ -140,7 +144,11 @@ func (b *box) starts(r slot.Record) bool {
 // openSystems finds the slots on the disk, and which of them runs.
 func (b *box) openSystems() error {
 	s := &b.systems
-	var err error
+	started, err := b.machine.Started()
+	if err != nil {
+		b.log.Warn("how this system was started is not known in full", "err", err)
+	}
+	s.running, _ = runningSlot(started)
 	if s.place, err = b.disk.ESPPlace(); err != nil {
 		return err
 	}
@@ -148,13 +156,8 @@ func (b *box) openSystems() error {
 	if err != nil {
 		return err
 	}
-	started, err := b.machine.Started()
-	if err != nil {
-		b.log.Warn("how this system was started is not known in full", "err", err)
-	}
 	_, menuErr := b.machine.BootMenu()
 	s.variable = menuErr == nil
-	s.running, _ = runningSlot(started)
 	if s.disk, err = esp.Open(part, s.running); err != nil {
 		return err
 	}

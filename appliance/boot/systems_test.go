@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -284,5 +286,37 @@ func TestBOX4_EntriesOfTheFirmware(t *testing.T) {
 	b.setEntries([]slot.Slot{slot.A})
 	if menu, _ = m.BootMenu(); len(menu.Entries) != 2 || len(menu.Order) != 2 {
 		t.Errorf("%d entries, %v", len(menu.Entries), menu.Order)
+	}
+}
+
+// A disk without slots has no other system to leave room for, unless one is on trial.
+func TestBOX4_DiskWithoutSlotsSettles(t *testing.T) {
+	armed, err := slot.Record{A: &systemA, B: &systemB}.Begin(slot.B, false, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		r      slot.Record
+		v      hosttest.Variables
+		stands bool
+	}{
+		"none at all":            {slot.Record{}, nil, true},
+		"a trial":                {armed, nil, false},
+		"the loader started one": {slot.Record{}, selectedIs(slot.B), false},
+	} {
+		meta, err := os.Create(filepath.Join(t.TempDir(), "meta"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer meta.Close()
+		if err := errors.Join(meta.Truncate(1<<20), slot.WriteRecord(meta, c.r)); err != nil {
+			t.Fatal(err)
+		}
+		m := hosttest.New(t, nil)
+		m.Firmware(c.v)
+		b := &box{machine: m.Host, log: slog.New(slog.DiscardHandler), meta: meta}
+		if err := b.judgeSystems(t.Context()); err == nil || b.systems.problem == "" || b.systems.stands.Load() != c.stands {
+			t.Errorf("%s: stands %v, %q, %v", name, b.systems.stands.Load(), b.systems.problem, err)
+		}
 	}
 }
