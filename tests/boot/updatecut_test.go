@@ -240,14 +240,15 @@ func (c *cuts) another(t *testing.T, p *person, box line, after successors) *nex
 	n.make(t)
 	p.again()
 	p.isKept(guest, box, &n, slot.A)
+	say(t, guest, `gatehouse: systems: slot b was filled anew`) // before one of the two is refused
 	say(t, guest, `gatehouse: keys: the firmware refuses what version 0\.3\.0 revokes: 1`)
 	off(t, guest)
 	return &n
 }
 
-// damaged is the box with a byte of the slot that starts changed. The loader comes back
+// damaged is the box with a sector of the slot that starts changed. The loader comes back
 // from it without having started anything, the firmware goes on to its next entries,
-// and the system of the other slot, the one before, fills the damaged one anew.
+// and the system of the other slot, the same by now, fills the damaged one anew.
 func (c *cuts) damaged(t *testing.T, box line, starts *next) {
 	t.Helper()
 	m := c.machine
@@ -276,7 +277,7 @@ func (c *cuts) damaged(t *testing.T, box line, starts *next) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(c.well.bytes))
+	found, err := esptest.Judge(disk, info.Size(), sha256.Sum256(starts.bytes))
 	if err != nil || found.Default != slot.B || found.A != found.B {
 		t.Errorf("on the disk: %+v, %v", found, err)
 	}
