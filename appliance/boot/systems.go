@@ -281,8 +281,7 @@ func (b *box) leaveTrial() bool {
 		b.systems.waits.Store(true)
 		return false
 	case s.trial.Load() && b.keys == nil:
-		s.leave = "It does not open the data: " + b.locked
-		b.endTrial(s.leave, true)
+		b.failTrial()
 	default:
 		return false
 	}
@@ -291,6 +290,12 @@ func (b *box) leaveTrial() bool {
 	b.ending = "restart"
 	b.mu.Unlock()
 	return true
+}
+
+// failTrial ends the trial of a system that does not open the data.
+func (b *box) failTrial() {
+	b.systems.leave = "It does not open the data: " + b.locked
+	b.endTrial(b.systems.leave, true)
 }
 
 // say tells the log and whoever stands at the console.

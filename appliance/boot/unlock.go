@@ -66,11 +66,15 @@ func (k *keyring) Unlock(ctx context.Context, s unlock.Secret) error {
 	return k.unlock(ctx, s)
 }
 
-// openBy opens the data by a secret. What is typed at the console is a recovery
-// key if it has the form of one, and else the passphrase, if one is waited for.
+// isRecovery says whether a secret is a recovery key: what is typed at the console is one
+// if it has that form, and else the passphrase, if one is waited for.
+func isRecovery(s unlock.Secret, l *vault.Locked) bool {
+	return s.Kind == unlock.Recovery || s.Kind == unlock.Either && (!l.WaitsForPassphrase() || vault.IsRecoveryKey(string(s.Text)))
+}
+
+// openBy opens the data by a secret.
 func openBy(ctx context.Context, c vault.Config, l *vault.Locked, s unlock.Secret) (*vault.Vault, error) {
-	waits := l.WaitsForPassphrase()
-	if s.Kind == unlock.Recovery || s.Kind == unlock.Either && (!waits || vault.IsRecoveryKey(string(s.Text))) {
+	if isRecovery(s, l) {
 		return vault.Recover(ctx, c, string(s.Text))
 	}
 	v, err := l.Resume(ctx, c, s.Text)
@@ -97,12 +101,9 @@ func (b *box) unlocks(ctx context.Context, s unlock.Secret) error {
 		return errors.New("there is no disk of this box, so there is nothing to unlock")
 	}
 	trial := b.systems.trial.Load()
-	if trial && s.Kind != unlock.Passphrase {
-		// A recovery key seals for what runs alone, and the system before has to open if
-		// this one goes back.
-		if s.Kind == unlock.Recovery || vault.IsRecoveryKey(string(s.Text)) {
-			return errors.New("a new version is on trial, and the recovery key would shut out the one before it: give the passphrase, or restart the box, which goes back to that version, and use the recovery key there")
-		}
+	if trial && isRecovery(s, b.broken) {
+		// It seals for what runs alone, and the system before has to open if this one goes back.
+		return errors.New("a new version is on trial, and the recovery key would shut out the one before it: give the passphrase, or restart the box, which goes back to that version, and use the recovery key there")
 	}
 	keys, err := openBy(ctx, b.config, b.broken, s)
 	if err != nil {
@@ -112,8 +113,7 @@ func (b *box) unlocks(ctx context.Context, s unlock.Secret) error {
 	if err := b.openData(ctx); err != nil {
 		if trial {
 			b.systems.waits.Store(false)
-			b.systems.leave = "It does not open the data: " + b.locked
-			b.endTrial(b.systems.leave, true)
+			b.failTrial()
 			b.say("systems: going back: " + b.systems.leave)
 			b.power("restart")
 		}
